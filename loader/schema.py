@@ -1,0 +1,147 @@
+"""Column types and the table schema: stable column ids, logical Arrow types, and the physical leaf type each one stores.
+
+Owns the mapping between Arrow and the segment format's value types. Knows nothing of files, catalogs or tensors.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
+
+MERGE_RULES = ("last", "first", "max", "min", "sum", "count", "any")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        id: Stable number, never reused; renaming a column keeps it.
+        name: Current name.
+        type: Logical Arrow type.
+        nullable: Whether nulls are allowed.
+        metadata: Arrow field metadata, carried through untouched.
+    """
+
+    id: int
+    name: str
+    type: pa.DataType
+    nullable: bool = True
+    metadata: dict[bytes, bytes] | None = None
+
+    def to_arrow(self) -> pa.Field:
+        return pa.field(self.name, self.type, nullable=self.nullable, metadata=self.metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schema:
+    """The columns of a table, in order, with the metadata of their Arrow schema.
+
+    Attributes:
+        columns: In the order users see.
+        next_id: The id the next added column gets.
+        metadata: Arrow schema metadata.
+    """
+
+    columns: tuple[Column, ...]
+    next_id: int
+    metadata: dict[bytes, bytes] | None = None
+
+    def __post_init__(self) -> None:
+        names = [column.name for column in self.columns]
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        if twice:
+            raise SchemaError(f"column {twice[0]!r} stands twice in the schema: rename one")
+
+    @classmethod
+    def from_arrow(cls, schema: pa.Schema) -> Schema:
+        """Number the fields of an Arrow schema 1, 2, 3…"""
+        columns = tuple(
+            Column(id=index + 1, name=field.name, type=field.type, nullable=field.nullable, metadata=field.metadata)
+            for index, field in enumerate(schema)
+        )
+        return cls(columns=columns, next_id=len(columns) + 1, metadata=schema.metadata)
+
+    def to_arrow(self) -> pa.Schema:
+        return pa.schema([column.to_arrow() for column in self.columns], metadata=self.metadata)
+
+    @property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+    def __iter__(self) -> Iterator[Column]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def __contains__(self, name: object) -> bool:
+        return any(column.name == name for column in self.columns)
+
+    def column(self, name: str) -> Column:
+        """The column of this name.
+
+        Raises:
+            ColumnNotFoundError: There is none; the message names the closest.
+        """
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise ColumnNotFoundError(f"no column {name!r}: {did_you_mean(name, self.names)}")
+
+    def select(self, names: Sequence[str] | None) -> tuple[Column, ...]:
+        """The named columns in the given order, or all of them."""
+        return self.columns if names is None else tuple(self.column(name) for name in names)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back without loss; types travel as Arrow's own IPC schema message."""
+        message = self.to_arrow().serialize().to_pybytes()
+        return {"version": 1, "ids": [column.id for column in self.columns], "next_id": self.next_id, "arrow": base64.b64encode(message).decode()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Schema:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value["arrow"])))
+        columns = tuple(
+            Column(id=column_id, name=field.name, type=field.type, nullable=field.nullable, metadata=field.metadata)
+            for column_id, field in zip(value["ids"], schema, strict=True)
+        )
+        return cls(columns=columns, next_id=value["next_id"], metadata=schema.metadata)
+
+
+def conform(data: pa.Table, schema: Schema, *, names: Iterable[str] | None = None) -> pa.Table:
+    """Cast `data` to the types of the schema, in the schema's order; safe casts only.
+
+    Args:
+        data: Rows with columns by name, in any order.
+        schema: What they must fit.
+        names: The columns that must be there; default all. A missing nullable column becomes null.
+
+    Raises:
+        ColumnNotFoundError: `data` has a column that the schema lacks.
+        SchemaError: A column is missing, does not cast, or holds nulls where none are allowed.
+    """
+    for name in data.column_names:
+        schema.column(name)
+    wanted = list(schema) if names is None else [schema.column(name) for name in names]
+    arrays = []
+    for column in wanted:
+        if column.name not in data.column_names:
+            if not column.nullable:
+                raise SchemaError(f"column {column.name!r} ({column.type}) is missing from the data and may not be null")
+            arrays.append(pa.nulls(data.num_rows, column.type))
+            continue
+        array = data[column.name]
+        try:
+            array = array if array.type.equals(column.type) else array.cast(column.type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise SchemaError(f"column {column.name!r}: {array.type} does not cast to {column.type}: {error}") from error
+        if array.null_count and not column.nullable:
+            raise SchemaError(f"column {column.name!r} holds {array.null_count} nulls and may hold none")
+        arrays.append(array)
+    return pa.Table.from_arrays(arrays, schema=pa.schema([column.to_arrow() for column in wanted], metadata=schema.metadata))

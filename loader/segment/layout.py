@@ -1,0 +1,256 @@
+"""The byte layout of a segment as NumPy dtypes and constants: FORMAT.md in code, and nothing else.
+
+Every record is little-endian, without padding of its own, and is read with `np.frombuffer`. The C++ and CUDA sources in
+`loader/kernels` mirror the records a decoder needs; a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+
+MAGIC = b"HEADRACE"
+FORMAT_VERSION = 1
+ALIGNMENT = 64  # of chunks, sections and regions
+PADDING_BYTES = 8192  # readable bytes after a slab and after an arena, so that inner loops need no bounds checks
+VECTOR = 1024  # values in a vector, the unit of decode
+LANES = 32  # 32-bit words side by side in a packed vector
+MAX_BLOCK_ROWS = 65_536
+SECTION_PAGE_BYTES = 4096  # a checksum for each page of a footer section
+NO_REGION = 0xFFFF
+
+
+class Feature(enum.IntFlag):
+    """Features a reader must know to read the segment. An unknown bit is refused by name or number."""
+
+    NULLS = 1 << 0  # validity regions
+    LIST_VIEWS = 1 << 1  # lists, strings and binary as views into pools
+    DICTIONARY = 1 << 2
+    EXCEPTIONS = 1 << 3
+    DELTA = 1 << 4
+    CLASS_SPLIT = 1 << 5
+    RUN_ENDS = 1 << 6
+    DECIMAL_FLOATS = 1 << 7
+    QUANTISED = 1 << 8
+    COMPRESSED_BYTES = 1 << 9
+    SHARED_DICTIONARIES = 1 << 10
+    ENTROPY = 1 << 11
+    COLUMN_FILE = 1 << 12  # holds some columns of another segment, aligned by position
+    OVERLAY = 1 << 13  # holds patches of other segments, not rows of its own
+
+
+KNOWN_FEATURES = Feature.NULLS | Feature.LIST_VIEWS | Feature.DICTIONARY | Feature.COLUMN_FILE | Feature.OVERLAY
+
+SYSTEM_COLUMN_BASE = 0xFFFF_FF00  # column ids from here on are Headrace's own
+SEQUENCE_COLUMN_ID = 0xFFFF_FF00  # commit sequence of each row, int64; absent in a fresh segment
+ROW_COLUMN_ID = 0xFFFF_FF01  # overlays: the row of the patched segment, uint32
+ORDER_COLUMN_ID = 0xFFFF_FF02  # overlays: the order value of each patch, int64
+
+
+class ValueType(enum.IntEnum):
+    """Physical type of leaf values. Logical types (timestamps, strings…) come from the Arrow schema section."""
+
+    BOOL = 0  # one byte in the arena, 0 or 1
+    INT8 = 1
+    INT16 = 2
+    INT32 = 3
+    INT64 = 4
+    UINT8 = 5  # also the bytes of strings and binaries
+    UINT16 = 6
+    UINT32 = 7
+    UINT64 = 8
+    FLOAT16 = 9
+    FLOAT32 = 10
+    FLOAT64 = 11
+    BFLOAT16 = 12
+
+
+VALUE_DTYPES: dict[ValueType, np.dtype] = {
+    ValueType.BOOL: np.dtype("u1"),
+    ValueType.INT8: np.dtype("<i1"),
+    ValueType.INT16: np.dtype("<i2"),
+    ValueType.INT32: np.dtype("<i4"),
+    ValueType.INT64: np.dtype("<i8"),
+    ValueType.UINT8: np.dtype("<u1"),
+    ValueType.UINT16: np.dtype("<u2"),
+    ValueType.UINT32: np.dtype("<u4"),
+    ValueType.UINT64: np.dtype("<u8"),
+    ValueType.FLOAT16: np.dtype("<f2"),
+    ValueType.FLOAT32: np.dtype("<f4"),
+    ValueType.FLOAT64: np.dtype("<f8"),
+    ValueType.BFLOAT16: np.dtype("<u2"),
+}
+
+
+class Section(enum.IntEnum):
+    """Kinds of footer sections. A reader ignores kinds it does not know: what must be known is a Feature."""
+
+    COLUMNS = 1
+    NAME_INDEX = 2
+    NAMES = 3
+    BLOCKS = 4
+    CHUNKS = 5
+    STATS = 6
+    ARROW_SCHEMA = 7
+    KEY_INDEX = 8
+    PROPERTIES = 9
+    SHARED_CHUNKS = 10
+
+
+class Role(enum.IntEnum):
+    """What a region of the arena holds."""
+
+    VALUES = 0
+    VALIDITY = 1  # one byte an entry: 1 present, 0 null
+    VIEWS = 2  # one u64 an entry: start in the low half, length in the high half; points into depth + 1
+    SCRATCH = 3  # read by later levels only
+
+
+class OpKind(enum.IntEnum):
+    """How an op finds its input x(i)."""
+
+    COPY = 0  # raw items of the chunk, stored as they are
+    DIRECT = 1  # x(i) = source(i)
+    NULLS = 2  # x(i) = source(number of set bits before i) where bit i is set, else 0
+    RANK = 3  # x(i) = number of set bits up to and including i, minus 1
+    SPLIT = 4  # reserved: Feature.CLASS_SPLIT
+    RUNS = 5  # reserved: Feature.RUN_ENDS
+
+
+class SourceKind(enum.IntEnum):
+    """Where a 32-bit stream lives."""
+
+    CONSTANT = 0  # `value` everywhere
+    PACKED = 1  # frame of reference + bit packing, vector by vector
+    PLAIN = 2  # u32 items in a region of the arena, written by an earlier level
+    BITS = 3  # one bit a value, least significant first, in 32-bit words
+
+
+class Scan(enum.IntEnum):
+    """A running sum inside each vector, from the vector's anchor."""
+
+    NONE = 0
+    ZIGZAG_SUM = 1
+    SUM = 2
+    EXCLUSIVE_SUM = 3
+
+
+class OutKind(enum.IntEnum):
+    """How a value is stored."""
+
+    U8 = 0
+    U16 = 1
+    U32 = 2
+    U64 = 3
+    VIEW = 4
+    F32_DECIMAL = 5  # reserved: Feature.DECIMAL_FLOATS
+    F64_DECIMAL = 6  # reserved: Feature.DECIMAL_FLOATS
+
+
+OUT_ITEM_BYTES = np.array([1, 2, 4, 8, 8, 4, 8], np.uint8)  # by OutKind
+
+HEADER = np.dtype([("magic", "S8"), ("version", "<u4"), ("header_bytes", "<u4"), ("features", "<u8"), ("segment_id", "S16"), ("reserved", "V24")])
+TAIL = np.dtype(
+    [
+        ("directory_offset", "<u8"),
+        ("num_sections", "<u4"),
+        ("reserved", "<u4"),
+        ("segment_bytes", "<u8"),
+        ("features", "<u8"),
+        ("num_rows", "<u8"),
+        ("num_columns", "<u4"),
+        ("num_blocks", "<u4"),
+        ("version", "<u4"),
+        ("checksum", "<u4"),  # CRC32C of the directory, then of the tail's first 52 bytes
+        ("magic", "S8"),
+    ]
+)
+DIRECTORY_ENTRY = np.dtype(
+    [
+        ("kind", "<u4"),
+        ("record_bytes", "<u4"),
+        ("offset", "<u8"),
+        ("num_bytes", "<u8"),
+        ("count", "<u8"),
+        ("checksums_offset", "<u8"),  # one u32 CRC32C for each SECTION_PAGE_BYTES of the section
+        ("reserved", "<u8"),
+    ]
+)
+COLUMN = np.dtype(
+    [
+        ("column_id", "<u4"),
+        ("value_type", "u1"),
+        ("depth", "u1"),  # of the leaf: 0 for a fixed-width column, 1 for a list of numbers or a string
+        ("flags", "u1"),  # bit 0: nullable
+        ("reserved0", "u1"),
+        ("name_offset", "<u4"),
+        ("name_bytes", "<u4"),
+        ("schema_index", "<u4"),  # position of the field in the Arrow schema section
+        ("fixed_size", "<u4"),  # items of a fixed-size list, else 0
+        ("name_hash", "<u8"),
+    ]
+)
+NAME_ENTRY = np.dtype([("name_hash", "<u8"), ("column_index", "<u4"), ("reserved", "<u4")])
+BLOCK = np.dtype([("row_start", "<u8"), ("num_rows", "<u4"), ("flags", "<u4")])
+CHUNK = np.dtype([("offset", "<u8"), ("num_bytes", "<u4"), ("checksum", "<u4"), ("arena_bytes", "<u8")])
+STATS = np.dtype([("min", "<u8"), ("max", "<u8"), ("num_values", "<u8"), ("null_count", "<u4"), ("flags", "<u4")])
+STATS_HAS_RANGE = 1
+
+CHUNK_HEADER = np.dtype(
+    [
+        ("num_rows", "<u4"),
+        ("num_regions", "<u2"),
+        ("num_ops", "<u2"),
+        ("num_sources", "<u2"),
+        ("num_levels", "u1"),
+        ("flags", "u1"),
+        ("num_bytes", "<u4"),  # of the whole chunk, this header included
+        ("arena_bytes", "<u8"),  # all regions, each rounded up to ALIGNMENT
+        ("reserved", "<u8"),
+    ]
+)
+REGION = np.dtype([("role", "u1"), ("depth", "u1"), ("item_bytes", "u1"), ("value_type", "u1"), ("flags", "<u4"), ("count", "<u8"), ("base", "<i8")])
+OP = np.dtype(
+    [
+        ("kind", "u1"),
+        ("out_kind", "u1"),
+        ("scan", "u1"),
+        ("num_sources", "u1"),
+        ("level", "u1"),
+        ("flags", "u1"),
+        ("out_region", "<u2"),
+        ("count", "<u4"),
+        ("out_offset", "<u4"),  # bytes into the region
+        ("first_source", "<u2"),
+        ("dict_region", "<u2"),
+        ("dict_count", "<u4"),
+        ("anchors", "<u4"),
+        ("scan_anchors", "<u4"),
+        ("bits0", "<u4"),
+        ("bits1", "<u4"),
+        ("patches", "<u4"),
+        ("num_patches", "<u4"),
+        ("scale", "<u4"),
+        ("reserved", "<u4"),
+        ("base", "<i8"),
+    ]
+)
+SOURCE = np.dtype(
+    [
+        ("kind", "u1"),
+        ("reserved", "u1"),
+        ("region", "<u2"),
+        ("data", "<u4"),
+        ("meta", "<u4"),
+        ("value", "<u4"),
+        ("count", "<u4"),
+        ("num_words", "<u4"),
+    ]
+)
+VECTOR_META = np.dtype([("word_offset", "<u4"), ("base", "<u4"), ("width", "u1"), ("reserved", "u1"), ("num_exceptions", "<u2")])
+
+
+def round_up(value: int, multiple: int = ALIGNMENT) -> int:
+    """The next multiple at or above `value`."""
+    return -(-value // multiple) * multiple
