@@ -1,0 +1,1 @@
+"""Batches: decoded blocks become shuffled windows, windows become batches of tensors."""

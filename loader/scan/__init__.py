@@ -1,0 +1,1 @@
+"""Scans: what to read (predicate, prune, plan), in which order, and how its blocks arrive (coalesce, fetch, stream)."""

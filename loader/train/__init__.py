@@ -1,0 +1,1 @@
+"""The training loader: DataLoader, its state and its statistics."""
