@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic_core import ErrorDetails
 
 from loader.errors import ConfigError, did_you_mean
 
@@ -369,6 +370,10 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any, override: str)
 _WANTED = {"int": "a whole number", "float": "a number", "string": "text", "bool": "true or false", "tuple": "a list", "model": "a section of key: value"}
 
 
+def _wanted(problem: ErrorDetails) -> str:
+    return _WANTED.get(problem["type"].partition("_")[0]) or problem["msg"].removeprefix("Input should be ")
+
+
 def _explain(error: pydantic.ValidationError, source: str, overrides: Mapping[tuple[str, ...], str]) -> str:
     """One line for the first problem: unknown keys before missing ones, since a typo makes both."""
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
@@ -383,8 +388,8 @@ def _explain(error: pydantic.ValidationError, source: str, overrides: Mapping[tu
     elif first["type"] == "value_error":
         what = f"{dotted}: {first['ctx']['error']}" if dotted else str(first["ctx"]["error"])
     else:
-        wanted = _WANTED.get(first["type"].partition("_")[0]) or first["msg"].removeprefix("Input should be ")
-        what = f"{dotted} must be {wanted}, not {first['input']!r}"
+        wanted = [_wanted(problem) for problem in problems if _written_path(problem["loc"]) == path]
+        what = f"{dotted} must be {' or '.join(dict.fromkeys(wanted))}, not {first['input']!r}"
     more = len({_written_path(problem["loc"]) for problem in problems}) - 1
     return f"{where}: {what}" + (f" (and {more} more)" if more else "")
 

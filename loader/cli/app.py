@@ -1,0 +1,75 @@
+"""Puts the commands together and turns what they raise into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+from rich.logging import RichHandler
+
+from loader.cli import jobs, output, segments, tables, writing
+from loader.errors import HeadraceError
+
+app = typer.Typer(
+    name="headrace",
+    help="Training samples in a streaming lakehouse, decoded where the model trains.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (jobs, tables, segments, writing):
+    group.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        typer.echo(f"headrace {importlib.metadata.version('headrace')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside; on an error, the whole traceback.")] = False,
+) -> None:
+    output.settings.verbose = verbose
+    handler = RichHandler(console=output.messages, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler])
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: As on the command line; default `sys.argv`.
+
+    Returns:
+        The exit code. Nothing but a bug of ours leaves a traceback.
+    """
+    try:
+        result = app(args=None if arguments is None else list(arguments), prog_name="headrace", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        output.messages.print(error.format_message(), markup=False, highlight=False)
+        return 2
+    except click.UsageError as error:
+        hint = f" (headrace {error.ctx.info_name} --help)" if error.ctx and error.ctx.parent else " (headrace --help)"
+        return output.fail(error.format_message().rstrip(".") + hint, code=2)
+    except (KeyboardInterrupt, click.Abort):
+        return output.fail("stopped; the lake is as the last commit left it", code=130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (HeadraceError, ValueError, OSError, click.ClickException) as error:
+        if output.settings.verbose:
+            output.messages.print_exception()
+        return output.fail(str(error) or type(error).__name__)
+    return result if isinstance(result, int) else 0
