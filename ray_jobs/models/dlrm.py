@@ -60,9 +60,7 @@ class DLRM(nn.Module):
         """One history as [B, E]."""
         which = [sparse.column for sparse in self.data.sparse].index(feature.embedding)
         sparse = self.data.sparse[which]
-        past = features.history(
-            batch, feature.column, time_column=feature.time_column, sample_time=self.data.time_column, max_length=feature.max_length
-        )
+        past = features.history(batch, feature.column, time_column=feature.time_column, sample_time=self.data.time_column, max_length=feature.max_length)
         rows = features.table_rows(past.ids, sparse.num_embeddings, hashed=sparse.hash)
         if attention is not None:
             pooled: torch.Tensor = attention(candidate, self.tables[which](rows), past.mask, past.gaps)
@@ -92,13 +90,15 @@ class CandidateAttention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.query = nn.Linear(width, width, bias=False)
-        self.gap_bias = nn.Parameter(torch.zeros(_GAP_BUCKETS))
+        self.gap_bias = nn.Embedding(_GAP_BUCKETS, 1)
+        nn.init.zeros_(self.gap_bias.weight)
 
     def forward(self, candidate: torch.Tensor, entries: torch.Tensor, mask: torch.Tensor, gaps: torch.Tensor | None) -> torch.Tensor:
         """Candidate [B, E], entries [B, L, E], mask and gaps [B, L] → [B, E]."""
         scores = torch.einsum("be,ble->bl", self.query(candidate), entries) / math.sqrt(entries.shape[-1])
         if gaps is not None:
-            scores = scores + self.gap_bias[gaps.add(1).log2().to(torch.int64).clamp(max=_GAP_BUCKETS - 1)]
+            bucket = gaps.add(1).log2().to(torch.int64).clamp(max=_GAP_BUCKETS - 1)
+            scores = scores + self.gap_bias(bucket).squeeze(2)
         scores = scores.masked_fill(~mask, float("-inf"))
         nothing = scores.new_zeros(len(scores), 1)
         weights = torch.cat([nothing, scores], dim=1).softmax(dim=1)[:, 1:]
