@@ -6,14 +6,16 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from rich.logging import RichHandler
 
 from loader.cli import jobs, output, segments, tables, writing
 from loader.errors import HeadraceError
+
+# typer carries click's classes inside it from 0.20 on and imports click's own before: this is UsageError in both.
+_USAGE_ERROR: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="headrace",
@@ -57,19 +59,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="headrace", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        output.messages.print(error.format_message(), markup=False, highlight=False)
-        return 2
-    except click.UsageError as error:
-        hint = f" (headrace {error.ctx.info_name} --help)" if error.ctx and error.ctx.parent else " (headrace --help)"
-        return output.fail(error.format_message().rstrip(".") + hint, code=2)
-    except (KeyboardInterrupt, click.Abort):
+    except _USAGE_ERROR as error:
+        return _wrong_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
         return output.fail("stopped; the lake is as the last commit left it", code=130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (HeadraceError, ValueError, OSError, click.ClickException) as error:
+    except (HeadraceError, ValueError, OSError) as error:
         if output.settings.verbose:
             output.messages.print_exception()
         return output.fail(str(error) or type(error).__name__)
     return result if isinstance(result, int) else 0
+
+
+def _wrong_usage(error: Any) -> int:
+    """Wrong arguments: one line, with the command that explains them; no arguments at all: the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        output.console.print(error.format_message(), markup=False)
+        return 2
+    command = error.ctx.command_path if error.ctx else "headrace"
+    return output.fail(f"{error.format_message().rstrip('.')}: see {command} --help", code=2)

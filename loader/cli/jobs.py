@@ -38,5 +38,7 @@ def _main(module: str, extra: str, arguments: list[str]) -> int:
     except MissingDependencyError:
         raise
     except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in ("loader", "ray_jobs"):
+            raise
         raise MissingDependencyError(f"{error.name} is not installed and this needs it: pip install 'headrace[{extra}]'", name=error.name) from error
     return int(job.main(arguments) or 0)
