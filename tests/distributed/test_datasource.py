@@ -1,0 +1,41 @@
+"""The datasource names every block once, in order, the same when asked again; without Ray the error says what to install."""
+
+from __future__ import annotations
+
+import sys
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loader.distributed import RayBlockStream
+from loader.distributed.datasource import describe, make_datasource, task_bounds
+from loader.errors import MissingDependencyError
+from loader.scan.encoded import FetchRequest
+
+
+@given(st.integers(0, 50_000), st.integers(1, 100), st.integers(1, 5_000))
+def test_tasks_cover_the_requests_in_order(num_requests: int, blocks_per_task: int, max_tasks: int) -> None:
+    bounds = task_bounds(num_requests, blocks_per_task, max_tasks)
+    assert [row for first, last in bounds for row in (first, last)] == sorted(row for first, last in bounds for row in (first, last))
+    assert sum(last - first for first, last in bounds) == num_requests
+    assert all(last == following for (_, last), (following, _) in zip(bounds, bounds[1:], strict=False))
+    assert len(bounds) <= max_tasks and all(last > first for first, last in bounds)
+
+
+def test_reading_tasks_twice_gives_the_same_descriptors() -> None:
+    pytest.importorskip("ray.data")
+    requests = [FetchRequest(sequence=index, shard=index % 3, block=7 * index) for index in range(10)]
+    source = make_datasource(requests, blocks_per_task=4)
+    once, again = ([pa.concat_tables(task()) for task in source.get_read_tasks(parallelism)] for parallelism in (1, 16))
+    assert pa.concat_tables(once).equals(describe(requests)) and pa.concat_tables(again).equals(describe(requests))
+    assert [table.num_rows for table in once] == [4, 4, 2]
+
+
+def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "ray"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'headrace\[ray\]'"):
+        RayBlockStream({}, make_fetcher=lambda spec: pytest.fail("never made"))
