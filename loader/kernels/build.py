@@ -1,0 +1,98 @@
+"""Compiles the CPU library from the kernels beside this file: into the package, or into any folder.
+
+Owns compiler flags and the hash of the sources. Imports the standard library only, because setup.py runs it where nothing else is
+installed. `python -m loader.kernels.build` compiles into the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+LIBRARY = "_native.so"
+SOURCES = ("assemble.cu", "crc32c.h", "decode.cu", "encode.h", "host.cpp", "host_shim.h", "lanes.cuh", "threads.h", "verify.h")
+FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Wextra")
+OPTIMISE = ("-O3",)
+SANITIZE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+
+
+class BuildError(RuntimeError):
+    """No compiler, or it refused; the message holds what it said."""
+
+
+def source_hash() -> str:
+    """16 hex digits of the kernel sources: a library carries the hash of those that it was compiled from."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update(name.encode() + b"\0" + (FOLDER / name).read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def compiler() -> list[str] | None:
+    """The C++ compiler's command: $CXX, or the first of g++, clang++ and c++ on the path; None without one."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    found = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    return [found] if found else None
+
+
+def compile_library(target: str | os.PathLike[str], *, optimise: Sequence[str] = OPTIMISE) -> pathlib.Path:
+    """Compile the CPU library to `target`, replacing it at once so that nobody loads half a file.
+
+    Args:
+        target: Path of the shared library.
+        optimise: Optimisation or sanitizer flags.
+
+    Raises:
+        BuildError: There is no C++ compiler, or it failed.
+    """
+    flags = [*optimise, f'-DHEADRACE_SOURCE_HASH="{source_hash()}"']
+    return _compile(pathlib.Path(target), [*flags, str(FOLDER / "host.cpp")])
+
+
+def compile_shim(target: str | os.PathLike[str], kernel: str) -> pathlib.Path:
+    """Compile the GPU branch of one kernel file (`decode.cu`, `assemble.cu`) for the CPU, as host_shim.h runs it."""
+    return _compile(pathlib.Path(target), ["-O1", "-DHEADRACE_SHIM", "-x", "c++", str(FOLDER / kernel)])
+
+
+def _compile(target: pathlib.Path, arguments: Sequence[str]) -> pathlib.Path:
+    command = compiler()
+    if command is None:
+        raise BuildError("no C++ compiler: install g++ (or set CXX), or go without the native library")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
+        made = pathlib.Path(folder, target.name)
+        result = subprocess.run([*command, *FLAGS, *arguments, "-o", str(made)], capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise BuildError(f"{command[0]} could not compile {arguments[-1]}:\n{result.stderr.strip()[-4000:]}")
+        made.replace(target)
+    return target
+
+
+def ensure(folder: str | os.PathLike[str] = FOLDER) -> pathlib.Path:
+    """The library in `folder`, compiled if there is none from these sources. For tools that build on the spot.
+
+    Raises:
+        BuildError: As `compile_library`.
+    """
+    target = pathlib.Path(folder, LIBRARY)
+    if target.exists() and source_hash().encode() in target.read_bytes():
+        return target
+    return compile_library(target)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        logging.info("built %s", compile_library(sys.argv[1] if len(sys.argv) > 1 else FOLDER / LIBRARY))
+    except BuildError as error:
+        sys.exit(str(error))

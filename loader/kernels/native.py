@@ -1,0 +1,238 @@
+"""The CPU library through ctypes. Owns loading, the check of its version, and the checks of arrays before their addresses are passed.
+
+Imports nothing but the standard library, NumPy and loader.errors, so that tools can use it on machines with little installed.
+ctypes releases the GIL for the length of every call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from loader.errors import CorruptSegmentError
+from loader.kernels import build
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+ABI_VERSION = 1
+PADDING_BYTES = 8192
+VECTOR = 1024
+OP_BYTES, SOURCE_BYTES = 104, 32
+NO_ERROR = 0xFFFF_FFFF_FFFF_FFFF
+VECTOR_META = np.dtype([("word_offset", "<u4"), ("base", "<u4"), ("width", "u1"), ("reserved", "u1"), ("num_exceptions", "<u2")])
+REASONS = {
+    1: "a packed vector's words lie outside its stream, or its width is over 32 bits",
+    2: "a code is not below the number of dictionary entries",
+    3: "rank anchors do not count the bits before them, or a stream has another number of values than its bitmap has set bits",
+    16: "an op of a kind, store or scan that this version does not know",
+    17: "an op's sources are missing or hold too few values",
+    18: "a stream lies outside the chunk's bytes or is not aligned",
+    19: "a region lies outside the arena or is not aligned",
+    20: "the ops are not in the order of their levels",
+}
+logger = logging.getLogger(__name__)
+
+
+def describe_error(word: int) -> tuple[int, int, str]:
+    """(op, vector, reason) of an error word that a kernel left."""
+    return word >> 32, word >> 8 & 0xFF_FFFF, REASONS.get(word & 0xFF, f"error {word & 0xFF}")
+
+
+def _address(array: Array, name: str, *, writable: bool = False, alignment: int | None = None) -> int:
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name} must be contiguous, got strides {array.strides}: pass np.ascontiguousarray({name})")
+    if writable and not array.flags.writeable:
+        raise ValueError(f"{name} is read-only: pass an array that may be written")
+    address = array.ctypes.data
+    alignment = alignment or array.dtype.itemsize
+    if array.size and address % alignment:
+        raise ValueError(f"{name} starts at an address that is not a multiple of {alignment} bytes: copy it into a fresh array")
+    return address
+
+
+def _check_dtype(array: Array, name: str, *allowed: str) -> None:
+    if array.dtype.str not in allowed:
+        raise ValueError(f"{name} must have dtype {' or '.join(allowed)}, got {array.dtype.str}")
+
+
+def _item_bytes(array: Array, name: str) -> int:
+    if array.dtype.itemsize not in (1, 2, 4, 8) or array.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional with items of 1, 2, 4 or 8 bytes, got {array.dtype} of shape {array.shape}")
+    return array.dtype.itemsize
+
+
+class NativeLibrary:
+    """The compiled kernels. Methods take NumPy arrays, check them, and run without the GIL; safe to call from several threads.
+
+    Attributes:
+        path: The shared library.
+        source_hash: Hash of the sources that it was compiled from.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path)
+        library = ctypes.CDLL(str(self.path))
+        library.headrace_abi_version.restype = ctypes.c_uint32
+        version = library.headrace_abi_version()
+        if version != ABI_VERSION:
+            raise OSError(f"{self.path} has ABI version {version}, this Headrace needs {ABI_VERSION}: run python -m loader.kernels.build")
+        pointer, u64, u32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
+        signatures = {
+            "headrace_source_hash": ([], ctypes.c_char_p),
+            "headrace_records": ([], ctypes.c_char_p),
+            "headrace_force_portable": ([ctypes.c_int], None),
+            "headrace_has_avx2": ([], ctypes.c_int),
+            "headrace_decode": ([pointer, u64, pointer, u64, pointer, u64, pointer, u64, u32], u64),
+            "headrace_gather_fixed": ([pointer, u64, u32, pointer, u32, u64, pointer, u32], u64),
+            "headrace_list_offsets": ([pointer, u64, pointer], None),
+            "headrace_gather_lists": ([pointer, u64, u32, u64, pointer, u64, pointer, u64, u32, u32], u64),
+            "headrace_crc32c": ([pointer, u64, u32], u32),
+            "headrace_pack": ([pointer, u64, pointer, pointer], u64),
+        }
+        for name, (arguments, result) in signatures.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, result
+        self._library = library
+        self.source_hash: str = library.headrace_source_hash().decode()
+
+    def records(self) -> str:
+        """Sizes and field offsets of the records as C++ sees them, one record a line."""
+        text: str = self._library.headrace_records().decode()
+        return text
+
+    def force_portable(self, on: bool) -> None:
+        """Use the portable instruction set even where AVX2 and SSE4.2 are there. For tests; not while other calls run."""
+        self._library.headrace_force_portable(int(on))
+
+    @property
+    def instruction_set(self) -> str:
+        return "avx2" if self._library.headrace_has_avx2() else "portable"
+
+    def decode(self, slab: Array, arena: Array, ops: Array, sources: Array, threads: int = 1) -> None:
+        """Run a decode program.
+
+        Args:
+            slab: uint8, encoded bytes followed by PADDING_BYTES of padding.
+            arena: uint8, output followed by PADDING_BYTES of padding; starts on 8 bytes, as the slab does.
+            ops: PROGRAM_OP records sorted by level.
+            sources: PROGRAM_SOURCE records.
+            threads: How many share the vectors of a level.
+
+        Raises:
+            CorruptSegmentError: Names the chunk and what does not hold; the arena's content is then undefined.
+        """
+        for array, name in ((slab, "slab"), (arena, "arena")):
+            _check_dtype(array, name, "|u1")
+            if array.size < PADDING_BYTES:
+                raise ValueError(f"{name} has {array.size} bytes, fewer than the {PADDING_BYTES} of padding that decoding needs after its end")
+        if ops.dtype.itemsize != OP_BYTES or sources.dtype.itemsize != SOURCE_BYTES:
+            sizes = f"{ops.dtype.itemsize} and {sources.dtype.itemsize}"
+            raise ValueError(f"ops and sources must be PROGRAM_OP and PROGRAM_SOURCE records, got items of {sizes} bytes")
+        word = self._library.headrace_decode(
+            _address(slab, "slab", alignment=8), slab.size - PADDING_BYTES,
+            _address(arena, "arena", writable=True, alignment=8), arena.size - PADDING_BYTES,
+            _address(ops, "ops", alignment=8), ops.size, _address(sources, "sources", alignment=8), sources.size, max(threads, 1),
+        )  # fmt: skip
+        if word != NO_ERROR:
+            op, vector, reason = describe_error(word)
+            raise CorruptSegmentError(f"chunk {int(ops['chunk'][op])} of the request is corrupt: {reason} (op {op}, vector {vector})")
+
+    def gather_fixed(self, values: Array, rows: Array, out: Array, threads: int = 1) -> None:
+        """`out[i] = values[rows[i]]` for items of 1, 2, 4 or 8 bytes; rows are uint32 or int64.
+
+        Raises:
+            ValueError: Arrays do not fit, or a row lies outside of `values`.
+        """
+        item_bytes = _item_bytes(values, "values")
+        _check_dtype(rows, "rows", "<u4", "<i8")
+        if _item_bytes(out, "out") != item_bytes or out.size != rows.size:
+            raise ValueError(f"out must hold {rows.size} items of {item_bytes} bytes, got {out.size} of {out.dtype.itemsize}")
+        bad = self._library.headrace_gather_fixed(
+            _address(values, "values"), values.size, item_bytes, _address(rows, "rows"), rows.dtype.itemsize, rows.size,
+            _address(out, "out", writable=True), max(threads, 1),
+        )  # fmt: skip
+        if bad != rows.size:
+            raise ValueError(f"rows[{bad}] = {rows[bad]} lies outside of the column's {values.size} rows")
+
+    def list_offsets(self, views: Array) -> Array:
+        """Running sum of the lengths of views, int64 `[n + 1]`."""
+        _check_dtype(views, "views", "<u8")
+        offsets = np.empty(views.size + 1, np.int64)
+        self._library.headrace_list_offsets(_address(views, "views"), views.size, offsets.ctypes.data)
+        return offsets
+
+    def gather_lists(self, pool: Array, base: int, views: Array, out: Array, threads: int = 1) -> None:
+        """Lay lists end to end: `out` = base + the pool's items (zero-extended, modulo the out item), list after list.
+
+        Args:
+            pool: Items of 1, 2, 4 or 8 bytes.
+            base: Added to each.
+            views: uint64, start in the low half, length in the high.
+            out: As many items as the lists hold, not narrower than the pool's.
+            threads: How many share the lists.
+
+        Raises:
+            ValueError: Arrays do not fit.
+            CorruptSegmentError: A view reaches outside of the pool.
+        """
+        pool_bytes, out_bytes = _item_bytes(pool, "pool"), _item_bytes(out, "out")
+        _check_dtype(views, "views", "<u8")
+        if out_bytes < pool_bytes:
+            raise ValueError(f"out has items of {out_bytes} bytes, narrower than the pool's {pool_bytes}")
+        bad = self._library.headrace_gather_lists(
+            _address(pool, "pool"), pool.size, pool_bytes, base & NO_ERROR, _address(views, "views"), views.size,
+            _address(out, "out", writable=True), out.size, out_bytes, max(threads, 1),
+        )  # fmt: skip
+        if bad == views.size:
+            return
+        start, length = int(views[bad]) & 0xFFFF_FFFF, int(views[bad]) >> 32
+        if start + length > pool.size:
+            raise CorruptSegmentError(f"view {bad} reaches from item {start} to {start + length} of a pool of {pool.size} items")
+        raise ValueError(f"out has room for {out.size} items, the lists hold more: size it by list_offsets(views)[-1]")
+
+    def crc32c(self, buffer: bytes | bytearray | memoryview | Array, seed: int = 0) -> int:
+        """CRC32C of a contiguous buffer; `seed` is the sum of the bytes before it."""
+        data = np.frombuffer(buffer, np.uint8) if not isinstance(buffer, np.ndarray) else buffer
+        result: int = self._library.headrace_crc32c(_address(data, "buffer", alignment=1), data.nbytes, seed)
+        return result
+
+    def pack(self, values: Array) -> tuple[Array, Array]:
+        """Frame of reference + bit packing of a uint32 stream: (words, one VECTOR_META record a vector), as FORMAT.md's PACKED source."""
+        _check_dtype(values, "values", "<u4")
+        metas = np.empty(-(-values.size // VECTOR), VECTOR_META)
+        words = np.empty(metas.size * VECTOR, np.uint32)
+        used = self._library.headrace_pack(_address(values, "values"), values.size, words.ctypes.data, metas.ctypes.data)
+        return words[:used], metas
+
+
+@functools.cache
+def _load(setting: str) -> NativeLibrary | None:
+    if setting == "0":
+        logger.info("HEADRACE_NATIVE=0: the NumPy reference serves, slower")
+        return None
+    path = pathlib.Path(setting) if setting else build.FOLDER / build.LIBRARY
+    if not path.exists():
+        logger.warning("no native library at %s: the NumPy reference serves, slower; python -m loader.kernels.build compiles it with g++", path)
+        return None
+    try:
+        library = NativeLibrary(path)
+    except (OSError, AttributeError) as error:
+        logger.warning("the native library does not load, the NumPy reference serves, slower: %s", error)
+        return None
+    if library.source_hash != build.source_hash():
+        logger.warning("%s was compiled from other sources: run python -m loader.kernels.build", path)
+    return library
+
+
+def load() -> NativeLibrary | None:
+    """The native library, or None without one: that is logged once.
+
+    The environment variable HEADRACE_NATIVE chooses: `0` none, a path that library, nothing the one inside the package.
+    """
+    return _load(os.environ.get("HEADRACE_NATIVE", ""))
