@@ -54,7 +54,7 @@ pip_install() {
 fingerprint() {
     {
         cat setup.cfg pyproject.toml scripts/constraints.txt scripts/environment.sh
-        find setup.py loader/kernels -type f ! -name '*.so' ! -name '*.pyc' 2>/dev/null | LC_ALL=C sort | xargs -r cat
+        { find setup.py loader/kernels -type f ! -name '*.so' ! -name '*.pyc' 2>/dev/null || true; } | LC_ALL=C sort | xargs -r cat
         printf '%s %s %s\n' "$1" "$2" "$PWD"
         readlink -f "$VENV/bin/python" || true
     } | sha256sum | cut -d ' ' -f 1
