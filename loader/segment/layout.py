@@ -150,7 +150,9 @@ class OutKind(enum.IntEnum):
 
 OUT_ITEM_BYTES = np.array([1, 2, 4, 8, 8, 4, 8], np.uint8)  # by OutKind
 
-HEADER = np.dtype([("magic", "S8"), ("version", "<u4"), ("header_bytes", "<u4"), ("features", "<u8"), ("segment_id", "S16"), ("reserved", "V24")])
+HEADER = np.dtype(
+    [("magic", "S8"), ("version", "<u4"), ("header_bytes", "<u4"), ("features", "<u8"), ("segment_id", "V16"), ("reserved", "V20"), ("checksum", "<u4")]
+)
 TAIL = np.dtype(
     [
         ("directory_offset", "<u8"),

@@ -1,0 +1,150 @@
+"""The NumPy executor of a decode program: the meaning of the op table. Every other executor is held equal to it, bit for bit.
+
+Works op by op and checks what a program cannot: packed vectors, ranks and dictionary codes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from loader.decode.program import NO_OFFSET, Program
+from loader.encodings.bitpack import num_vectors, unpack
+from loader.encodings.bits import rank_anchors, unpack_bits
+from loader.errors import CorruptSegmentError
+from loader.segment.layout import OUT_ITEM_BYTES, VECTOR, VECTOR_META, OpKind, OutKind, Scan, SourceKind
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_STORED = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+
+
+def execute(program: Program, slab: Array, arena: Array) -> None:
+    """Run all ops of a program.
+
+    Args:
+        program: From `build` on this slab.
+        slab: uint8, the encoded chunks.
+        arena: uint8, at least `program.arena_bytes`, written in place.
+
+    Raises:
+        CorruptSegmentError: A stream holds what its op cannot use; names the chunk by its position in the request.
+    """
+    for op in program.ops:
+        try:
+            _run(op, program.sources, slab, arena)
+        except CorruptSegmentError as error:
+            raise CorruptSegmentError(f"chunk {int(op['chunk'])} of the request is corrupt: {error}") from None
+
+
+def _words(slab: Array, offset: int, count: int) -> Array:
+    return slab[offset : offset + 4 * count].view("<u4")
+
+
+def _stream(sources: Array, index: int, slab: Array, arena: Array) -> Array:
+    """All values of a source, uint32."""
+    source = sources[index]
+    count, kind, data = int(source["count"]), int(source["kind"]), int(source["data"])
+    if kind == SourceKind.CONSTANT:
+        return np.full(count, source["value"], np.uint32)
+    if not count:
+        return np.zeros(0, np.uint32)
+    if kind == SourceKind.PACKED:
+        at = int(source["meta"])
+        meta = slab[at : at + num_vectors(count) * VECTOR_META.itemsize].view(VECTOR_META)
+        return unpack(_words(slab, data, int(source["num_words"])), meta, count)
+    if kind == SourceKind.PLAIN:
+        return arena[data : data + 4 * count].view("<u4")
+    return unpack_bits(_words(slab, data, num_vectors(count) * (VECTOR // 32)), count).astype(np.uint32)
+
+
+def _bits(op: Any, slab: Array) -> Array:
+    """The op's bitmap, its rank anchors checked."""
+    count = int(op["count"])
+    words = _words(slab, int(op["bits0"]), num_vectors(count) * (VECTOR // 32))
+    if not np.array_equal(rank_anchors(words), _words(slab, int(op["anchors"]), num_vectors(count))):
+        raise CorruptSegmentError("rank anchors do not count the bits before them")
+    if count % 32 and int(words[count // 32]) >> (count % 32) or words[-(-count // 32) :].any():
+        raise CorruptSegmentError("a bitmap has bits past its end")
+    return unpack_bits(words, count)
+
+
+def _input(op: Any, sources: Array, slab: Array, arena: Array) -> tuple[Array, Array | None]:
+    """x(i), uint32 or uint64, and for NULLS the bitmap (x then has present values only)."""
+    first = int(op["first_source"])
+    if op["kind"] == OpKind.RANK:
+        ranks = np.cumsum(_bits(op, slab), dtype=np.uint32) - np.uint32(1)
+        return ranks, None
+    values = _stream(sources, first, slab, arena)
+    if op["num_sources"] == 2 and op["scan"] == Scan.NONE:
+        values = values.astype(np.uint64) + (_stream(sources, first + 1, slab, arena).astype(np.uint64) << np.uint64(32))
+    if op["kind"] != OpKind.NULLS:
+        return values, None
+    mask = _bits(op, slab)
+    if int(np.count_nonzero(mask)) != values.size:
+        raise CorruptSegmentError("a stream has another number of values than its bitmap has set bits")
+    return values, mask
+
+
+def _scan(op: Any, values: Array, slab: Array) -> Array:
+    """Running sums modulo 2^32 inside each vector, from its anchor."""
+    vectors = num_vectors(values.size)
+    padded = np.zeros(vectors * VECTOR, np.uint32)
+    padded[: values.size] = values
+    rows = padded.reshape(vectors, VECTOR)
+    if op["scan"] == Scan.ZIGZAG_SUM:
+        rows = (rows >> np.uint32(1)) ^ (np.uint32(0) - (rows & np.uint32(1)))
+    sums = np.cumsum(rows, axis=1, dtype=np.uint32)
+    if op["scan"] == Scan.EXCLUSIVE_SUM:
+        sums -= rows
+    sums += _words(slab, int(op["scan_anchors"]), vectors)[:, None]
+    return sums.reshape(-1)[: values.size]
+
+
+def _run(op: Any, sources: Array, slab: Array, arena: Array) -> None:
+    count, size = int(op["count"]), int(OUT_ITEM_BYTES[op["out_kind"]])
+    if not count:
+        return
+    stored = _STORED[size]
+    out = arena[int(op["out"]) : int(op["out"]) + count * size].view(stored)
+    if op["kind"] == OpKind.COPY:
+        data = int(sources[int(op["first_source"])]["data"])
+        out[:] = slab[data : data + count * size].view(stored)
+        return
+    values, mask = _input(op, sources, slab, arena)
+    if int(op["dict"]) != NO_OFFSET:
+        items = _look_up(op, values, arena, stored)
+    elif op["scan"] != Scan.NONE:
+        items = _store_scan(op, values, _scan(op, values, slab), sources, slab, arena).astype(stored)
+    else:
+        items = (values.astype(np.uint64) + np.uint64(int(op["base"]) % (1 << 64))).astype(stored)
+    if mask is None:
+        out[:] = items
+    else:
+        out[:] = 0
+        out[mask] = items
+
+
+def _look_up(op: Any, codes: Array, arena: Array, stored: np.dtype[Any]) -> Array:
+    entries = int(op["dict_count"])
+    if codes.size and int(codes.max()) >= entries:
+        raise CorruptSegmentError(f"code {int(codes.max())} has no entry in a dictionary of {entries}")
+    at = int(op["dict"])
+    items = arena[at : at + entries * stored.itemsize].view(stored)[codes]
+    if op["out_kind"] == OutKind.VIEW:
+        items = _shift(items, op)
+    return items
+
+
+def _shift(views: Array, op: Any) -> Array:
+    """Views with `view_base` added to their starts, modulo 2^32."""
+    base = np.uint64(int(op["view_base"]))
+    low = np.uint64(0xFFFF_FFFF)
+    return (views & ~low) | (((views & low) + base) & low)
+
+
+def _store_scan(op: Any, values: Array, sums: Array, sources: Array, slab: Array, arena: Array) -> Array:
+    if op["out_kind"] != OutKind.VIEW:
+        return sums.astype(np.uint64) + np.uint64(int(op["base"]) % (1 << 64))
+    lengths = values if op["scan"] == Scan.EXCLUSIVE_SUM else _stream(sources, int(op["first_source"]) + 1, slab, arena)
+    return _shift(sums.astype(np.uint64) | (lengths.astype(np.uint64) << np.uint64(32)), op)

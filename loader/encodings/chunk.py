@@ -1,0 +1,109 @@
+"""One column of one block to chunk bytes: validity, views level by level, and the leaf's values."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from loader.encodings import bitpack
+from loader.encodings.bits import Bitmap
+from loader.encodings.builder import ChunkBuilder
+from loader.encodings.chooser import Decision, EncodeOptions, as_integers, encode_booleans, encode_values
+from loader.encodings.frame import frame
+from loader.encodings.leaf import LeafType
+from loader.encodings.overlap import ranges
+from loader.encodings.shred import Leaf, ListNode, Node
+from loader.encodings.target import OUT_KINDS, Target
+from loader.encodings.views import Layout, choose_layout, emit_views
+from loader.segment.layout import Role, ValueType
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_WIDE_INTEGERS = (ValueType.INT64, ValueType.UINT64)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodedChunk:
+    """Bytes of a chunk and how they were chosen."""
+
+    data: Array
+    decision: Decision
+
+
+def encode_chunk(node: Node, leaf: LeafType, num_rows: int, options: EncodeOptions) -> EncodedChunk:
+    """Encode one column of one block.
+
+    Args:
+        node: From `shred`.
+        leaf: Its physical type.
+        num_rows: Rows of the block.
+        options: What encoders may use.
+    """
+    builder = ChunkBuilder()
+    decision = _encode_node(builder, node, leaf, 0, options)
+    return EncodedChunk(data=builder.finish(num_rows), decision=decision)
+
+
+def _encode_node(builder: ChunkBuilder, node: Node, leaf: LeafType, depth: int, options: EncodeOptions) -> Decision:
+    if isinstance(node, Leaf):
+        return _encode_leaf(builder, node, leaf, depth, options)
+    if node.validity is not None:
+        Bitmap(builder, node.validity).emit_validity(depth)
+    layout = choose_layout(node.lengths, _planes(node.child, leaf), item_bytes=_item_bytes(node.child, leaf), options=options)
+    views = emit_views(builder, layout, depth=depth, count=node.lengths.size)
+    pool = _encode_node(builder, _take(node.child, layout, leaf), leaf, depth + 1, options)
+    return Decision(tree=f"{layout.text}(pool={pool.tree}, {views})", reason=f"{layout.reason}; pool {pool.reason}")
+
+
+def _planes(child: Node, leaf: LeafType) -> list[Array] | None:
+    """What must agree for items to be equal; None for lists of lists and of fixed-size lists."""
+    if isinstance(child, ListNode) or leaf.fixed_size:
+        return None
+    values = as_integers(child.values, leaf.value_type)
+    if child.validity is None:
+        return [values]
+    return [np.where(child.validity, values, np.zeros(1, values.dtype)), child.validity]
+
+
+def _item_bytes(child: Node, leaf: LeafType) -> float:
+    """Encoded bytes of an item, estimated from a stretch of items."""
+    if isinstance(child, ListNode) or leaf.value_type == ValueType.UINT8 or not child.values.size:
+        return float(leaf.dtype.itemsize)
+    middle = child.values.size // 2
+    stretch = as_integers(child.values[max(middle - 2048, 0) : middle + 2048], leaf.value_type)
+    parts = frame(stretch)
+    if parts.deltas.dtype != np.uint32:
+        return float(leaf.dtype.itemsize)
+    return max(bitpack.plan(parts.deltas).num_bytes / stretch.size, 0.05)
+
+
+def _take(child: Node, layout: Layout, leaf: LeafType) -> Node:
+    if layout.items is None:
+        return child
+    assert isinstance(child, Leaf), "only leaves are compared, so only leaves are taken from"
+    return Leaf(values=child.values[layout.items], validity=None if child.validity is None else child.validity[layout.items])
+
+
+def _encode_leaf(builder: ChunkBuilder, node: Leaf, leaf: LeafType, depth: int, options: EncodeOptions) -> Decision:
+    nulls = None
+    if node.validity is not None:
+        nulls = Bitmap(builder, node.validity)
+        nulls.emit_validity(depth)
+    if leaf.fixed_size:
+        # the entries' nulls are zeros already; what the op spreads are null items
+        nulls = None
+        if node.item_validity is not None:
+            nulls = Bitmap(builder, node.item_validity)
+            nulls.emit_validity(depth + 1)
+    count, item_bytes, base = node.values.size, leaf.dtype.itemsize, 0
+    values = as_integers(node.values, leaf.value_type)
+    if depth and nulls is None and leaf.value_type in _WIDE_INTEGERS and count:
+        parts = frame(values)
+        if parts.span < 1 << 32:
+            values, item_bytes, base = parts.deltas, 4, parts.base
+    region = builder.region(Role.VALUES, depth=depth, item_bytes=item_bytes, value_type=leaf.value_type, count=count, base=base)
+    target = Target(builder=builder, region=region, out_kind=OUT_KINDS[item_bytes], count=count, nulls=nulls)
+    if leaf.value_type == ValueType.BOOL and count:
+        return encode_booleans(target, values)
+    return encode_values(target, values, options)

@@ -1,0 +1,211 @@
+"""List views: which views and which pool a list level gets, and the ops for them.
+
+Layouts, from the plainest: one view a row into items end to end; repeats of the row before share a view (a fresh-row bitmap); windows
+that slide overlap in one pool, appended at the end in row order or, for histories with the newest item first, in reverse row order;
+rows that repeat anywhere share views through codes (strings above all).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from loader.encodings import bitpack
+from loader.encodings.bits import Bitmap
+from loader.encodings.builder import ChunkBuilder
+from loader.encodings.chooser import EncodeOptions
+from loader.encodings.overlap import fresh_rows, ranges, slide_overlaps
+from loader.encodings.target import emit_stream, stream_bytes, stream_text
+from loader.segment.layout import NO_REGION, VECTOR, OpKind, OutKind, Role, Scan, ValueType
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SAMPLE_ROWS = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Views of the entries, and the items that make the pool.
+
+    Attributes:
+        lengths: int64 `[views]`.
+        starts: int64 `[views]`, None when each view starts where the one before ends.
+        fresh: bool `[entries]` where entries share the view of the entry before, else None.
+        codes: uint32 `[entries]` where entries share views by number, else None.
+        items: int64 positions of the pool's items, None for all of them in order.
+        num_items: Items of the pool.
+        text: For descriptions.
+        reason: Why.
+    """
+
+    lengths: Array
+    num_items: int
+    starts: Array | None = None
+    fresh: Array | None = None
+    codes: Array | None = None
+    items: Array | None = None
+    text: str = "lists"
+    reason: str = "no repetition found"
+
+
+def _view_bytes(layout: Layout) -> int:
+    total = stream_bytes(bitpack.plan(layout.lengths.astype(np.uint32)))
+    total += 0 if layout.starts is None else stream_bytes(bitpack.plan(_zigzag(layout.starts)))
+    total += 0 if layout.fresh is None else layout.fresh.size // 8 + 4 * bitpack.num_vectors(layout.fresh.size)
+    return total + (0 if layout.codes is None else stream_bytes(bitpack.plan(layout.codes)))
+
+
+def _zigzag(starts: Array) -> Array:
+    deltas = np.diff(starts, prepend=0)
+    return ((deltas << 1) ^ (deltas >> 63)).astype(np.uint32)
+
+
+def _repeats(offsets: Array, fresh: Array) -> Layout:
+    rows = np.flatnonzero(fresh)
+    lengths = np.diff(offsets)[rows]
+    items = ranges(offsets[rows], lengths)
+    return Layout(
+        lengths=lengths, num_items=items.size, fresh=fresh, items=items, text="views", reason=f"{rows.size:,} of {fresh.size:,} rows differ from the row before"
+    )
+
+
+def _sliding(planes: Sequence[Array], offsets: Array, fresh: Array, *, newest_first: bool, max_slide_items: int) -> Layout:
+    """Views that overlap in a pool; every view ends where the pool ended when it was added."""
+    rows = np.flatnonzero(fresh)
+    order = rows[::-1] if newest_first else rows
+    lengths = np.diff(offsets)[order]
+    gathered = ranges(offsets[order], lengths)
+    local = np.zeros(order.size + 1, np.int64)
+    np.cumsum(lengths, out=local[1:])
+    overlap = slide_overlaps([plane[gathered] for plane in planes], local, max_slide_items)
+    added = lengths - overlap
+    starts = np.cumsum(added) - lengths
+    items = gathered[ranges(local[:-1] + overlap, added)]
+    slides = int(np.count_nonzero(overlap))
+    if newest_first:
+        lengths, starts = lengths[::-1], starts[::-1]
+    return Layout(
+        lengths=lengths,
+        starts=starts,
+        fresh=None if fresh.all() else fresh,
+        num_items=items.size,
+        items=items,
+        text="sliding views, newest first" if newest_first else "sliding views",
+        reason=f"{slides:,} of {rows.size:,} distinct rows continue a neighbour",
+    )
+
+
+def _shared(offsets: Array, items: Array) -> Layout | None:
+    """Views by code, for fixed-width items without nulls; None when rows are mostly distinct."""
+    size, count = items.dtype.itemsize, offsets.size - 1
+    step = max(count // SAMPLE_ROWS, 1)
+    data = pa.py_buffer(np.ascontiguousarray(items))
+    rows = pa.LargeBinaryArray.from_buffers(pa.large_binary(), count, [None, pa.py_buffer(offsets * size), data])
+    sample = rows.take(pa.array(np.arange(0, count, step)[:SAMPLE_ROWS]))
+    if len(sample.unique()) > 0.7 * len(sample):
+        return None
+    codes = rows.dictionary_encode().indices.to_numpy().astype(np.uint32)
+    _, first = np.unique(codes, return_index=True)
+    lengths = np.diff(offsets)[first]
+    taken = ranges(offsets[first], lengths)
+    reason = f"{first.size:,} distinct of {count:,} rows"
+    return Layout(lengths=lengths, num_items=taken.size, codes=codes, items=taken, text="shared views", reason=reason)
+
+
+def choose_layout(lengths: Array, planes: Sequence[Array] | None, *, item_bytes: float, options: EncodeOptions) -> Layout:
+    """The layout whose pool and views take least.
+
+    Args:
+        lengths: int64 `[entries]`.
+        planes: Arrays over all items that say when items are equal; None where they cannot be compared.
+        item_bytes: Estimated encoded bytes of a pool item.
+        options: What may be used.
+    """
+    offsets = np.zeros(lengths.size + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    plain = Layout(lengths=lengths, num_items=int(offsets[-1]))
+    if planes is None or not options.list_views or lengths.size < 2 or not plain.num_items:
+        return plain
+    best, best_cost = plain, plain.num_items * item_bytes + _view_bytes(plain)
+    candidates: list[Layout | None] = []
+    fresh = fresh_rows(planes, offsets)
+    repeats = plain if fresh.all() else _repeats(offsets, fresh)
+    candidates.append(repeats)
+    limit = (1 - options.min_pool_saving) * repeats.num_items
+    for newest_first in (False, True):
+        if _sliding_pays(planes, offsets, fresh, newest_first=newest_first, options=options):
+            sliding = _sliding(planes, offsets, fresh, newest_first=newest_first, max_slide_items=options.max_slide_items)
+            candidates.append(sliding if sliding.num_items < limit else None)
+    if options.dictionary and len(planes) == 1:
+        candidates.append(_shared(offsets, planes[0]))
+    for layout in candidates:
+        if layout is not None:
+            cost = layout.num_items * item_bytes + _view_bytes(layout)
+            if cost < 0.97 * best_cost:
+                best, best_cost = layout, cost
+    if best is plain:
+        return plain
+    saved = f"pool of {best.num_items:,} items instead of {plain.num_items:,}; {best.reason}"
+    return dataclasses.replace(best, reason=saved)
+
+
+def _sliding_pays(planes: Sequence[Array], offsets: Array, fresh: Array, *, newest_first: bool, options: EncodeOptions) -> bool:
+    """Whether stretches of consecutive rows slide enough to look at all rows."""
+    count = fresh.size
+    items = saved = 0
+    for begin in sorted({0, max(count // 2 - 256, 0), max(count - 512, 0)}):
+        end = min(begin + 512, count)
+        part = fresh[begin:end].copy()
+        part[0] = True
+        layout = _sliding(planes, offsets[begin : end + 1], part, newest_first=newest_first, max_slide_items=options.max_slide_items)
+        total = int(layout.lengths.sum())
+        items, saved = items + total, saved + total - layout.num_items
+    return saved > 0.5 * options.min_pool_saving * items
+
+
+def emit_views(builder: ChunkBuilder, layout: Layout, *, depth: int, count: int) -> str:
+    """Write the VIEWS region of `count` entries; returns its description."""
+    region = builder.region(Role.VIEWS, depth=depth, item_bytes=8, value_type=ValueType.UINT64, count=count)
+    shared = layout.fresh is not None or layout.codes is not None
+    num_views = layout.lengths.size
+    views = builder.region(Role.SCRATCH, depth=depth, item_bytes=8, value_type=ValueType.UINT64, count=num_views) if shared else region
+    text = _emit_ranges(builder, layout, views)
+    if layout.fresh is not None:
+        bitmap = Bitmap(builder, layout.fresh)
+        builder.op(
+            OpKind.RANK, out=region, out_kind=OutKind.VIEW, count=count, level=1, num_sources=0, bits=bitmap.bits, anchors=bitmap.anchors,
+            dictionary=views, dict_count=num_views,
+        )  # fmt: skip
+        return f"{text}, rows=fresh[{num_views:,} of {count:,}]"
+    if layout.codes is not None:
+        packing = bitpack.plan(layout.codes)
+        source = emit_stream(builder, layout.codes, packing)
+        builder.op(OpKind.DIRECT, out=region, out_kind=OutKind.VIEW, count=count, level=1, source=source, dictionary=views, dict_count=num_views)
+        return f"{text}, rows=codes[{num_views:,}]({stream_text(packing)})"
+    return text
+
+
+def _emit_ranges(builder: ChunkBuilder, layout: Layout, region: int) -> str:
+    """The op that turns lengths, and starts where windows slide, into views."""
+    lengths = layout.lengths.astype(np.uint32)
+    packing = bitpack.plan(lengths)
+    num_views = lengths.size
+    if layout.starts is None:
+        anchors = (np.cumsum(layout.lengths) - layout.lengths)[::VECTOR].astype(np.uint32)
+        source = emit_stream(builder, lengths, packing)
+        scan, num_sources, text = Scan.EXCLUSIVE_SUM, 1, f"lengths={stream_text(packing)}"
+    else:
+        anchors = np.concatenate([np.zeros(1, np.int64), layout.starts[VECTOR - 1 :: VECTOR]])[: bitpack.num_vectors(num_views)].astype(np.uint32)
+        deltas = _zigzag(layout.starts)
+        steps = bitpack.plan(deltas)
+        source = emit_stream(builder, deltas, steps)
+        emit_stream(builder, lengths, packing)
+        scan, num_sources, text = Scan.ZIGZAG_SUM, 2, f"starts={stream_text(steps)}, lengths={stream_text(packing)}"
+    builder.op(
+        OpKind.DIRECT, out=region, out_kind=OutKind.VIEW, count=num_views, level=0, source=source, num_sources=num_sources, scan=scan,
+        scan_anchors=builder.stream(anchors), dictionary=NO_REGION,
+    )  # fmt: skip
+    return text

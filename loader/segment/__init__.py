@@ -1,0 +1,1 @@
+"""The segment format: byte layout (FORMAT.md), writer, reader, checksums and key index."""

@@ -1,0 +1,165 @@
+"""The footer's bytes: sections with page checksums, directory and tail. Both ways: `write_footer`, and `read_tail` with its refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from loader.encodings.leaf import LeafType
+from loader.errors import CorruptSegmentError, TruncatedSegmentError, UnsupportedVersionError
+from loader.segment.checksum import crc32c
+from loader.segment.layout import (
+    ALIGNMENT,
+    COLUMN,
+    DIRECTORY_ENTRY,
+    FORMAT_VERSION,
+    HEADER,
+    KNOWN_FEATURES,
+    MAGIC,
+    NAME_ENTRY,
+    SECTION_PAGE_BYTES,
+    TAIL,
+    Feature,
+    Section,
+    round_up,
+)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_CHECKED_TAIL_BYTES = 52
+_RECORD_BYTES = {Section.COLUMNS: 40, Section.NAME_INDEX: 16, Section.BLOCKS: 16, Section.CHUNKS: 24, Section.STATS: 32}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ColumnEntry:
+    """A row of the COLUMNS section."""
+
+    column_id: int
+    name: str
+    leaf: LeafType
+    nullable: bool
+    schema_index: int
+
+
+def name_hash(name: str) -> int:
+    """The hash of a column name in the footer."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _column_sections(columns: Sequence[ColumnEntry]) -> dict[Section, tuple[Array | bytes, int]]:
+    records = np.zeros(len(columns), COLUMN)
+    names = bytearray()
+    for record, column in zip(records, columns, strict=True):
+        encoded = column.name.encode()
+        leaf = column.leaf
+        record["column_id"], record["schema_index"], record["flags"] = column.column_id, column.schema_index, int(column.nullable)
+        record["value_type"], record["depth"], record["fixed_size"] = leaf.value_type, leaf.depth, leaf.fixed_size
+        record["name_offset"], record["name_bytes"], record["name_hash"] = len(names), len(encoded), name_hash(column.name)
+        names += encoded
+    index = np.zeros(len(columns), NAME_ENTRY)
+    order = np.argsort(records["name_hash"], kind="stable")
+    index["name_hash"], index["column_index"] = records["name_hash"][order], order
+    return {Section.COLUMNS: (records, len(columns)), Section.NAME_INDEX: (index, len(columns)), Section.NAMES: (bytes(names), len(columns))}
+
+
+def page_checksums(data: bytes | memoryview) -> Array:
+    """CRC32C of each page of a section, uint32."""
+    view = memoryview(data)
+    return np.array([crc32c(view[start : start + SECTION_PAGE_BYTES]) for start in range(0, len(view), SECTION_PAGE_BYTES)], "<u4")
+
+
+def write_footer(
+    *, offset: int, columns: Sequence[ColumnEntry], sections: dict[Section, tuple[Array | bytes, int]], features: int, num_rows: int, num_blocks: int
+) -> bytes:
+    """Sections, directory and tail of a segment.
+
+    Args:
+        offset: Where the footer starts, on 64 bytes.
+        columns: Sorted by id.
+        sections: Content and record count of all sections but those about columns.
+        features: Feature bits.
+        num_rows: Rows of the segment.
+        num_blocks: Blocks of the segment.
+    """
+    footer = bytearray()
+    directory = np.zeros(len(sections) + 3, DIRECTORY_ENTRY)
+    content = _column_sections(columns) | sections
+    for entry, (kind, (values, count)) in zip(directory, sorted(content.items()), strict=True):
+        data = values if isinstance(values, bytes) else values.tobytes()
+        checksums = page_checksums(data).tobytes()
+        entry["kind"], entry["record_bytes"], entry["count"] = kind, _RECORD_BYTES.get(kind, 1), count
+        entry["offset"], entry["num_bytes"], entry["checksums_offset"] = offset + len(footer), len(data), offset + len(footer) + round_up(len(data))
+        for part in (data, checksums):
+            footer += part
+            footer += bytes(-len(footer) % ALIGNMENT)
+    tail = np.zeros(1, TAIL)
+    tail["directory_offset"], tail["num_sections"], tail["features"] = offset + len(footer), len(directory), features
+    footer += directory.tobytes()
+    footer += bytes(-len(footer) % ALIGNMENT)
+    tail["segment_bytes"] = offset + len(footer) + TAIL.itemsize
+    tail["num_rows"], tail["num_columns"], tail["num_blocks"] = num_rows, len(columns), num_blocks
+    tail["version"], tail["magic"] = FORMAT_VERSION, MAGIC
+    tail["checksum"] = crc32c(directory.tobytes() + tail.tobytes()[:_CHECKED_TAIL_BYTES])
+    return bytes(footer + tail.tobytes())
+
+
+def check_version(version: int, features: int, where: str) -> None:
+    """Refuse what this version cannot read, by name.
+
+    Raises:
+        UnsupportedVersionError: A newer version or an unknown feature.
+    """
+    if version > FORMAT_VERSION:
+        raise UnsupportedVersionError(f"{where} has format version {version}, this Headrace reads up to {FORMAT_VERSION}: upgrade Headrace to read it")
+    unknown = features & ~int(KNOWN_FEATURES)
+    if unknown:
+        bits = [bit for bit in range(64) if unknown >> bit & 1]
+        names = ", ".join(Feature(1 << bit).name or str(bit) if 1 << bit in Feature.__members__.values() else f"bit {bit}" for bit in bits)
+        raise UnsupportedVersionError(f"{where} uses features that this Headrace does not know ({names}): upgrade Headrace to read it")
+
+
+def read_tail(tail_bytes: memoryview, num_bytes: int, where: str) -> Array:
+    """The TAIL record of a segment, its form checked; the checksum needs the directory and is `check_directory`'s.
+
+    Args:
+        tail_bytes: The last 64 bytes.
+        num_bytes: Of the segment.
+        where: File name for errors.
+
+    Raises:
+        TruncatedSegmentError: The end is not a segment's end.
+        CorruptSegmentError: The tail contradicts itself.
+    """
+    tail = np.frombuffer(tail_bytes, TAIL)[0]
+    if tail["magic"] != MAGIC:
+        raise TruncatedSegmentError(f"{where} does not end in a segment's tail ({num_bytes:,} bytes): it was cut off or is no segment; fetch or write it again")
+    check_version(int(tail["version"]), int(tail["features"]), where)
+    stated = int(tail["segment_bytes"])
+    if stated != num_bytes:
+        kind = TruncatedSegmentError if stated > num_bytes else CorruptSegmentError
+        raise kind(f"{where} has {num_bytes:,} bytes and its tail states {stated:,}: it was cut off or joined with something; fetch or write it again")
+    start, sections = int(tail["directory_offset"]), int(tail["num_sections"])
+    end = start + sections * DIRECTORY_ENTRY.itemsize
+    if int(tail["version"]) < 1 or start < HEADER.itemsize or end > num_bytes - TAIL.itemsize:
+        raise CorruptSegmentError(f"{where}: the tail at offset {num_bytes - TAIL.itemsize:,} points outside of the file; fetch or write it again")
+    return tail
+
+
+def check_directory(directory: memoryview, tail_bytes: memoryview, where: str, num_bytes: int) -> Array:
+    """The DIRECTORY_ENTRY records, checksum and bounds verified.
+
+    Raises:
+        CorruptSegmentError: They do not hold.
+    """
+    tail = np.frombuffer(tail_bytes, TAIL)[0]
+    if crc32c(bytes(directory) + bytes(tail_bytes[:_CHECKED_TAIL_BYTES])) != int(tail["checksum"]):
+        raise CorruptSegmentError(f"{where}: checksum of the directory at offset {int(tail['directory_offset']):,} does not match; fetch or write it again")
+    entries = np.frombuffer(directory, DIRECTORY_ENTRY)
+    for entry in entries:
+        pages = -(-int(entry["num_bytes"]) // SECTION_PAGE_BYTES)
+        if int(entry["offset"]) + int(entry["num_bytes"]) > num_bytes or int(entry["checksums_offset"]) + 4 * pages > num_bytes:
+            raise CorruptSegmentError(f"{where}: section {int(entry['kind'])} lies outside of the file; fetch or write it again")
+    return entries

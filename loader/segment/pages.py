@@ -1,0 +1,87 @@
+"""Footer sections read page by page: a page is fetched and its checksum verified when something in it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from loader.errors import CorruptSegmentError
+from loader.segment.checksum import crc32c
+from loader.segment.layout import SECTION_PAGE_BYTES, Section
+
+Array = np.ndarray[Any, np.dtype[Any]]
+ReadRanges = Callable[[Sequence[tuple[int, int]]], list[memoryview]]
+
+
+class SectionPages:
+    """One section; `bytes` of it are valid once `require` or `all` has asked for them."""
+
+    def __init__(self, entry: Any, read: ReadRanges, where: str, *, verify: bool) -> None:
+        """
+        Args:
+            entry: Its directory record, bounds already checked.
+            read: Fetches ranges of the segment.
+            where: File name for errors.
+            verify: Whether checksums are compared.
+        """
+        self._read, self._where, self._verify = read, where, verify
+        self.kind, self.count = int(entry["kind"]), int(entry["count"])
+        self._offset, self.num_bytes = int(entry["offset"]), int(entry["num_bytes"])
+        self._checksums_offset = int(entry["checksums_offset"])
+        self._loaded = np.zeros(-(-self.num_bytes // SECTION_PAGE_BYTES), np.bool_)
+        self._content = np.empty(self.num_bytes, np.uint8)
+
+    def all(self) -> Array:
+        """The whole section, uint8."""
+        self._load(np.flatnonzero(~self._loaded))
+        return self._content
+
+    def records(self, dtype: np.dtype[Any], rows: Array | None = None) -> Array:
+        """The section as records of `dtype`; only the pages of `rows` are read if those are given, the others hold anything."""
+        if self.num_bytes != self.count * dtype.itemsize:
+            raise CorruptSegmentError(f"{self._where}: section {self._name()} has {self.num_bytes:,} bytes for {self.count:,} records of {dtype.itemsize}")
+        if rows is None:
+            return self.all().view(dtype)
+        first = rows.astype(np.int64) * dtype.itemsize // SECTION_PAGE_BYTES
+        last = ((rows.astype(np.int64) + 1) * dtype.itemsize - 1) // SECTION_PAGE_BYTES
+        pages = np.unique(np.concatenate([first, last]))
+        self._load(pages[~self._loaded[pages]])
+        return self._content.view(dtype)
+
+    def slice(self, start: int, stop: int) -> memoryview:
+        """Bytes `start` to `stop` of the section."""
+        if not 0 <= start <= stop <= self.num_bytes:
+            raise CorruptSegmentError(f"{self._where}: bytes {start:,} to {stop:,} lie outside of section {self._name()}")
+        pages = np.arange(start // SECTION_PAGE_BYTES, -(-stop // SECTION_PAGE_BYTES))
+        self._load(pages[~self._loaded[pages]])
+        return memoryview(self._content)[start:stop]
+
+    def _name(self) -> str:
+        return Section(self.kind).name if self.kind in Section.__members__.values() else str(self.kind)
+
+    def _load(self, pages: Array) -> None:
+        if not pages.size:
+            return
+        # neighbours become one range
+        cuts = np.flatnonzero(np.diff(pages) != 1) + 1
+        runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(pages, cuts)]
+        spans = [(first * SECTION_PAGE_BYTES, min(last * SECTION_PAGE_BYTES, self.num_bytes)) for first, last in runs]
+        ranges = [(self._offset + start, stop - start) for start, stop in spans]
+        ranges += [(self._checksums_offset + 4 * first, 4 * (last - first)) for first, last in runs] if self._verify else []
+        parts = self._read(ranges)
+        for (start, stop), part in zip(spans, parts[: len(spans)], strict=True):
+            self._content[start:stop] = np.frombuffer(part, np.uint8)
+        for (first, last), checksums in zip(runs, parts[len(spans) :], strict=False):
+            self._compare(first, last, np.frombuffer(checksums, "<u4"))
+        self._loaded[pages] = True
+
+    def _compare(self, first: int, last: int, checksums: Array) -> None:
+        for page, checksum in zip(range(first, last), checksums.tolist(), strict=True):
+            start = page * SECTION_PAGE_BYTES
+            if crc32c(self._content[start : start + SECTION_PAGE_BYTES]) != checksum:
+                raise CorruptSegmentError(
+                    f"{self._where}: checksum of page {page} of section {self._name()} at offset {self._offset + start:,} does not match: "
+                    "the bytes changed since they were written; fetch the file again or restore it"
+                )

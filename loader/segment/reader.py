@@ -1,0 +1,358 @@
+"""Opens a segment from its end and reads the columns and rows that are asked for; checks versions, bounds and checksums before use."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from loader.decode.arrow import to_arrow
+from loader.decode.result import DecodedBlock, decode_block
+from loader.encodings.leaf import LeafType, leaf_type
+from loader.errors import ColumnNotFoundError, CorruptSegmentError, TruncatedSegmentError, did_you_mean
+from loader.segment.checksum import crc32c
+from loader.segment.footer import check_directory, check_version, name_hash, read_tail
+from loader.segment.inspect import ColumnLayout, SegmentLayout
+from loader.segment.layout import (
+    ALIGNMENT,
+    BLOCK,
+    CHUNK,
+    COLUMN,
+    DIRECTORY_ENTRY,
+    HEADER,
+    MAGIC,
+    MAX_BLOCK_ROWS,
+    NAME_ENTRY,
+    PADDING_BYTES,
+    STATS,
+    TAIL,
+    Section,
+    ValueType,
+)
+from loader.segment.pages import SectionPages
+from loader.segment.source import open_source, source_name
+
+Array = np.ndarray[Any, np.dtype[Any]]
+TAIL_READ_BYTES = 64 << 10
+
+
+class SegmentReader:
+    """A segment, open for reading; safe to share between threads once its footer is loaded.
+
+    Attributes:
+        num_rows: Rows.
+        num_columns: Columns.
+        num_blocks: Blocks.
+        features: Feature bits.
+        name: What errors call the file.
+    """
+
+    def __init__(self, source: Any, *, verify: bool = True) -> None:
+        """
+        Args:
+            source: A path, bytes, or an object with `num_bytes` and `read_ranges([(offset, num_bytes)…]) -> list[memoryview]`.
+            verify: Compare checksums; structure and bounds are checked either way.
+
+        Raises:
+            TruncatedSegmentError: The bytes end before the segment does.
+            CorruptSegmentError: Checksum or structure does not hold.
+            UnsupportedVersionError: A newer version, or an unknown feature.
+        """
+        self._source, self._verify = open_source(source), verify
+        self.name = source_name(self._source)
+        total = self._source.num_bytes
+        if total < HEADER.itemsize + TAIL.itemsize:
+            raise TruncatedSegmentError(f"{self.name} has {total:,} bytes, less than any segment: it was cut off or is no segment; fetch or write it again")
+        self._end_start = max(0, total - TAIL_READ_BYTES)
+        self._end = self._source.read_ranges([(self._end_start, total - self._end_start)])[0]
+        tail_bytes = self._end[len(self._end) - TAIL.itemsize :]
+        tail = read_tail(tail_bytes, total, self.name)
+        directory = self._read([(int(tail["directory_offset"]), int(tail["num_sections"]) * DIRECTORY_ENTRY.itemsize)])[0]
+        entries = check_directory(directory, tail_bytes, self.name, total)
+        self._sections = {int(entry["kind"]): SectionPages(entry, self._read, self.name, verify=verify) for entry in entries}
+        self.num_rows, self.features = int(tail["num_rows"]), int(tail["features"])
+        self.num_columns, self.num_blocks = int(tail["num_columns"]), int(tail["num_blocks"])
+        if self._end_start == 0:
+            self._check_header(self._end[: HEADER.itemsize])
+
+    def _read(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Ranges of the segment, from the end that is in memory where it covers them."""
+        outside = [item for item in ranges if item[0] < self._end_start]
+        parts = iter(self._source.read_ranges(outside)) if outside else iter(())
+        found = []
+        for offset, num_bytes in ranges:
+            part = next(parts) if offset < self._end_start else self._end[offset - self._end_start : offset - self._end_start + num_bytes]
+            if len(part) != num_bytes:
+                raise TruncatedSegmentError(f"{self.name}: {num_bytes:,} bytes at offset {offset:,} could not be read whole; fetch or write the file again")
+            found.append(part)
+        return found
+
+    def _check_header(self, raw: memoryview) -> bytes:
+        header = np.frombuffer(raw, HEADER)[0]
+        if header["magic"] != MAGIC or int(header["features"]) != self.features or int(header["header_bytes"]) != HEADER.itemsize:
+            raise CorruptSegmentError(f"{self.name}: the header at offset 0 is not that of this segment; fetch or write the file again")
+        check_version(int(header["version"]), int(header["features"]), self.name)
+        if self._verify and crc32c(bytes(raw[: HEADER.itemsize - 4])) != int(header["checksum"]):
+            raise CorruptSegmentError(f"{self.name}: checksum of the header at offset 0 does not match; fetch or write the file again")
+        return bytes(raw[24:40])
+
+    @functools.cached_property
+    def segment_id(self) -> bytes:
+        """16 bytes, from the header."""
+        return self._check_header(self._read([(0, HEADER.itemsize)])[0])
+
+    def _section(self, kind: Section) -> SectionPages:
+        if kind not in self._sections:
+            raise CorruptSegmentError(f"{self.name}: section {kind.name} is missing; fetch or write the file again")
+        return self._sections[kind]
+
+    def _records(self, kind: Section, dtype: np.dtype[Any], count: int, rows: Array | None = None) -> Array:
+        pages = self._section(kind)
+        if pages.count != count:
+            raise CorruptSegmentError(f"{self.name}: section {kind.name} has {pages.count:,} records instead of {count:,}")
+        return pages.records(dtype, rows)
+
+    @functools.cached_property
+    def columns(self) -> Array:
+        """COLUMN records, sorted by column id."""
+        columns = self._records(Section.COLUMNS, COLUMN, self.num_columns)
+        bad = (columns["value_type"] > ValueType.BFLOAT16) | (columns["schema_index"] >= self.num_columns)
+        if bad.any() or (np.diff(columns["column_id"].astype(np.int64)) <= 0).any():
+            raise CorruptSegmentError(f"{self.name}: the COLUMNS section does not hold together; fetch or write the file again")
+        return columns
+
+    @functools.cached_property
+    def blocks(self) -> Array:
+        """BLOCK records."""
+        blocks = self._records(Section.BLOCKS, BLOCK, self.num_blocks)
+        rows = blocks["num_rows"].astype(np.int64)
+        if (
+            (rows > MAX_BLOCK_ROWS).any()
+            or int(rows.sum()) != self.num_rows
+            or not np.array_equal(blocks["row_start"].astype(np.int64), np.cumsum(rows) - rows)
+        ):
+            raise CorruptSegmentError(f"{self.name}: the BLOCKS section does not add up to {self.num_rows:,} rows; fetch or write the file again")
+        return blocks
+
+    @property
+    def block_rows(self) -> Array:
+        """Rows of each block, uint32."""
+        return np.asarray(self.blocks["num_rows"])
+
+    @functools.cached_property
+    def arrow_schema(self) -> pa.Schema:
+        """Logical types and metadata, in the field order of the table that was written."""
+        raw = self._section(Section.ARROW_SCHEMA).all()
+        try:
+            schema = pa.ipc.read_schema(pa.py_buffer(raw))
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptSegmentError(f"{self.name}: the Arrow schema cannot be read ({error}); fetch or write the file again") from None
+        if len(schema) != self.num_columns:
+            raise CorruptSegmentError(f"{self.name}: the Arrow schema has {len(schema):,} fields for {self.num_columns:,} columns")
+        return schema
+
+    @functools.cached_property
+    def properties(self) -> dict[str, Any]:
+        """What the writer recorded."""
+        try:
+            found = json.loads(bytes(self._section(Section.PROPERTIES).all()))
+        except (ValueError, RecursionError) as error:
+            raise CorruptSegmentError(f"{self.name}: the properties are not JSON ({error}); fetch or write the file again") from None
+        if not isinstance(found, dict):
+            raise CorruptSegmentError(f"{self.name}: the properties are not a JSON object; fetch or write the file again")
+        return found
+
+    def column_name(self, index: int) -> str:
+        """The name of a row of `columns`, as it was when the segment was written."""
+        record = self.columns[index]
+        start = int(record["name_offset"])
+        try:
+            return bytes(self._section(Section.NAMES).slice(start, start + int(record["name_bytes"]))).decode()
+        except UnicodeDecodeError:
+            raise CorruptSegmentError(f"{self.name}: the name of column {int(record['column_id'])} is not UTF-8") from None
+
+    def column_index(self, column: str | int) -> int:
+        """The row of `columns` of a name, or of an id.
+
+        Raises:
+            ColumnNotFoundError: There is none.
+        """
+        if isinstance(column, str):
+            index = self._records(Section.NAME_INDEX, NAME_ENTRY, self.num_columns)
+            wanted = np.uint64(name_hash(column))
+            position = int(np.searchsorted(index["name_hash"], wanted))
+            while position < index.size and index["name_hash"][position] == wanted:
+                row = int(index["column_index"][position])
+                if row < self.num_columns and self.column_name(row) == column:
+                    return row
+                position += 1
+            raise ColumnNotFoundError(f"{self.name} has no column {column!r}: {did_you_mean(column, self.arrow_schema.names)}")
+        row = int(np.searchsorted(self.columns["column_id"], column))
+        if row >= self.num_columns or int(self.columns["column_id"][row]) != column:
+            raise ColumnNotFoundError(f"{self.name} has no column with id {column}: it has {self.num_columns:,} columns, see `headrace inspect`")
+        return row
+
+    def leaf(self, column: str | int) -> LeafType:
+        """The physical type of a column."""
+        record = self.columns[self.column_index(column)]
+        return LeafType(value_type=ValueType(int(record["value_type"])), depth=int(record["depth"]), fixed_size=int(record["fixed_size"]))
+
+    def chunks(self, column_ids: Sequence[int], blocks: Sequence[int] | Array) -> Array:
+        """CHUNK records `[column, block]`, bounds checked; only their pages of the footer are read.
+
+        Raises:
+            ColumnNotFoundError: An id is not in the segment.
+        """
+        wanted = np.array([self.column_index(int(column)) for column in column_ids], np.int64)
+        numbers = np.asarray(blocks, np.int64)
+        if numbers.size and not (0 <= int(numbers.min()) and int(numbers.max()) < self.num_blocks):
+            raise ValueError(f"blocks go from 0 to {self.num_blocks - 1}, not {numbers.min()} to {numbers.max()}")
+        rows = wanted[:, None] * self.num_blocks + numbers
+        found = self._records(Section.CHUNKS, CHUNK, self.num_columns * self.num_blocks, rows.reshape(-1))[rows]
+        ends = found["offset"] + found["num_bytes"]
+        if found.size and ((ends > self._source.num_bytes) | (ends < found["offset"]) | (found["offset"] % ALIGNMENT != 0)).any():
+            raise CorruptSegmentError(f"{self.name}: a chunk lies outside of the file; fetch or write the file again")
+        return found
+
+    def stats(self, column_id: int) -> Array:
+        """STATS records of a column, one a block."""
+        rows = self.column_index(column_id) * self.num_blocks + np.arange(self.num_blocks)
+        return self._records(Section.STATS, STATS, self.num_columns * self.num_blocks, rows)[rows]
+
+    def section(self, kind: Section) -> memoryview | None:
+        """The bytes of a section, verified; None where the segment has none."""
+        return memoryview(self._sections[kind].all()) if kind in self._sections else None
+
+    def read_block(self, block: int, column_ids: Sequence[int], *, verify: bool | None = None, threads: int = 1) -> DecodedBlock:
+        """Fetch, verify and decode some columns of a block."""
+        records = self.chunks(column_ids, [block])[:, 0]
+        sizes = records["num_bytes"].astype(np.int64)
+        padded = -(-sizes // ALIGNMENT) * ALIGNMENT
+        offsets = np.cumsum(padded) - padded
+        slab = np.zeros(int(padded.sum()) + PADDING_BYTES, np.uint8)
+        ranges = list(zip(records["offset"].tolist(), sizes.tolist(), strict=True))
+        for index, part in enumerate(self._read(ranges)):
+            start = int(offsets[index])
+            slab[start : start + len(part)] = np.frombuffer(part, np.uint8)
+            if (self._verify if verify is None else verify) and crc32c(slab[start : start + len(part)]) != int(records["checksum"][index]):
+                raise CorruptSegmentError(
+                    self._where_chunk(block, column_ids[index], ranges[index][0], "its checksum does not match: the bytes changed since they were written")
+                )
+        try:
+            decoded = decode_block(slab, offsets, sizes, [self.leaf(column) for column in column_ids], threads=threads)
+        except CorruptSegmentError as error:
+            raise CorruptSegmentError(f"{self.name}, block {block}: {error}; fetch or write the file again") from None
+        if not np.array_equal(decoded.program.num_rows, np.full(len(column_ids), int(self.blocks["num_rows"][block]))):
+            raise CorruptSegmentError(f"{self.name}, block {block}: chunks have another number of rows than the block; fetch or write the file again")
+        return decoded
+
+    def _where_chunk(self, block: int, column_id: int, offset: int, what: str) -> str:
+        name = self.column_name(self.column_index(column_id))
+        return f"{self.name}: block {block} of column {name!r} at offset {offset:,}: {what}; fetch the file again or restore it"
+
+    def read(
+        self, columns: Sequence[str | int] | None = None, rows: slice | range | Sequence[int] | Array | None = None, *, verify: bool | None = None
+    ) -> pa.Table:
+        """Read to Arrow.
+
+        Args:
+            columns: Names or ids in the order wanted; default all, in the order they were written.
+            rows: A slice or range with step 1, or row numbers in any order; default all. Only their blocks are read.
+            verify: Compare chunk checksums; default as the reader was opened.
+
+        Raises:
+            ColumnNotFoundError: A column is not in the segment.
+            CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
+        """
+        records = self.columns
+        chosen = np.argsort(records["schema_index"]).tolist() if columns is None else [self.column_index(column) for column in columns]
+        fields = [self._field(index) for index in chosen]
+        schema = pa.schema(fields, metadata=self.arrow_schema.metadata)
+        ids = [int(records["column_id"][index]) for index in chosen]
+        if isinstance(rows, range) or rows is None or isinstance(rows, slice):
+            span = range(*rows.indices(self.num_rows)) if isinstance(rows, slice) else range(self.num_rows) if rows is None else rows
+            if span.step == 1:
+                return self._read_span(schema, ids, span, verify)
+            rows = np.array(span, np.int64)
+        return self._read_rows(schema, ids, np.asarray(rows, np.int64), verify)
+
+    def _field(self, index: int) -> pa.Field:
+        field = self.arrow_schema.field(int(self.columns["schema_index"][index]))
+        record = self.columns[index]
+        stated = (int(record["value_type"]), int(record["depth"]), int(record["fixed_size"]))
+        leaf = leaf_type(field.type, field.name)
+        if (int(leaf.value_type), leaf.depth, leaf.fixed_size) != stated:
+            raise CorruptSegmentError(f"{self.name}: column {field.name!r} is {field.type} in the Arrow schema and type {stated} in the columns")
+        return field
+
+    def _block_table(self, schema: pa.Schema, ids: Sequence[int], block: int, verify: bool | None) -> pa.Table:
+        decoded = self.read_block(block, ids, verify=verify)
+        try:
+            arrays = [to_arrow(column, field.type) for column, field in zip(decoded.columns, schema, strict=True)]
+        except CorruptSegmentError as error:
+            raise CorruptSegmentError(f"{self.name}, block {block}: {error}; fetch or write the file again") from None
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _read_span(self, schema: pa.Schema, ids: Sequence[int], span: range, verify: bool | None) -> pa.Table:
+        if span and not 0 <= span.start < span.stop <= self.num_rows:
+            raise ValueError(f"rows {span.start} to {span.stop} of a segment of {self.num_rows:,}")
+        tables = []
+        for block, (start, count) in enumerate(zip(self.blocks["row_start"].tolist(), self.block_rows.tolist(), strict=True)):
+            low, high = max(span.start, start), min(span.stop, start + count)
+            if low < high:
+                tables.append(self._block_table(schema, ids, block, verify).slice(low - start, high - low))
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def _read_rows(self, schema: pa.Schema, ids: Sequence[int], rows: Array, verify: bool | None) -> pa.Table:
+        if not rows.size:
+            return schema.empty_table()
+        if int(rows.min()) < 0 or int(rows.max()) >= self.num_rows:
+            raise ValueError(f"rows go from 0 to {self.num_rows - 1:,}, not {int(rows.min()):,} to {int(rows.max()):,}")
+        starts = self.blocks["row_start"].astype(np.int64)
+        owner = np.searchsorted(starts, rows, side="right") - 1
+        order = np.argsort(owner, kind="stable")
+        parts = []
+        for block in np.unique(owner).tolist():
+            inside = rows[order[owner[order] == block]] - starts[block]
+            parts.append(self._block_table(schema, ids, block, verify).take(pa.array(inside)))
+        back = np.empty(rows.size, np.int64)
+        back[order] = np.arange(rows.size)
+        return pa.concat_tables(parts).take(pa.array(back))
+
+    def layout(self) -> SegmentLayout:
+        """What `headrace inspect` prints."""
+        ids = [int(column) for column in self.columns["column_id"]]
+        sizes = self.chunks(ids, np.arange(self.num_blocks))["num_bytes"].sum(axis=1, dtype=np.int64)
+        encodings = self.properties.get("encodings", {})
+        columns = []
+        for index, column_id in enumerate(ids):
+            known = encodings.get(str(column_id), {}) if isinstance(encodings, dict) else {}
+            field = self.arrow_schema.field(int(self.columns["schema_index"][index]))
+            tree, reason = (str(known.get(key, "")) for key in ("tree", "reason")) if isinstance(known, dict) else ("", "")
+            columns.append(
+                ColumnLayout(column_id=column_id, name=self.column_name(index), type=str(field.type), num_bytes=int(sizes[index]), encoding=tree, reason=reason)
+            )
+        return SegmentLayout(
+            name=self.name,
+            num_bytes=self._source.num_bytes,
+            num_rows=self.num_rows,
+            block_rows=tuple(int(rows) for rows in self.block_rows),
+            sections={Section(kind).name.lower(): pages.num_bytes for kind, pages in self._sections.items() if kind in Section.__members__.values()},
+            columns=tuple(columns),
+        )
+
+    def close(self) -> None:
+        """Close the file, if the reader opened one."""
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> SegmentReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,298 @@
+"""Arrow tables to segments: cuts rows into blocks, encodes columns, and lays out the footer as FORMAT.md says.
+
+Rows are written in the order given. Storage is not touched, except by `write_segment`, which writes one local file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from loader.encodings.chooser import Decision, EncodeOptions
+from loader.encodings.chunk import encode_chunk
+from loader.encodings.leaf import LeafType, leaf_type
+from loader.encodings.shred import shred
+from loader.errors import AlreadyExistsError, SchemaError
+from loader.segment.blocks import cut_blocks
+from loader.segment.checksum import crc32c
+from loader.segment.footer import ColumnEntry, write_footer
+from loader.segment.layout import (
+    ALIGNMENT,
+    BLOCK,
+    CHUNK,
+    CHUNK_HEADER,
+    FORMAT_VERSION,
+    HEADER,
+    MAGIC,
+    MAX_BLOCK_ROWS,
+    STATS,
+    Feature,
+    Section,
+    round_up,
+)
+from loader.segment.stats import ColumnStats, has_range, measure, merge
+
+Array = np.ndarray[Any, np.dtype[Any]]
+WRITER = "headrace"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """How a segment is written.
+
+    Attributes:
+        block_rows: Most rows of a block, at most 65,536.
+        block_bytes: Most decoded bytes of a block, all columns; one row may pass it.
+        cluster_by: Names of the columns the caller sorted by; recorded.
+        dictionary: Try dictionaries.
+        list_views: Share and overlap repeated list rows.
+        threads: Columns encoded at the same time.
+        segment_id: 16 bytes; a random UUID if None.
+        properties: Anything else to record, as JSON values.
+    """
+
+    block_rows: int = MAX_BLOCK_ROWS
+    block_bytes: int = 64 << 20
+    cluster_by: tuple[str, ...] = ()
+    dictionary: bool = True
+    list_views: bool = True
+    threads: int = 1
+    segment_id: bytes | None = None
+    properties: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.block_rows <= MAX_BLOCK_ROWS:
+            raise ValueError(f"block_rows must be from 1 to {MAX_BLOCK_ROWS:,}, not {self.block_rows:,}")
+        if self.block_bytes < 1:
+            raise ValueError(f"block_bytes must be positive, not {self.block_bytes}")
+        if self.segment_id is not None and len(self.segment_id) != 16:
+            raise ValueError(f"segment_id must be 16 bytes, not {len(self.segment_id)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodedSegment:
+    """A segment in memory.
+
+    Attributes:
+        data: Its bytes.
+        num_rows: Rows.
+        block_rows: Rows of each block.
+        stats: By column id.
+        column_bytes: Bytes of the column's chunks, by column id.
+        segment_id: 16 bytes.
+    """
+
+    data: memoryview
+    num_rows: int
+    block_rows: list[int]
+    stats: dict[int, ColumnStats]
+    column_bytes: dict[int, int]
+    segment_id: bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    data: Array
+    stats: Array
+    decision: Decision
+    checksum: int
+
+
+def encode_segment(
+    table: pa.Table,
+    *,
+    column_ids: Sequence[int],
+    options: WriteOptions | None = None,
+    key_index: bytes | None = None,
+    features: int = 0,
+) -> EncodedSegment:
+    """Encode a table as one segment.
+
+    Args:
+        table: Rows in their final order. Dictionary columns are stored as their values.
+        column_ids: The stable id of each column of the table, below 2^32, each once.
+        options: Defaults if None.
+        key_index: The bytes of the KEY_INDEX section, if any.
+        features: Feature bits that the caller's use needs (COLUMN_FILE, OVERLAY).
+
+    Raises:
+        SchemaError: A column's type cannot be stored.
+        ValueError: Ids do not match the columns.
+    """
+    options = WriteOptions() if options is None else options
+    if len(column_ids) != table.num_columns or len(set(column_ids)) != len(column_ids):
+        raise ValueError(f"{table.num_columns} columns need as many different ids, got {list(column_ids)[:20]}")
+    table = _plain_columns(table)
+    leaves = [leaf_type(field.type, field.name) for field in table.schema]
+    order = sorted(range(table.num_columns), key=lambda index: column_ids[index])
+    block_rows = cut_blocks(table, leaves, max_rows=options.block_rows, max_bytes=options.block_bytes)
+    chunks = _encode_blocks(table, leaves, order, block_rows, options)
+    segment_id = uuid.uuid4().bytes if options.segment_id is None else options.segment_id
+    features |= _features(table, leaves)
+    data, placed = _lay_chunks(chunks)
+    stats = np.array([[chunk.stats for chunk in column] for column in chunks], STATS).reshape(len(order), len(block_rows))
+    properties = _properties(chunks, [column_ids[index] for index in order], options)
+    entries = [
+        ColumnEntry(
+            column_id=column_ids[index],
+            name=table.schema.field(index).name,
+            leaf=leaves[index],
+            nullable=table.schema.field(index).nullable,
+            schema_index=index,
+        )
+        for index in order
+    ]
+    blocks = np.zeros(len(block_rows), BLOCK)
+    blocks["num_rows"] = block_rows
+    blocks["row_start"] = np.cumsum(block_rows) - block_rows if block_rows else 0
+    sections: dict[Section, tuple[Array | bytes, int]] = {
+        Section.BLOCKS: (blocks, len(blocks)),
+        Section.CHUNKS: (placed, placed.size),
+        Section.STATS: (stats, stats.size),
+        Section.ARROW_SCHEMA: (table.schema.serialize().to_pybytes(), 1),
+        Section.PROPERTIES: (json.dumps(properties, separators=(",", ":")).encode(), 1),
+    }
+    if key_index is not None:
+        sections[Section.KEY_INDEX] = (key_index, 1)
+    footer = write_footer(offset=len(data), columns=entries, sections=sections, features=features, num_rows=table.num_rows, num_blocks=len(block_rows))
+    header = np.zeros(1, HEADER)
+    header["magic"], header["version"], header["header_bytes"], header["features"] = MAGIC, FORMAT_VERSION, HEADER.itemsize, features
+    raw = bytearray(header.tobytes())
+    raw[24:40] = segment_id
+    raw[60:64] = crc32c(bytes(raw[:60])).to_bytes(4, "little")
+    data[: HEADER.itemsize] = raw
+    data += footer
+    return EncodedSegment(
+        data=memoryview(data).toreadonly(),
+        num_rows=table.num_rows,
+        block_rows=list(block_rows),
+        stats={column_ids[index]: merge(stats[place], leaves[index].value_type) for place, index in enumerate(order)},
+        column_bytes={column_ids[index]: int(placed[place]["num_bytes"].sum()) for place, index in enumerate(order)},
+        segment_id=segment_id,
+    )
+
+
+def _plain_columns(table: pa.Table) -> pa.Table:
+    """Dictionary columns as their values; the stored schema names the value type."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            plain = field.with_type(field.type.value_type)
+            table = table.set_column(index, plain, table.column(index).cast(plain.type))
+    return table
+
+
+def _features(table: pa.Table, leaves: Sequence[LeafType]) -> int:
+    features = Feature(0)
+    if any(column.null_count for column in table.columns):
+        features |= Feature.NULLS
+    if any(leaf.depth for leaf in leaves):
+        features |= Feature.LIST_VIEWS | Feature.NULLS
+    if any(leaf.fixed_size for leaf in leaves):
+        features |= Feature.NULLS
+    return int(features | Feature.DICTIONARY)
+
+
+def _encode_blocks(table: pa.Table, leaves: Sequence[LeafType], order: Sequence[int], block_rows: Sequence[int], options: WriteOptions) -> list[list[_Encoded]]:
+    """`[column][block]`, columns by id."""
+    encode = EncodeOptions(dictionary=options.dictionary, list_views=options.list_views)
+    starts = [0, *np.cumsum(block_rows).tolist()]
+
+    def run(index: int) -> list[_Encoded]:
+        leaf, column, ranged = leaves[index], table.column(index), has_range(table.schema.field(index).type)
+        done = []
+        for start, rows in zip(starts[:-1], block_rows, strict=True):
+            node = shred(_contiguous(column.slice(start, rows), table.schema.field(index).name), leaf)
+            chunk = encode_chunk(node, leaf, rows, encode)
+            done.append(_Encoded(data=chunk.data, stats=measure(node, leaf, ranged=ranged), decision=chunk.decision, checksum=crc32c(chunk.data)))
+        return done
+
+    if options.threads > 1 and len(order) > 1:
+        with ThreadPoolExecutor(options.threads) as pool:
+            return list(pool.map(run, order))
+    return [run(index) for index in order]
+
+
+def _contiguous(column: pa.ChunkedArray, name: str) -> pa.Array:
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    merged = column.combine_chunks()
+    if isinstance(merged, pa.ChunkedArray):
+        if merged.num_chunks > 1:
+            raise SchemaError(f"column {name!r}: a block holds more than 2 GiB of {column.type}: use the large type or a smaller block_rows")
+        merged = merged.chunk(0) if merged.num_chunks else pa.array([], column.type)
+    return merged
+
+
+def _lay_chunks(chunks: list[list[_Encoded]]) -> tuple[bytearray, Array]:
+    """The bytes from the header (still blank) to the footer, and the CHUNKS records. A block's chunks are neighbours."""
+    num_blocks = len(chunks[0]) if chunks else 0
+    placed = np.zeros((len(chunks), num_blocks), CHUNK)
+    position = HEADER.itemsize
+    for block in range(num_blocks):
+        for column, blocks in enumerate(chunks):
+            chunk = blocks[block]
+            arena_bytes = chunk.data[: CHUNK_HEADER.itemsize].view(CHUNK_HEADER)["arena_bytes"][0]
+            placed[column, block] = (position, chunk.data.size, chunk.checksum, arena_bytes)
+            position = round_up(position + chunk.data.size, ALIGNMENT)
+    data = bytearray(position)
+    for record, chunk in zip(placed.reshape(-1), (chunk for blocks in chunks for chunk in blocks), strict=True):
+        data[int(record["offset"]) : int(record["offset"]) + chunk.data.size] = memoryview(chunk.data)
+    return data, placed
+
+
+def _properties(chunks: list[list[_Encoded]], column_ids: Sequence[int], options: WriteOptions) -> dict[str, Any]:
+    """What PROPERTIES records; encodings are those of the first block."""
+    encodings = {
+        str(column_id): {"tree": blocks[0].decision.tree, "reason": blocks[0].decision.reason}
+        for column_id, blocks in zip(column_ids, chunks, strict=True)
+        if blocks
+    }
+    return {"writer": WRITER, "cluster_by": list(options.cluster_by), **options.properties, "encodings": encodings}
+
+
+def write_segment(
+    path: str | os.PathLike[str], table: pa.Table, *, column_ids: Sequence[int] | None = None, options: WriteOptions | None = None
+) -> EncodedSegment:
+    """Write a table as a segment file: complete and synced to disk under its name, or not there at all.
+
+    Args:
+        path: A name that does not exist yet.
+        table: Rows in their final order.
+        column_ids: Default 1, 2, 3…
+        options: Defaults if None.
+
+    Raises:
+        AlreadyExistsError: The file is there; segments are never overwritten.
+        SchemaError: A column's type cannot be stored.
+    """
+    target = Path(path)
+    encoded = encode_segment(table, column_ids=range(1, table.num_columns + 1) if column_ids is None else column_ids, options=options)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(encoded.data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            # a link fails where a rename would replace
+            os.link(temporary, target)
+        except FileExistsError:
+            raise AlreadyExistsError(f"{target} exists: segments are never overwritten, choose another name or delete it first") from None
+    finally:
+        os.unlink(temporary)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return encoded
