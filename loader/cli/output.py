@@ -9,17 +9,21 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from loader.lake import Lake
 
-console = Console(highlight=False)
+_WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160  # into a file or a pipe, lines need not fit a screen
+console = Console(highlight=False, width=_WIDE)
 messages = Console(stderr=True, highlight=False)
 
 LakeOption = Annotated[str, typer.Option("--lake", envvar="HEADRACE_LAKE", help="Folder or URL of the lake.", show_default=True)]
@@ -84,19 +88,25 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
         right = bool(rows) and all(isinstance(row[index], (int, float)) or str(row[index])[:1].isdigit() for row in rows)
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{item:,}" if isinstance(item, int) and not isinstance(item, bool) else str("" if item is None else item) for item in row))
+        table.add_row(*map(_cell, row))
     console.print(table)
+
+
+def _cell(item: Any) -> Text:
+    if isinstance(item, Text):
+        return item
+    return Text(f"{item:,}" if isinstance(item, int) and not isinstance(item, bool) else str("" if item is None else item))
 
 
 def print_pairs(pairs: Mapping[str, Any]) -> None:
     """Names and values under each other."""
     table = Table.grid(padding=(0, 2))
     for key, value in pairs.items():
-        table.add_row(f"[bold]{key}[/bold]", f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str("–" if value is None else value))
+        table.add_row(Text(key, style="bold"), _cell("–" if value is None else value))
     console.print(table)
 
 
-def bar(share: float, width: int = 24) -> str:
+def bar(share: float, width: int = 16) -> str:
     """A bar of `width` cells, in eighths of a cell."""
     eighths = round(max(0.0, min(1.0, share)) * width * 8)
     return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]

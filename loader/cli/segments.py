@@ -1,9 +1,83 @@
-"""`headrace inspect`."""
+"""`headrace inspect`: what a segment looks like inside."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+from rich.text import Text
+
+from loader.cli import output
+from loader.cli.output import DEFAULT_LAKE, CatalogOption, JsonOption, LakeOption
+from loader.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from loader.segment.inspect import SegmentLayout
 
 
 def register(app: typer.Typer) -> None:
-    pass
+    app.command("inspect")(inspect)
+
+
+def inspect(
+    segment: Annotated[str, typer.Argument(metavar="SEGMENT", help="A segment file, or TABLE:NUMBER for a segment of a table in the lake.")],
+    why: Annotated[bool, typer.Option("--why", help="Show what the writer weighed for each column.")] = False,
+    lake: LakeOption = DEFAULT_LAKE,
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Layout of a segment: blocks, footer, and for each column its encodings and its bytes as a bar."""
+    layout = _layout(segment, lake, catalog)
+    if as_json:
+        output.print_json(layout)
+        return
+    blocks = f"{len(layout.block_rows):,} of {min(layout.block_rows, default=0):,} to {max(layout.block_rows, default=0):,} rows"
+    footer = ", ".join(f"{name} {output.size(num_bytes)}" for name, num_bytes in layout.sections.items())
+    output.print_pairs({"segment": layout.name, "bytes": output.size(layout.num_bytes), "rows": layout.num_rows, "blocks": blocks, "footer": footer})
+    output.console.print()
+    rows = _column_rows(layout)
+    output.print_table(
+        ["column", "type", "bytes", "bytes a row", "", "encoding", "chosen because"][: 7 if why else 6], [row[: 7 if why else 6] for row in rows]
+    )
+
+
+def _layout(segment: str, lake: str, catalog: str | None) -> SegmentLayout:
+    """Of a file by its path, or of a segment by its table and number."""
+    from loader.segment.reader import SegmentReader
+
+    table, colon, number = segment.rpartition(":")
+    if Path(segment).exists() or not colon or not number.isdigit():
+        if not Path(segment).is_file():
+            raise NotFoundError(
+                f"no segment file {segment}: give the path of one, or TABLE:NUMBER for a segment of a table (headrace describe TABLE --segments lists them)"
+            )
+        with SegmentReader(segment) as reader:
+            return reader.layout()
+    with output.open_lake(lake, catalog) as opened:
+        view = opened.table(table).view()
+        refs = {ref.segment_id: ref for ref in view.segments}
+        if int(number) not in refs:
+            raise NotFoundError(f"table {table!r} has no live segment {number}: headrace describe {table} --segments lists those there are")
+        ref = refs[int(number)]
+        with SegmentReader(opened.storage.section(ref.path, ref.offset, ref.num_bytes)) as reader:
+            return reader.layout()
+
+
+def _column_rows(layout: SegmentLayout) -> list[list[Any]]:
+    """Largest first; the bar is the share of all columns' bytes, against the largest."""
+    columns = sorted(layout.columns, key=lambda column: -column.num_bytes)
+    largest = max((column.num_bytes for column in columns), default=0) or 1
+    rows = max(layout.num_rows, 1)
+    return [
+        [
+            column.name,
+            column.type,
+            output.size(column.num_bytes),
+            f"{column.num_bytes / rows:.2f}",
+            Text(output.bar(column.num_bytes / largest), no_wrap=True),
+            column.encoding,
+            column.reason,
+        ]
+        for column in columns
+    ]

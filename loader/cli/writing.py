@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 def ingest(
     table: TableArgument,
     files: Annotated[list[Path], typer.Argument(help="Parquet, Arrow IPC, CSV or JSON-lines files.", metavar="FILES...")],
-    primary_key: Annotated[str | None, typer.Option(metavar="COLUMNS", help="Create the table with this key, from the first file's schema, if it is not there.")] = None,
+    primary_key: Annotated[
+        str | None, typer.Option(metavar="COLUMNS", help="Create the table with this key, from the first file's schema, if it is not there.")
+    ] = None,
     bucket_by: Annotated[str | None, typer.Option(metavar="COLUMNS", help="For a new table: rows with equal values stay together.")] = None,
     buckets: Annotated[int, typer.Option(min=1, help="For a new table: number of buckets.")] = 1,
     cluster_by: Annotated[str | None, typer.Option(metavar="COLUMNS", help="For a new table: order of rows in a segment.")] = None,
