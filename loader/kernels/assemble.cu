@@ -35,10 +35,13 @@ template <class T, class R> FN bool gather_tile(const T* RESTRICT values, u64 nu
         } else {
             FOR_LANES(l) at[AT(l)] = l < live ? (u64)rows[i + l] : 0;
         }
-        FOR_LANES(l) {
-            const bool inside = at[AT(l)] < num_values;
-            fits &= inside | (l >= live);
-            item[AT(l)] = inside ? LOAD(values + at[AT(l)]) : (T)0;
+        u32 outside = 0;
+        FOR_LANES(l) outside |= at[AT(l)] >= num_values;
+        if (outside) {
+            FOR_FIRST_LANES(l, live) fits &= at[AT(l)] < num_values;
+            FOR_LANES(l) item[AT(l)] = at[AT(l)] < num_values ? LOAD(values + at[AT(l)]) : (T)0;
+        } else {
+            FOR_LANES(l) item[AT(l)] = LOAD(values + at[AT(l)]);
         }
         FOR_FIRST_LANES(l, live) out[i + l] = item[AT(l)];
     }
@@ -221,6 +224,7 @@ template <class P, class T> static u64 copy_lists(const P* pool, u64 pool_count,
     for (u64 i = 0; i < n; ++i) {
         const u64 view = views[i], length = view_length(view), end = view_start(view) + length;
         if (end > pool_count || length > out_count - at) return i;
+        if (i + 8 < n) __builtin_prefetch(pool + view_start(views[i + 8]));
         copy_list(pool + view_start(view), out + at, (u32)length, (T)base, end + 8 <= pool_count && at + length + 8 <= out_count);
         at += length;
     }

@@ -45,22 +45,23 @@ FN Stream stream_at(const Task& t, const ProgramSource& source, u32 vector) {
     return {(const u32*)(t.slab + source.data) + meta.word_offset, meta.base, meta.width};
 }
 
-FN void stream_row(const Stream& s, u32 row, u32* RESTRICT x) {
+// out = add + the 32 values of a row. `out` is a value for each lane, or on a CPU the output itself.
+template <class T> FN void stream_row(const Stream& s, u32 row, T add, T* RESTRICT out) {
     if (s.width == BIT_WIDTH) {
         const u32 word = LOAD(s.words + row);
-        FOR_LANES(l) x[AT(l)] = word >> l & 1;
+        FOR_LANES(l) out[AT(l)] = (T)(add + (T)(word >> l & 1));
         return;
     }
     if (s.width == 0) {
-        FOR_LANES(l) x[AT(l)] = s.base;
+        FOR_LANES(l) out[AT(l)] = (T)(add + (T)s.base);
         return;
     }
     const u32 bit = row * s.width, shift = bit & 31, mask = bits_mask(s.width), base = s.base;
     const u32* RESTRICT word = s.words + (bit & ~31u);
     if (shift + s.width > 32) {
-        FOR_LANES(l) x[AT(l)] = ((LOAD(word + l) >> shift | LOAD(word + l + LANES) << (32 - shift)) & mask) + base;
+        FOR_LANES(l) out[AT(l)] = (T)(add + (T)(((LOAD(word + l) >> shift | LOAD(word + l + LANES) << (32 - shift)) & mask) + base));
     } else {
-        FOR_LANES(l) x[AT(l)] = (LOAD(word + l) >> shift & mask) + base;
+        FOR_LANES(l) out[AT(l)] = (T)(add + (T)((LOAD(word + l) >> shift & mask) + base));
     }
 }
 
@@ -113,32 +114,45 @@ FN void open_near(const Task& t, const ProgramSource& source, u32 rank, Near& ne
         const Stream s = stream_at(t, source, vector + k);
         const u64 first = ((u64)vector + k) * VECTOR;
         const u32 left = first < source.count ? least(source.count - (u32)first, VECTOR) : VECTOR;
-        for (u32 row = 0; row * LANES < left; ++row) stream_row(s, row, near.values + k * VECTOR + row * LANES);
+        for (u32 row = 0; row * LANES < left; ++row) stream_row<u32>(s, row, 0, near.values + k * VECTOR + row * LANES);
     }
 }
+
+// For each byte of a bitmap and each of its bits: the set bits below, and the set bits of the whole byte.
+struct BitRanks {
+    u8 below[256][8], total[256];
+
+    constexpr BitRanks() : below(), total() {
+        for (u32 byte = 0; byte < 256; ++byte)
+            for (u32 bit = 0; bit < 8; ++bit) {
+                below[byte][bit] = total[byte];
+                total[byte] = (u8)(total[byte] + (byte >> bit & 1));
+            }
+    }
+};
+
+static constexpr BitRanks BIT_RANKS;
 
 FN void expand_row(const Near& near, u32 rank, u32 bits, u32* RESTRICT x) {
     const u32* RESTRICT value = near.values + (rank - near.first);
     if (bits == ~0u) {
         FOR_LANES(l) x[l] = value[l];
-    } else if (bits == 0) {
-        FOR_LANES(l) x[l] = 0;
-    } else {
-        u32 at = 0;
-        FOR_LANES(l) {
-            const u32 set = bits >> l & 1;
-            x[l] = value[at] & (0u - set);
-            at += set;
-        }
+        return;
+    }
+    for (u32 group = 0; group < LANES; group += 8) {
+        const u32 byte = bits >> group & 255;
+        const u8* below = BIT_RANKS.below[byte];
+        for (u32 k = 0; k < 8; ++k) x[group + k] = value[below[k]] & (0u - (byte >> k & 1));
+        value += BIT_RANKS.total[byte];
     }
 }
 
 FN void rank_row(u32 rank, u32 bits, u32* RESTRICT x) {
-    if (bits == 0) {
-        FOR_LANES(l) x[l] = rank - 1;
-    } else {
-        u32 below = rank - 1;
-        FOR_LANES(l) x[l] = below += bits >> l & 1;
+    u32 below = rank - 1;
+    for (u32 group = 0; group < LANES; group += 8) {
+        const u32 byte = bits >> group & 255;
+        for (u32 k = 0; k < 8; ++k) x[group + k] = below + BIT_RANKS.below[byte][k] + (byte >> k & 1);
+        below += BIT_RANKS.total[byte];
     }
 }
 
@@ -177,23 +191,22 @@ template <bool MASKED> FN void store_views(const Task& t, u32 i, const u32* star
 }
 
 // Stores entry x of the dictionary. A code past its end stores entry 0 and is reported.
-template <class T, bool MASKED> FN void look_up(const Task& t, u32 i, const u32* x, u32 present, u32 live, u32 view_base) {
+template <class T, bool MASKED> FN void look_up(const Task& t, u32 i, u32* x, u32 present, u32 live, u32 view_base) {
     const T* RESTRICT dict = (const T*)(t.arena + t.op->dict);
     const u32 dict_count = t.op->dict_count;
     PER_LANE(T, item);
-    PER_LANE(u32, outside);
-    FOR_LANES(l) outside[AT(l)] = x[AT(l)] >= dict_count;
-    FOR_LANES(l) item[AT(l)] = LOAD(dict + (outside[AT(l)] ? 0 : x[AT(l)]));
+    u32 outside = 0;
+    FOR_LANES(l) outside |= x[AT(l)] >= dict_count;
+    if (outside) {
+        u32 bad = 0;
+        FOR_FIRST_LANES(l, live) bad |= x[AT(l)] >= dict_count ? present >> l : 0;
+        if (bad & 1) report(t.error, t.id, t.vector, ERROR_DICTIONARY);
+        FOR_LANES(l) x[AT(l)] = x[AT(l)] < dict_count ? x[AT(l)] : 0;
+    }
+    FOR_LANES(l) item[AT(l)] = LOAD(dict + x[AT(l)]);
     if (sizeof(T) == 8 && view_base) FOR_LANES(l) item[AT(l)] = (T)moved_view(item[AT(l)], view_base);
     if (MASKED) FOR_LANES(l) item[AT(l)] &= (T)0 - (T)(present >> l & 1);
     store_items((T*)(t.arena + t.op->out) + i, item, live);
-    u32 bad = 0;
-    if (IS_FULL_ROW(live) && !MASKED) {
-        FOR_LANES(l) bad |= outside[AT(l)];
-    } else {
-        FOR_FIRST_LANES(l, live) bad |= outside[AT(l)] & present >> l;
-    }
-    if (bad & 1) report(t.error, t.id, t.vector, ERROR_DICTIONARY);
 }
 
 // Every vector checks that the next one's anchor counts its bits: together, that all anchors are right and the stream has as many
@@ -235,12 +248,20 @@ template <int KIND, int STEP, int OUT> FN void decode_rows(const Task& t) {
     const u32 first_rank = rank;
     for (u32 row = 0; row * LANES < num_values; ++row) {
         const u32 i = first + row * LANES, live = least(num_values - row * LANES, LANES);
+        if (KIND == OP_DIRECT && STEP == STEP_STORE && OUT < OUT_VIEW && IS_FULL_ROW(live) && !two) {
+            u8* out = t.arena + op.out;
+            if (OUT == OUT_U8) stream_row<u8>(low, row, (u8)op.base, out + i);
+            if (OUT == OUT_U16) stream_row<u16>(low, row, (u16)op.base, (u16*)out + i);
+            if (OUT == OUT_U32) stream_row<u32>(low, row, (u32)op.base, (u32*)out + i);
+            if (OUT == OUT_U64) stream_row<u64>(low, row, (u64)op.base, (u64*)out + i);
+            continue;
+        }
         PER_LANE(u32, x);
         PER_LANE(u32, y);
         u32 present = ~0u;
         if (KIND == OP_DIRECT) {
-            stream_row(low, row, x);
-            if (two) stream_row(high, row, y);
+            stream_row<u32>(low, row, 0, x);
+            if (two) stream_row<u32>(high, row, 0, y);
         } else {
             present = LOAD(bits0 + row);
             if (live < LANES) present &= (1u << live) - 1u;
@@ -344,16 +365,13 @@ template <int KIND, int STEP> FN void decode_by_out(const Task& t) {
 }
 
 static void decode_vector(const Task& t) {
-    const bool dictionary = t.op->dict != NO_OFFSET, scan = t.op->scan != SCAN_NONE;
-    switch (t.op->kind) {
-        case OP_COPY: return decode_copy(t);
-        case OP_RANK: return dictionary ? decode_by_out<OP_RANK, STEP_DICTIONARY>(t) : decode_rows<OP_RANK, ANY, ANY>(t);
-        case OP_NULLS: return dictionary || scan ? decode_rows<OP_NULLS, ANY, ANY>(t) : decode_by_out<OP_NULLS, STEP_STORE>(t);
-        default: break;
-    }
+    const bool dictionary = t.op->dict != NO_OFFSET, plain = !dictionary && t.op->scan == SCAN_NONE;
+    if (t.op->kind == OP_COPY) return decode_copy(t);
+    if (t.op->kind == OP_RANK) return decode_rows<OP_RANK, ANY, ANY>(t);
+    if (t.op->kind == OP_NULLS) return decode_rows<OP_NULLS, ANY, ANY>(t);
     if (dictionary) return decode_by_out<OP_DIRECT, STEP_DICTIONARY>(t);
-    if (scan) return decode_rows<OP_DIRECT, ANY, ANY>(t);
-    return decode_by_out<OP_DIRECT, STEP_STORE>(t);
+    if (plain) return decode_by_out<OP_DIRECT, STEP_STORE>(t);
+    decode_rows<OP_DIRECT, ANY, ANY>(t);
 }
 
 #endif
