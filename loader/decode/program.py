@@ -178,10 +178,10 @@ class _Tables:
         index = np.arange(chunk.size) - starts[chunk]
         return _records(slab, self.offsets[chunk] + first[chunk] + index * record.itemsize, record)
 
-    def check_stream(self, bad: Array, chunk: Array, start: Array, num_bytes: Array, used: Array, what: str) -> None:
-        """Refuse streams in use that leave their chunk or are not on 4 bytes; `bad` are those already known to be wrong."""
+    def check_stream(self, chunk: Array, start: Array, num_bytes: Array, used: Array, what: str) -> None:
+        """Refuse streams in use that leave their chunk or are not on 4 bytes."""
         end = start + num_bytes
-        _refuse(used & (bad | (start < CHUNK_HEADER.itemsize) | (start % 4 != 0) | (end > self.sizes[chunk])), chunk, f"{what} lie outside of it")
+        _refuse(used & ((start < CHUNK_HEADER.itemsize) | (start % 4 != 0) | (end > self.sizes[chunk])), chunk, f"{what} lie outside of it")
 
 
 def _records(slab: Array, at: Array, record: np.dtype[Any]) -> Array:
@@ -219,55 +219,69 @@ def _place_regions(tables: _Tables, max_arena_bytes: int) -> tuple[Array, Array]
     return regions, num_bytes
 
 
-def _relocate_ops(tables: _Tables, regions: Array, region_bytes: Array) -> Array:
+def _check_ops(tables: _Tables) -> None:
+    """Kinds, levels and numbers of sources: what does not need the regions."""
     table, chunk = tables.ops, tables.op_chunk
     kind, scan, out_kind = table["kind"], table["scan"], table["out_kind"]
-    num_regions = tables.headers["num_regions"].astype(np.int64)[chunk]
-    num_sources = tables.headers["num_sources"].astype(np.int64)[chunk]
-    count = table["count"].astype(np.int64)
+    header = tables.headers
     has_dictionary = table["dict_region"] != NO_REGION
     _refuse((kind > OpKind.RANK) | (out_kind > OutKind.VIEW) | (scan > Scan.EXCLUSIVE_SUM), chunk, "an op has a kind this version does not know")
     _refuse((table["flags"] != 0) | (table["num_patches"] != 0), chunk, "an op has flags or patches this version does not know")
-    _refuse(table["level"] >= tables.headers["num_levels"][chunk], chunk, "an op's level is above its chunk's")
-    wanted = np.where(kind == OpKind.RANK, 0, np.where((out_kind == OutKind.VIEW) & ((scan == Scan.SUM) | (scan == Scan.ZIGZAG_SUM)), 2, 1))
-    halves = (wanted == 1) & (table["num_sources"] == 2) & (kind != OpKind.COPY) & (scan == Scan.NONE)
+    _refuse(table["level"] >= header["num_levels"][chunk], chunk, "an op's level is above its chunk's")
+    ranged_views = (out_kind == OutKind.VIEW) & ((scan == Scan.SUM) | (scan == Scan.ZIGZAG_SUM))
+    wanted = np.where(kind == OpKind.RANK, 0, np.where(ranged_views, 2, 1))
+    halves = (wanted == 1) & (table["num_sources"] == 2) & (kind != OpKind.COPY) & (scan == Scan.NONE) & ~has_dictionary
     _refuse((table["num_sources"] != wanted) & ~halves, chunk, "an op has too few or too many sources")
-    _refuse(table["first_source"].astype(np.int64) + table["num_sources"] > num_sources, chunk, "an op's sources do not exist")
+    _refuse(table["first_source"].astype(np.int64) + table["num_sources"] > header["num_sources"][chunk], chunk, "an op's sources do not exist")
     _refuse((scan != Scan.NONE) & ((kind != OpKind.DIRECT) | has_dictionary), chunk, "an op scans what may not be scanned")
     _refuse((out_kind == OutKind.VIEW) & (kind != OpKind.COPY) & ~has_dictionary & (scan == Scan.NONE), chunk, "an op makes views of nothing")
     _refuse(has_dictionary & (kind == OpKind.COPY), chunk, "a copy has a dictionary")
-    _refuse((table["out_region"] >= num_regions) | (has_dictionary & (table["dict_region"] >= num_regions)), chunk, "an op's region does not exist")
-    size = _OUT_BYTES[out_kind]
-    out_region = tables.region_starts[chunk] + table["out_region"]
-    _refuse(regions["item_bytes"][out_region] != size, chunk, "an op writes items of another size than its region's")
-    _refuse(table["out_offset"].astype(np.int64) + count * size > region_bytes[out_region], chunk, "an op writes past its region")
+    no_region = (table["out_region"] >= header["num_regions"][chunk]) | (has_dictionary & (table["dict_region"] >= header["num_regions"][chunk]))
+    _refuse(no_region, chunk, "an op's region does not exist")
+
+
+def _op_regions(tables: _Tables, regions: Array, region_bytes: Array) -> tuple[Array, Array]:
+    """The region that each op writes, and its dictionary or -1; sizes and levels checked."""
+    table, chunk = tables.ops, tables.op_chunk
+    size = _OUT_BYTES[table["out_kind"]]
+    first = tables.region_starts[chunk]
+    out = first + table["out_region"]
+    _refuse(regions["item_bytes"][out] != size, chunk, "an op writes items of another size than its region's")
+    _refuse(table["out_offset"].astype(np.int64) + table["count"].astype(np.int64) * size > region_bytes[out], chunk, "an op writes past its region")
     _refuse(table["out_offset"] % size != 0, chunk, "an op writes between items")
-    dict_region = np.where(has_dictionary, tables.region_starts[chunk] + np.where(has_dictionary, table["dict_region"], 0), 0)
-    if has_dictionary.any():
-        _refuse(has_dictionary & (table["dict_count"].astype(np.int64) * size > region_bytes[dict_region]), chunk, "a dictionary is larger than its region")
-        _refuse(has_dictionary & (regions["item_bytes"][dict_region] != size), chunk, "a dictionary has items of another size")
-        _refuse(has_dictionary & (_written_at(tables)[dict_region] >= table["level"]), chunk, "an op reads a dictionary before it is written")
+    dictionary = np.where(table["dict_region"] != NO_REGION, first + table["dict_region"], -1)
+    with_one = np.flatnonzero(dictionary >= 0)
+    if with_one.size:
+        entries, chunk, size = dictionary[with_one], chunk[with_one], size[with_one]
+        _refuse(table["dict_count"][with_one].astype(np.int64) * size > region_bytes[entries], chunk, "a dictionary is larger than its region")
+        _refuse(regions["item_bytes"][entries] != size, chunk, "a dictionary has items of another size")
+        _refuse(_written_at(tables)[entries] >= table["level"][with_one], chunk, "an op reads a dictionary before it is written")
+    return out, dictionary
+
+
+def _relocate_ops(tables: _Tables, regions: Array, region_bytes: Array) -> Array:
+    _check_ops(tables)
+    out_region, dict_region = _op_regions(tables, regions, region_bytes)
+    table, chunk = tables.ops, tables.op_chunk
+    count = table["count"].astype(np.int64)
     vectors = -(-count // VECTOR)
-    uses_bits = ((kind == OpKind.NULLS) | (kind == OpKind.RANK)) & (count > 0)
-    scans = (scan != Scan.NONE) & (count > 0)
-    fits = np.zeros(count.size, np.bool_)
-    bits, anchors, scan_anchors = (table[name].astype(np.int64) for name in ("bits0", "anchors", "scan_anchors"))
-    tables.check_stream(fits, chunk, bits, vectors * (VECTOR // 8), uses_bits, "an op's bits")
-    tables.check_stream(fits, chunk, anchors, vectors * 4, uses_bits, "an op's rank anchors")
-    tables.check_stream(fits, chunk, scan_anchors, vectors * 4, scans, "an op's scan anchors")
+    uses_bits = ((table["kind"] == OpKind.NULLS) | (table["kind"] == OpKind.RANK)) & (count > 0)
+    scans = (table["scan"] != Scan.NONE) & (count > 0)
+    streams = (("bits0", uses_bits, VECTOR // 8, "an op's bits"), ("anchors", uses_bits, 4, "rank anchors"), ("scan_anchors", scans, 4, "scan anchors"))
     ops = np.zeros(table.size, PROGRAM_OP)
     for name in ("kind", "out_kind", "scan", "num_sources", "level", "flags", "count", "dict_count", "scale", "base"):
         ops[name] = table[name]
+    for name, used, vector_bytes, what in streams:
+        data = table[name].astype(np.int64)
+        tables.check_stream(chunk, data, vectors * vector_bytes, used, what)
+        ops[name] = np.where(used, (tables.offsets[chunk] + data).astype(np.uint64), np.uint64(NO_OFFSET))
     ops["first_source"] = tables.source_starts[chunk] + table["first_source"]
     ops["chunk"] = chunk
     ops["out"] = regions["arena"][out_region] + table["out_offset"]
-    start = tables.offsets[chunk]
-    none = np.uint64(NO_OFFSET)
-    ops["dict"] = np.where(has_dictionary, regions["arena"][dict_region].astype(np.uint64), none) if regions.size else none
-    ops["bits0"] = np.where(uses_bits, (start + bits).astype(np.uint64), none)
-    ops["anchors"] = np.where(uses_bits, (start + anchors).astype(np.uint64), none)
-    ops["scan_anchors"] = np.where(scans, (start + scan_anchors).astype(np.uint64), none)
-    ops["bits1"] = ops["patches"] = none
+    ops["dict"] = np.uint64(NO_OFFSET)
+    with_dictionary = np.flatnonzero(dict_region >= 0)
+    ops["dict"][with_dictionary] = regions["arena"][dict_region[with_dictionary]]
+    ops["bits1"] = ops["patches"] = np.uint64(NO_OFFSET)
     return ops
 
 
@@ -287,12 +301,11 @@ def _relocate_sources(tables: _Tables, regions: Array, region_bytes: Array) -> A
     copied, copy_bytes, level = _source_users(tables, count)
     data, meta = table["data"].astype(np.int64), table["meta"].astype(np.int64)
     used = count > 0
-    fine = np.zeros(count.size, np.bool_)
     packed, bits = used & (kind == SourceKind.PACKED), used & (kind == SourceKind.BITS)
-    tables.check_stream(fine, chunk, meta, vectors * VECTOR_META.itemsize, packed, "a packed stream's records")
-    tables.check_stream(fine, chunk, data, table["num_words"].astype(np.int64) * 4, packed & (table["num_words"] > 0), "a packed stream's words")
-    tables.check_stream(fine, chunk, data, vectors * (VECTOR // 8), bits, "a bit stream's words")
-    tables.check_stream(fine, chunk, data, copy_bytes, used & copied, "plain items")
+    tables.check_stream(chunk, meta, vectors * VECTOR_META.itemsize, packed, "a packed stream's records")
+    tables.check_stream(chunk, data, table["num_words"].astype(np.int64) * 4, packed & (table["num_words"] > 0), "a packed stream's words")
+    tables.check_stream(chunk, data, vectors * (VECTOR // 8), bits, "a bit stream's words")
+    tables.check_stream(chunk, data, copy_bytes, used & copied, "plain items")
     plain = used & (kind == SourceKind.PLAIN) & ~copied
     _refuse(copied & (kind != SourceKind.PLAIN), chunk, "a copy has another source than plain items")
     _refuse(plain & (table["region"] >= tables.headers["num_regions"].astype(np.int64)[chunk]), chunk, "a source's region does not exist")

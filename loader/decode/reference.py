@@ -16,7 +16,7 @@ from loader.errors import CorruptSegmentError
 from loader.segment.layout import OUT_ITEM_BYTES, VECTOR, VECTOR_META, OpKind, OutKind, Scan, SourceKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_STORED = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_STORED: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
 
 def execute(program: Program, slab: Array, arena: Array) -> None:

@@ -15,7 +15,7 @@ from loader.errors import CorruptSegmentError
 from loader.segment.layout import PADDING_BYTES, VALUE_DTYPES, Role
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_UNSIGNED = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 _MAX_DEPTHS = 16
 
 

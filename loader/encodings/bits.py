@@ -28,7 +28,7 @@ def unpack_bits(words: Array, count: int) -> Array:
 def rank_anchors(words: Array) -> Array:
     """Set bits before each vector, uint32 `[vectors]`."""
     counts = np.bitwise_count(words).reshape(-1, VECTOR // 32).sum(axis=1, dtype=np.uint32)
-    return np.cumsum(counts, dtype=np.uint32) - counts
+    return np.asarray(np.cumsum(counts, dtype=np.uint32) - counts)
 
 
 class Bitmap:

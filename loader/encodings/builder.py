@@ -125,7 +125,7 @@ class ChunkBuilder:
         ops = np.zeros(len(self._ops), OP)
         for record, op in zip(ops, self._ops, strict=True):
             for name, value in op.items():
-                record[name] = (0 if value is None else value + data_start) if name in _OP_STREAMS else value
+                record[name] = 0 if value is None else value + data_start if name in _OP_STREAMS else value
         sources = np.array(
             [
                 (kind, 0, region, 0 if data is None else data + data_start, 0 if meta is None else meta + data_start, value, count, num_words)

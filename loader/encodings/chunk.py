@@ -13,7 +13,6 @@ from loader.encodings.builder import ChunkBuilder
 from loader.encodings.chooser import Decision, EncodeOptions, as_integers, encode_booleans, encode_values
 from loader.encodings.frame import frame
 from loader.encodings.leaf import LeafType
-from loader.encodings.overlap import ranges
 from loader.encodings.shred import Leaf, ListNode, Node
 from loader.encodings.target import OUT_KINDS, Target
 from loader.encodings.views import Layout, choose_layout, emit_views

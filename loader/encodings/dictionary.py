@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from loader.encodings import bitpack
+from loader.encodings.frame import Halves, Packed, frame
 from loader.encodings.plain import Plain
 from loader.encodings.target import OUT_KINDS, UNSIGNED, Candidate, Target, emit_stream, stream_bytes, stream_text
-from loader.encodings.frame import Halves, Packed, frame
 from loader.segment.layout import Role, ValueType
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -19,7 +19,7 @@ def ranges(starts: Array, lengths: Array) -> Array:
     lengths = lengths.astype(np.int64, copy=False)
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if ends.size else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts.astype(np.int64, copy=False) - (ends - lengths), lengths)
+    return np.asarray(np.arange(total, dtype=np.int64) + np.repeat(starts.astype(np.int64, copy=False) - (ends - lengths), lengths))
 
 
 def _equal_ranges(planes: Sequence[Array], first: Array, second: Array, lengths: Array) -> Array:

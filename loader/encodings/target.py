@@ -14,7 +14,7 @@ from loader.segment.layout import NO_REGION, OpKind, OutKind, SourceKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OUT_KINDS = {1: OutKind.U8, 2: OutKind.U16, 4: OutKind.U32, 8: OutKind.U64}
-UNSIGNED = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,11 @@ def _row_bytes(array: pa.Array, leaf: LeafType) -> Array:
     if is_bytes(kind):
         if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
             array = array.cast(pa.large_binary())
-        return 8 + pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.asarray(8 + pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64))
     if is_list(kind):
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
         if leaf.depth == 1:
-            return 8 + lengths * (leaf.dtype.itemsize * leaf.values_per_entry)
+            return np.asarray(8 + lengths * (leaf.dtype.itemsize * leaf.values_per_entry))
         inner = LeafType(value_type=leaf.value_type, depth=leaf.depth - 1, fixed_size=leaf.fixed_size)
         sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(_row_bytes(array.flatten(), inner))])
         ends = np.cumsum(lengths)

@@ -121,7 +121,7 @@ def check_version(version: int, features: int, where: str) -> None:
         raise UnsupportedVersionError(f"{where} uses features that this Headrace does not know ({names}): upgrade Headrace to read it")
 
 
-def read_tail(tail_bytes: memoryview, num_bytes: int, where: str) -> Array:
+def read_tail(tail_bytes: memoryview, num_bytes: int, where: str) -> Any:
     """The TAIL record of a segment, its form checked; the checksum needs the directory and is `check_directory`'s.
 
     Args:

@@ -56,7 +56,7 @@ class SectionPages:
             raise CorruptSegmentError(f"{self._where}: bytes {start:,} to {stop:,} lie outside of section {self._name()}")
         pages = np.arange(start // SECTION_PAGE_BYTES, -(-stop // SECTION_PAGE_BYTES))
         self._load(pages[~self._loaded[pages]])
-        return memoryview(self._content)[start:stop]
+        return self._content.data[start:stop]
 
     def _name(self) -> str:
         return Section(self.kind).name if self.kind in Section.__members__.values() else str(self.kind)

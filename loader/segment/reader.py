@@ -209,10 +209,10 @@ class SegmentReader:
         """
         wanted = np.array([self.column_index(int(column)) for column in column_ids], np.int64)
         numbers = np.asarray(blocks, np.int64)
-        if numbers.size and not (0 <= int(numbers.min()) and int(numbers.max()) < self.num_blocks):
+        if numbers.size and not (int(numbers.min()) >= 0 and int(numbers.max()) < self.num_blocks):
             raise ValueError(f"blocks go from 0 to {self.num_blocks - 1}, not {numbers.min()} to {numbers.max()}")
         rows = wanted[:, None] * self.num_blocks + numbers
-        found = self._records(Section.CHUNKS, CHUNK, self.num_columns * self.num_blocks, rows.reshape(-1))[rows]
+        found: Array = self._records(Section.CHUNKS, CHUNK, self.num_columns * self.num_blocks, rows.reshape(-1))[rows]
         ends = found["offset"] + found["num_bytes"]
         if found.size and ((ends > self._source.num_bytes) | (ends < found["offset"]) | (found["offset"] % ALIGNMENT != 0)).any():
             raise CorruptSegmentError(f"{self.name}: a chunk lies outside of the file; fetch or write the file again")
@@ -225,7 +225,7 @@ class SegmentReader:
 
     def section(self, kind: Section) -> memoryview | None:
         """The bytes of a section, verified; None where the segment has none."""
-        return memoryview(self._sections[kind].all()) if kind in self._sections else None
+        return self._sections[kind].all().data if kind in self._sections else None
 
     def read_block(self, block: int, column_ids: Sequence[int], *, verify: bool | None = None, threads: int = 1) -> DecodedBlock:
         """Fetch, verify and decode some columns of a block."""

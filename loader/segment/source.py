@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from loader.errors import NotFoundError, TruncatedSegmentError
@@ -27,11 +26,12 @@ class FileSource:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
+        self._descriptor = -1
         try:
-            self._file = Path(path).open("rb")
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFoundError(f"no segment {self.name}: check the path, or list the table's segments with `headrace describe`") from None
-        self.num_bytes = os.fstat(self._file.fileno()).st_size
+        self.num_bytes = os.fstat(self._descriptor).st_size
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         return [memoryview(self._read(offset, num_bytes)) for offset, num_bytes in ranges]
@@ -39,7 +39,7 @@ class FileSource:
     def _read(self, offset: int, num_bytes: int) -> bytes:
         parts, missing = [], num_bytes
         while missing:
-            part = os.pread(self._file.fileno(), missing, offset + num_bytes - missing)
+            part = os.pread(self._descriptor, missing, offset + num_bytes - missing)
             if not part:
                 raise TruncatedSegmentError(
                     f"{self.name} ends at {offset + num_bytes - missing:,}, before byte {offset + num_bytes:,}: it was cut off while open"
@@ -49,8 +49,13 @@ class FileSource:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; a second call does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class MemorySource:

@@ -246,7 +246,7 @@ def _lay_chunks(chunks: list[list[_Encoded]]) -> tuple[bytearray, Array]:
             position = round_up(position + chunk.data.size, ALIGNMENT)
     data = bytearray(position)
     for record, chunk in zip(placed.reshape(-1), (chunk for blocks in chunks for chunk in blocks), strict=True):
-        data[int(record["offset"]) : int(record["offset"]) + chunk.data.size] = memoryview(chunk.data)
+        data[int(record["offset"]) : int(record["offset"]) + chunk.data.size] = chunk.data.data
     return data, placed
 
 
