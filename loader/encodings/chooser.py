@@ -6,17 +6,16 @@ A sample decides only whether a dictionary is worth trying. Returns what was cho
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 
 from loader.encodings.bits import Bitmap
 from loader.encodings.constant import Constant
-from loader.encodings.dictionary import Dictionary, distinct_codes, sample_distinct
+from loader.encodings.dictionary import Dictionary, distinct_codes, estimate_bytes
 from loader.encodings.frame import Halves, Packed, frame
 from loader.encodings.plain import Plain
-from loader.encodings.target import OUT_KINDS, UNSIGNED, Candidate, Target
+from loader.encodings.target import UNSIGNED, Candidate, Target
 from loader.segment.layout import ValueType
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -71,11 +70,8 @@ def choose(values: Array, *, spread: bool, options: EncodeOptions) -> tuple[Cand
         candidates.append(Halves(parts.base, parts.deltas))
     if not spread:
         candidates.append(Plain(values=values.view(UNSIGNED[size])))
-    if options.dictionary and size > 1:
-        distinct = sample_distinct(values)
-        floor = 0.0 if distinct is None else values.size * math.log2(max(distinct, 2)) / 8
-        if distinct is not None and floor < 0.8 * min(candidate.num_bytes for candidate in candidates):
-            candidates.append(Dictionary(*distinct_codes(values)))
+    if options.dictionary and size > 1 and estimate_bytes(values) < 0.9 * min(candidate.num_bytes for candidate in candidates):
+        candidates.append(Dictionary(*distinct_codes(values)))
     best = min(candidates, key=lambda candidate: candidate.cost)
     others = "; ".join(f"{candidate.text.split('[')[0].split('(')[0]} {candidate.num_bytes:,} B" for candidate in candidates if candidate is not best)
     return best, f"{best.num_bytes:,} B" + (f"; {others}" if others else "")
@@ -111,6 +107,3 @@ def encode_booleans(target: Target, values: Array) -> Decision:
     bitmap = Bitmap(target.builder, mask)
     bitmap.emit_bytes(target.region)
     return Decision(tree="bits", reason="a bit a value")
-
-
-__all__ = ["OUT_KINDS", "Decision", "EncodeOptions", "as_integers", "choose", "encode_booleans", "encode_values"]

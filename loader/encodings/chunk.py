@@ -13,6 +13,7 @@ from loader.encodings.builder import ChunkBuilder
 from loader.encodings.chooser import Decision, EncodeOptions, as_integers, encode_booleans, encode_values
 from loader.encodings.frame import frame
 from loader.encodings.leaf import LeafType
+from loader.encodings.overlap import ranges
 from loader.encodings.shred import Leaf, ListNode, Node
 from loader.encodings.target import OUT_KINDS, Target
 from loader.encodings.views import Layout, choose_layout, emit_views
@@ -49,9 +50,10 @@ def _encode_node(builder: ChunkBuilder, node: Node, leaf: LeafType, depth: int, 
         return _encode_leaf(builder, node, leaf, depth, options)
     if node.validity is not None:
         Bitmap(builder, node.validity).emit_validity(depth)
-    layout = choose_layout(node.lengths, _planes(node.child, leaf), item_bytes=_item_bytes(node.child, leaf), options=options)
+    slide = leaf.value_type != ValueType.UINT8
+    layout = choose_layout(node.lengths, _planes(node.child, leaf), item_bytes=_item_bytes(node.child, leaf), options=options, slide=slide)
     views = emit_views(builder, layout, depth=depth, count=node.lengths.size)
-    pool = _encode_node(builder, _take(node.child, layout, leaf), leaf, depth + 1, options)
+    pool = _encode_node(builder, _take(node.child, layout), leaf, depth + 1, options)
     return Decision(tree=f"{layout.text}(pool={pool.tree}, {views})", reason=f"{layout.reason}; pool {pool.reason}")
 
 
@@ -77,11 +79,12 @@ def _item_bytes(child: Node, leaf: LeafType) -> float:
     return max(bitpack.plan(parts.deltas).num_bytes / stretch.size, 0.05)
 
 
-def _take(child: Node, layout: Layout, leaf: LeafType) -> Node:
-    if layout.items is None:
+def _take(child: Node, layout: Layout) -> Node:
+    if layout.parts is None:
         return child
     assert isinstance(child, Leaf), "only leaves are compared, so only leaves are taken from"
-    return Leaf(values=child.values[layout.items], validity=None if child.validity is None else child.validity[layout.items])
+    items = ranges(*layout.parts)
+    return Leaf(values=child.values[items], validity=None if child.validity is None else child.validity[items])
 
 
 def _encode_leaf(builder: ChunkBuilder, node: Leaf, leaf: LeafType, depth: int, options: EncodeOptions) -> Decision:

@@ -35,7 +35,7 @@ class Layout:
         starts: int64 `[views]`, None when each view starts where the one before ends.
         fresh: bool `[entries]` where entries share the view of the entry before, else None.
         codes: uint32 `[entries]` where entries share views by number, else None.
-        items: int64 positions of the pool's items, None for all of them in order.
+        parts: Starts and lengths (int64) of the stretches of items that make the pool, in its order; None for all items.
         num_items: Items of the pool.
         text: For descriptions.
         reason: Why.
@@ -46,7 +46,7 @@ class Layout:
     starts: Array | None = None
     fresh: Array | None = None
     codes: Array | None = None
-    items: Array | None = None
+    parts: tuple[Array, Array] | None = None
     text: str = "lists"
     reason: str = "no repetition found"
 
@@ -66,9 +66,13 @@ def _zigzag(starts: Array) -> Array:
 def _repeats(offsets: Array, fresh: Array) -> Layout:
     rows = np.flatnonzero(fresh)
     lengths = np.diff(offsets)[rows]
-    items = ranges(offsets[rows], lengths)
     return Layout(
-        lengths=lengths, num_items=items.size, fresh=fresh, items=items, text="views", reason=f"{rows.size:,} of {fresh.size:,} rows differ from the row before"
+        lengths=lengths,
+        num_items=int(lengths.sum()),
+        fresh=fresh,
+        parts=(offsets[rows], lengths),
+        text="views",
+        reason=f"{rows.size:,} of {fresh.size:,} rows differ from the row before",
     )
 
 
@@ -83,7 +87,7 @@ def _sliding(planes: Sequence[Array], offsets: Array, fresh: Array, *, newest_fi
     overlap = slide_overlaps([plane[gathered] for plane in planes], local, max_slide_items)
     added = lengths - overlap
     starts = np.cumsum(added) - lengths
-    items = gathered[ranges(local[:-1] + overlap, added)]
+    parts = (offsets[order] + overlap, added)
     slides = int(np.count_nonzero(overlap))
     if newest_first:
         lengths, starts = lengths[::-1], starts[::-1]
@@ -91,8 +95,8 @@ def _sliding(planes: Sequence[Array], offsets: Array, fresh: Array, *, newest_fi
         lengths=lengths,
         starts=starts,
         fresh=None if fresh.all() else fresh,
-        num_items=items.size,
-        items=items,
+        num_items=int(added.sum()),
+        parts=parts,
         text="sliding views, newest first" if newest_first else "sliding views",
         reason=f"{slides:,} of {rows.size:,} distinct rows continue a neighbour",
     )
@@ -108,14 +112,14 @@ def _shared(offsets: Array, items: Array) -> Layout | None:
     if len(sample.unique()) > 0.7 * len(sample):
         return None
     codes = rows.dictionary_encode().indices.to_numpy().astype(np.uint32)
-    _, first = np.unique(codes, return_index=True)
+    # Arrow numbers values in the order of their first rows
+    first = np.flatnonzero(np.diff(np.maximum.accumulate(codes.astype(np.int64)), prepend=-1))
     lengths = np.diff(offsets)[first]
-    taken = ranges(offsets[first], lengths)
     reason = f"{first.size:,} distinct of {count:,} rows"
-    return Layout(lengths=lengths, num_items=taken.size, codes=codes, items=taken, text="shared views", reason=reason)
+    return Layout(lengths=lengths, num_items=int(lengths.sum()), codes=codes, parts=(offsets[first], lengths), text="shared views", reason=reason)
 
 
-def choose_layout(lengths: Array, planes: Sequence[Array] | None, *, item_bytes: float, options: EncodeOptions) -> Layout:
+def choose_layout(lengths: Array, planes: Sequence[Array] | None, *, item_bytes: float, options: EncodeOptions, slide: bool = True) -> Layout:
     """The layout whose pool and views take least.
 
     Args:
@@ -123,6 +127,7 @@ def choose_layout(lengths: Array, planes: Sequence[Array] | None, *, item_bytes:
         planes: Arrays over all items that say when items are equal; None where they cannot be compared.
         item_bytes: Estimated encoded bytes of a pool item.
         options: What may be used.
+        slide: Whether rows may be windows of a history: not worth looking for in strings.
     """
     offsets = np.zeros(lengths.size + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -135,7 +140,7 @@ def choose_layout(lengths: Array, planes: Sequence[Array] | None, *, item_bytes:
     repeats = plain if fresh.all() else _repeats(offsets, fresh)
     candidates.append(repeats)
     limit = (1 - options.min_pool_saving) * repeats.num_items
-    for newest_first in (False, True):
+    for newest_first in (False, True) if slide else ():
         if _sliding_pays(planes, offsets, fresh, newest_first=newest_first, options=options):
             sliding = _sliding(planes, offsets, fresh, newest_first=newest_first, max_slide_items=options.max_slide_items)
             candidates.append(sliding if sliding.num_items < limit else None)
