@@ -1,0 +1,219 @@
+"""Batch: what a training loop gets. Columns by name as tensors, Jagged lists or NumPy arrays, with validity, padding mask and row positions.
+
+Owns the faces of a batch (torch, NumPy, Arrow). Tensors are made when they are asked for and share memory with the batch's own arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from loader.batch.assemble import BatchArrays
+from loader.batch.jagged import Jagged
+from loader.batch.window import Columns
+from loader.encodings.leaf import is_bytes
+from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
+from loader.extras import require
+from loader.segment.layout import ValueType
+
+OUTPUTS = ("dict", "numpy", "arrow")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchLayout:
+    """What all batches of a loader share.
+
+    Attributes:
+        columns: How columns are stored; may hold more than users see.
+        names: The columns users see, in their order.
+        block_segments: int64 [blocks], segment id of each block of the plan.
+        block_row_starts: int64 [blocks], first row of each block in its segment.
+        output: `dict` gives torch tensors, `numpy` arrays.
+    """
+
+    columns: Columns
+    names: tuple[str, ...]
+    block_segments: npt.NDArray[np.int64]
+    block_row_starts: npt.NDArray[np.int64]
+    output: str = "dict"
+
+    def __post_init__(self) -> None:
+        if self.output not in OUTPUTS:
+            raise ValueError(f"output is {self.output!r}; it must be one of {', '.join(OUTPUTS)}")
+        for column in self.columns.read:
+            if self.output == "dict" and column.name in self.names and is_bytes(column.type):
+                raise SchemaError(
+                    f"column {column.name!r} is {column.type}, which no tensor holds: leave it out of columns=[…], encode it as numbers when writing, "
+                    "or use output='numpy' or 'arrow'"
+                )
+
+
+class Batch(Mapping[str, Any]):
+    """A batch of one rank. `batch["clicks"]` is a tensor [rows], `batch["history"]` a `Jagged`; `len(batch)` is its rows.
+
+    With remainder="pad" the last rows of the last batch may be padding (zeros, empty lists): `mask` is False there and `num_samples` does not count them.
+    The batch owns its memory: nothing is recycled while it, or a tensor of it, is alive. A transform may return a batch with other columns: `replace`.
+    """
+
+    def __init__(self, layout: BatchLayout, arrays: BatchArrays, columns: dict[str, Any] | None = None, validity: dict[str, Any] | None = None) -> None:
+        self._layout = layout
+        self._arrays = arrays
+        self._columns: dict[str, Any] = {} if columns is None else columns
+        self._names = layout.names if columns is None else tuple(columns)
+        self._validity = validity
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of every column, padding included."""
+        return self._arrays.num_rows
+
+    @property
+    def num_samples(self) -> int:
+        """Rows that are samples; they come first."""
+        return self._arrays.num_samples
+
+    def __len__(self) -> int:
+        return self._arrays.num_rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._columns:
+            if name not in self._names:
+                raise ColumnNotFoundError(f"the batch has no column {name!r}: {did_you_mean(name, self._names)}")
+            self._columns[name] = self._make(name)
+        return self._columns[name]
+
+    def __repr__(self) -> str:
+        return f"Batch({self.num_rows} rows; {', '.join(self._names)})"
+
+    def _index(self, name: str) -> int:
+        return next(i for i, column in enumerate(self._layout.columns.read) if column.name == name)
+
+    def _make(self, name: str) -> Any:
+        index = self._index(name)
+        column = self._layout.columns.read[index]
+        if index in self._arrays.lists:
+            values, offsets = self._arrays.lists[index]
+            if is_bytes(column.type):
+                return self.to_arrow_column(name).to_numpy(zero_copy_only=False)
+            return Jagged(self._convert(values, column.leaf.value_type), self._convert(offsets))
+        return self._convert(self._fixed(index), column.leaf.value_type)
+
+    def _fixed(self, index: int) -> npt.NDArray[Any]:
+        if index in self._arrays.wide:
+            return self._arrays.wide[index]
+        for group, matrix in zip(self._layout.columns.groups, self._arrays.fixed, strict=True):
+            if index in group.columns:
+                return matrix[group.columns.index(index)]
+        raise AssertionError(f"column {index} is in no group")
+
+    def _convert(self, values: npt.NDArray[Any], value_type: ValueType | None = None) -> Any:
+        if value_type is ValueType.BOOL:
+            values = values.view(np.bool_)
+        if self._layout.output != "dict":
+            return values
+        torch = require("torch", extra="torch")
+        tensor = torch.from_numpy(values)
+        return tensor.view(torch.bfloat16) if value_type is ValueType.BFLOAT16 else tensor
+
+    @property
+    def validity(self) -> Mapping[str, Any]:
+        """By column, a bool tensor (or array) [rows]: True where the value is there, False where it is null or padding."""
+        if self._validity is None:
+            self._validity = {name: self._convert(self._valid(self._index(name)), ValueType.BOOL) for name in self._names}
+        return self._validity
+
+    def _valid(self, index: int) -> npt.NDArray[np.uint8]:
+        present = self._arrays.validity.get(index)
+        if present is None:
+            present = np.ones(self.num_rows, np.uint8)
+            present[self.num_samples :] = 0
+        return present
+
+    @property
+    def mask(self) -> Any:
+        """bool [rows]: False where a row is padding."""
+        return self._convert((np.arange(self.num_rows) < self.num_samples).view(np.uint8), ValueType.BOOL)
+
+    def positions(self) -> npt.NDArray[np.int64]:
+        """int64 [samples, 2]: (segment id, row of the segment) of every sample, by which it can be accounted for."""
+        blocks = self._arrays.blocks
+        return np.stack([self._layout.block_segments[blocks], self._layout.block_row_starts[blocks] + self._arrays.rows], axis=1)
+
+    def replace(self, **columns: Any) -> Batch:
+        """The batch with other or more columns, for transforms; a value of None removes the column."""
+        merged = {**{name: self[name] for name in self._names}, **columns}
+        kept = {name: value for name, value in merged.items() if value is not None}
+        return Batch(self._layout, self._arrays, kept, {name: valid for name, valid in self.validity.items() if name in kept})
+
+    def _map(self, change: Callable[[Any], Any]) -> Batch:
+        columns = {name: change(self[name]) for name in self._names}
+        return Batch(self._layout, self._arrays, columns, {name: change(valid) for name, valid in self.validity.items()})
+
+    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+        """The batch with its tensors on a device (TorchRec's Pipelineable)."""
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in pinned host memory."""
+        return self._map(lambda value: value.pin_memory())
+
+    def record_stream(self, stream: Any) -> None:
+        """Tell CUDA's allocator that `stream` uses the tensors."""
+        for name in self._names:
+            self[name].record_stream(stream)
+
+    def to_nested(self) -> dict[str, Any]:
+        """Columns by name, lists as torch nested tensors."""
+        return {name: value.to_nested() if isinstance(value, Jagged) else value for name, value in self.items()}
+
+    def to_arrow(self) -> pa.RecordBatch:
+        """The samples as Arrow, in the types of the schema, nulls as nulls; padding is left out."""
+        return pa.record_batch([self.to_arrow_column(name) for name in self._layout.names], names=list(self._layout.names))
+
+    def to_arrow_column(self, name: str) -> pa.Array:
+        index = self._index(name)
+        column, count = self._layout.columns.read[index], self.num_samples
+        validity = self._arrays.validity.get(index)
+        nulls = None if validity is None else pa.array(validity[:count] == 0)
+        if index not in self._arrays.lists:
+            return _arrow_fixed(self._fixed(index)[:count], column.type, column.leaf.value_type, nulls)
+        values, offsets = self._arrays.lists[index]
+        bitmap = None if validity is None else pa.py_buffer(np.packbits(validity[:count], bitorder="little"))
+        if is_bytes(column.type):
+            text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)
+            kind = pa.large_string() if text else pa.large_binary()
+            array = pa.Array.from_buffers(kind, count, [bitmap, pa.py_buffer(offsets[: count + 1]), pa.py_buffer(values)])
+            return array.cast(column.type)
+        items = _arrow_fixed(values, column.type.value_type, column.leaf.value_type, None)
+        array = pa.Array.from_buffers(pa.large_list(items.type), count, [bitmap, pa.py_buffer(offsets[: count + 1])], children=[items])
+        return array.cast(column.type)
+
+
+def _arrow_fixed(values: npt.NDArray[Any], kind: pa.DataType, value_type: ValueType, nulls: pa.Array | None) -> pa.Array:
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_fixed_size_binary(kind):
+        size = values.shape[1]
+        mask = None if nulls is None else nulls
+        flat = np.ascontiguousarray(values).reshape(-1)
+        if pa.types.is_fixed_size_binary(kind):
+            bitmap = None if mask is None else np.packbits(~np.asarray(mask, np.bool_), bitorder="little")
+            return pa.Array.from_buffers(kind, len(values), [None if bitmap is None else pa.py_buffer(bitmap), pa.py_buffer(flat)])
+        return pa.FixedSizeListArray.from_arrays(_arrow_fixed(flat, kind.value_type, value_type, None), size, mask=mask).cast(kind)
+    if value_type is ValueType.BOOL:
+        array = pa.array(values.view(np.bool_), mask=None if nulls is None else np.asarray(nulls))
+    else:
+        array = pa.array(values, mask=None if nulls is None else np.asarray(nulls))
+    return array if array.type.equals(kind) else array.view(kind) if array.type.bit_width == kind.bit_width else array.cast(kind)

@@ -1,0 +1,79 @@
+"""Row and list gathers: the native kernels where they are built, NumPy otherwise, bit for bit equal.
+
+Owns the dispatch and the NumPy bodies, which are the truth. A list view is a u64: start in the low 32 bits, length in the high.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.errors import CorruptSegmentError
+from loader.kernels import native
+
+Array = npt.NDArray[Any]
+START_MASK = np.uint64(0xFFFF_FFFF)
+LENGTH_SHIFT = np.uint64(32)
+ITEM_BYTES = (1, 2, 4, 8)
+
+
+def gather_fixed(values: Array, rows: npt.NDArray[np.uint32], out: Array, *, threads: int = 1) -> None:
+    """out[i] = values[rows[i]].
+
+    Args:
+        values: [n] or [n, width], contiguous.
+        rows: uint32 [m], each below n.
+        out: [m] or [m, width], of the same dtype.
+        threads: For the native kernel.
+    """
+    library = native.load()
+    if library is not None and values.ndim == 1 and values.itemsize in ITEM_BYTES and len(rows):
+        library.gather_fixed(values, rows, out, threads)
+    else:
+        np.take(values, rows, axis=0, out=out, mode="clip")
+
+
+def list_offsets(views: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """int64 [n + 1]: where each list starts when all are laid end to end."""
+    offsets = np.zeros(len(views) + 1, np.int64)
+    np.cumsum(views >> LENGTH_SHIFT, out=offsets[1:], dtype=np.int64)
+    return offsets
+
+
+def gather_lists(pool: Array, base: int, views: npt.NDArray[np.uint64], out: Array, *, threads: int = 1) -> None:
+    """Copy the lists that `views` show of `pool` end to end into `out`.
+
+    Args:
+        pool: Values; where its items are narrower than those of `out`, a value is base + zero-extended item, modulo the width of `out`.
+        base: See `pool`.
+        views: uint64 [n].
+        out: [sum of lengths], contiguous.
+        threads: For the native kernel.
+
+    Raises:
+        CorruptSegmentError: A view leaves the pool.
+    """
+    if not len(out):
+        return
+    base = base if pool.itemsize < out.itemsize else 0
+    library = native.load()
+    if library is not None:
+        library.gather_lists(pool, base, views, out, threads)
+    else:
+        gather_lists_reference(pool, base, views, out)
+
+
+def gather_lists_reference(pool: Array, base: int, views: npt.NDArray[np.uint64], out: Array) -> None:
+    """`gather_lists` in NumPy."""
+    starts, lengths = (views & START_MASK).astype(np.int64), (views >> LENGTH_SHIFT).astype(np.int64)
+    if len(views) and int((starts + lengths)[lengths > 0].max(initial=0)) > len(pool):
+        raise CorruptSegmentError(f"a list view ends at {int((starts + lengths).max()):,}, past its pool of {len(pool):,} values")
+    index = np.arange(int(lengths.sum())) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    if pool.itemsize == out.itemsize:
+        out[:] = pool.view(out.dtype)[index]
+        return
+    unsigned = np.dtype(f"<u{out.itemsize}")
+    narrow = pool.view(np.dtype(f"<u{pool.itemsize}"))[index]
+    out.view(unsigned)[:] = narrow.astype(unsigned) + np.array([base % 2 ** (8 * out.itemsize)], unsigned)

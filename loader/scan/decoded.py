@@ -1,0 +1,116 @@
+"""A fetched block decoded to columns: chunks through the decode program, then patches scattered, then closed labels filled.
+
+Owns the order of these three steps and the null columns of segments older than a column. Works on bytes in memory only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.decode.arrow import widened
+from loader.decode.result import DecodedColumn, FixedColumn, ListColumn, decode_block
+from loader.encodings.leaf import LeafType
+from loader.encodings.shred import Leaf, shred
+from loader.errors import SchemaError
+from loader.scan.columns import LabelFill, ReadColumn
+from loader.scan.encoded import BlockPatch, EncodedBlock
+
+LENGTH_SHIFT = np.uint64(32)
+
+
+class Arena:
+    """Memory that decoding writes into, block after block; grows to the largest."""
+
+    def __init__(self) -> None:
+        self.memory: npt.NDArray[np.uint8] | None = None
+
+
+def decode(
+    block: EncodedBlock,
+    columns: Sequence[ReadColumn],
+    *,
+    label: LabelFill | None = None,
+    threads: int = 1,
+    arena: Arena | None = None,
+) -> list[DecodedColumn]:
+    """All columns of a block, every stored row of it.
+
+    Args:
+        block: Encoded chunks, in the order of `columns`.
+        columns: What they are.
+        label: How null labels read.
+        threads: For the native executor.
+        arena: Memory to decode into: what is returned lies in it and is overwritten by the next call. Default fresh memory.
+
+    Raises:
+        CorruptSegmentError: A chunk does not decode.
+    """
+    present = np.flatnonzero(block.chunk_offsets >= 0)
+    memory = None if arena is None else arena.memory
+    leaves = [columns[i].leaf for i in present]
+    decoded = decode_block(block.slab, block.chunk_offsets[present], block.chunk_bytes[present], leaves, threads=threads, arena=memory)
+    if arena is not None:
+        arena.memory = decoded.arena
+    found = dict(zip(present.tolist(), decoded.columns, strict=True))
+    out = [found[i] if i in found else null_column(column.leaf, block.num_rows) for i, column in enumerate(columns)]
+    for index, patch in block.patches.items():
+        out[index] = scatter(out[index], columns[index], patch)
+    if label is not None:
+        out[label.label] = fill_label(out, label)
+    return out
+
+
+def null_column(leaf: LeafType, num_rows: int) -> DecodedColumn:
+    """A column of nulls, as a segment older than the column reads."""
+    validity = np.zeros(num_rows, np.uint8)
+    if not leaf.depth:
+        shape = (num_rows, leaf.fixed_size) if leaf.fixed_size else (num_rows,)
+        return FixedColumn(values=np.zeros(shape, leaf.dtype), validity=validity)
+    child = null_column(dataclasses.replace(leaf, depth=leaf.depth - 1), 0)
+    return ListColumn(views=np.zeros(num_rows, np.uint64), validity=validity, child=dataclasses.replace(child, validity=None))
+
+
+def scatter(column: DecodedColumn, read: ReadColumn, patch: BlockPatch) -> DecodedColumn:
+    """Put the values of a patch into a decoded column. Fixed-width values are written in place; lists are redirected into a longer pool."""
+    node = shred(patch.values, read.leaf)
+    validity = column.validity
+    if validity is None and node.validity is not None:
+        validity = np.ones(len(column.views if isinstance(column, ListColumn) else column.values), np.uint8)
+    if validity is not None:
+        validity[patch.rows] = 1 if node.validity is None else node.validity
+    if isinstance(column, FixedColumn):
+        assert isinstance(node, Leaf)
+        values = node.values.reshape(len(patch.rows), *column.values.shape[1:])
+        if node.validity is not None:
+            values = np.where(node.validity.reshape(-1, *[1] * (values.ndim - 1)), values, np.zeros(1, values.dtype))
+        column.values[patch.rows] = values
+        return dataclasses.replace(column, validity=validity)
+    if isinstance(node, Leaf) or not isinstance(node.child, Leaf) or not isinstance(column.child, FixedColumn):
+        raise SchemaError(
+            f"column {read.name!r}: patched lists of lists ({read.type}) cannot be read here: leave the column out of the scan, or compact the table"
+        )
+    pool = widened(column.child.values, column.child.base, read.leaf.dtype)
+    starts = len(pool) + np.cumsum(node.lengths) - node.lengths
+    column.views[patch.rows] = starts.astype(np.uint64) | node.lengths.astype(np.uint64) << LENGTH_SHIFT
+    return dataclasses.replace(column, validity=validity, base=0, child=FixedColumn(values=np.concatenate([pool, node.child.values])))
+
+
+def fill_label(columns: Sequence[DecodedColumn], label: LabelFill) -> DecodedColumn:
+    """The label column with its default where it is null and its window is closed."""
+    column = columns[label.label]
+    if not isinstance(column, FixedColumn) or column.validity is None:
+        return column
+    filled = column.validity == 0
+    if label.time is not None:
+        times = columns[label.time]
+        assert isinstance(times, FixedColumn)
+        filled &= times.values <= label.last_closed_time
+        if times.validity is not None:
+            filled &= times.validity != 0
+    column.values[filled] = label.default
+    column.validity[filled] = 1
+    return column

@@ -1,0 +1,249 @@
+"""Fetching: the encoded chunks of one block, read together, verified, with its patches and selection. The only module of a scan that reads blocks.
+
+A fetcher is rebuilt anywhere from a `FetchSpec`, which is plain data. It keeps the footers and the folded patches of the segments it met last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.catalog.records import SegmentRef, SnapshotView
+from loader.errors import CorruptSegmentError, NotFoundError, StorageError, StorageFullError
+from loader.scan.columns import ReadColumn
+from loader.scan.encoded import BlockPatch, EncodedBlock, FetchRequest, empty_slab
+from loader.segment.checksum import crc32c
+from loader.segment.layout import ALIGNMENT
+from loader.segment.reader import SegmentReader
+from loader.storage import Storage
+from loader.table.resolve import fold
+
+if TYPE_CHECKING:
+    from loader.table.resolve import Resolved
+
+GAP_BYTES = 64 * 1024
+MAX_REQUEST_BYTES = 8 * 1024 * 1024
+CACHED_SEGMENTS = 256
+ATTEMPTS = 4
+FIRST_DELAY_SECONDS = 0.1
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FetchSpec:
+    """All that another process needs to fetch the blocks of a plan.
+
+    Attributes:
+        location: Of the lake.
+        catalog: Url of its catalog; None where the location says it.
+        table: Name.
+        snapshot: Number of the pinned snapshot.
+        columns: As in the scan.
+        where: Normalised predicate.
+        closed_before: In the time column's unit.
+        selection: Hash of the selection, which the catalog holds.
+        num_rows: Rows of the plan; a fetcher that counts others refuses.
+    """
+
+    location: str
+    catalog: str | None
+    table: str
+    snapshot: int
+    columns: tuple[str, ...]
+    where: str | None
+    closed_before: int | None
+    selection: str
+    num_rows: int
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> FetchSpec:
+        value = json.loads(text)
+        return cls(**{**value, "columns": tuple(value["columns"])})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockPlace:
+    """Where a block of a plan is.
+
+    Attributes:
+        ref: Its segment.
+        block: Number in the segment.
+        row_start: First row in the segment.
+        num_rows: Rows stored.
+        selected: Bits of the selected rows, or None when all are.
+    """
+
+    ref: SegmentRef
+    block: int
+    row_start: int
+    num_rows: int
+    selected: npt.NDArray[np.uint8] | None
+
+    def __str__(self) -> str:
+        return f"{self.ref.path} at byte {self.ref.offset}, block {self.block} (rows {self.row_start:,} to {self.row_start + self.num_rows - 1:,})"
+
+
+class BlockFetcher:
+    """Fetches blocks; safe to call from several threads.
+
+    Args:
+        view: The snapshot.
+        storage: Where its paths lie.
+        columns: What to read.
+        locate: Block of the plan -> its place; None where only `fetch_place` is used.
+    """
+
+    def __init__(self, view: SnapshotView, storage: Storage, columns: Sequence[ReadColumn], locate: Callable[[int], BlockPlace] | None = None) -> None:
+        self._view = view
+        self._storage = storage
+        self._columns = tuple(columns)
+        self._locate = locate
+        self._readers = _Cache[tuple[str, int, int], SegmentReader](CACHED_SEGMENTS)
+        self._folds = _Cache[int, "Resolved"](CACHED_SEGMENTS)
+
+    def fetch(self, request: FetchRequest) -> EncodedBlock:
+        """Fetch and verify one block of the plan.
+
+        Raises:
+            CorruptSegmentError: A checksum does not hold; names file, block and column.
+            StorageError: The store refused several times.
+        """
+        assert self._locate is not None
+        return self.fetch_place(request, self._locate(request.block))
+
+    def fetch_place(self, request: FetchRequest, place: BlockPlace) -> EncodedBlock:
+        """Fetch the block at a place, whatever number a plan gives it."""
+        slab, offsets, num_bytes = self._fetch_chunks(place)
+        return EncodedBlock(
+            request=request,
+            num_rows=place.num_rows,
+            slab=slab,
+            chunk_offsets=offsets,
+            chunk_bytes=num_bytes,
+            selected=place.selected,
+            patches=self._patches(place),
+        )
+
+    def reader(self, path: str, offset: int, num_bytes: int) -> SegmentReader:
+        """The opened segment at a section of a stored object."""
+        return self._readers.get((path, offset, num_bytes), lambda: retry(lambda: SegmentReader(self._storage.section(path, offset, num_bytes))))
+
+    def fold(self, ref: SegmentRef) -> Resolved:
+        """The patches and deletes of a segment, for the columns read."""
+        ids = [column.id for column in self._columns]
+        return self._folds.get(ref.segment_id, lambda: retry(lambda: fold(self._view, ref, ids, self._storage)))
+
+    def sources(self, ref: SegmentRef) -> dict[tuple[str, int, int], list[int]]:
+        """Which section holds which columns (as indices): the newest column file that has it, else the segment, if that has it."""
+        places: dict[tuple[str, int, int], list[int]] = {}
+        for index, column in enumerate(self._columns):
+            holders = [file for file in ref.column_files if column.id in file.column_ids]
+            holder = holders[-1] if holders else ref
+            section = (holder.path, holder.offset, holder.num_bytes)
+            if column.id in self.reader(*section).columns["column_id"]:
+                places.setdefault(section, []).append(index)
+        return places
+
+    def _fetch_chunks(self, place: BlockPlace) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Read all chunks of the block into one slab: (slab, offset of each column's chunk, its bytes)."""
+        offsets = np.full(len(self._columns), -1, np.int64)
+        num_bytes = np.zeros(len(self._columns), np.int64)
+        found: list[tuple[int, memoryview]] = []
+        for (path, offset, size), members in self.sources(place.ref).items():
+            chunks = self.reader(path, offset, size).chunks([self._columns[i].id for i in members], [place.block])[:, 0]
+            ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
+            parts = retry(
+                lambda path=path, ranges=ranges: self._storage.read_ranges(path, ranges, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
+            )
+            for index, chunk, part in zip(members, chunks, parts, strict=True):
+                self._verify(place, path, index, chunk, part)
+                found.append((index, part))
+        at = 0
+        for index, part in found:
+            offsets[index], num_bytes[index] = at, part.nbytes
+            at += -(-part.nbytes // ALIGNMENT) * ALIGNMENT
+        slab = empty_slab(at)
+        for index, part in found:
+            slab[offsets[index] : offsets[index] + part.nbytes] = np.frombuffer(part, np.uint8)
+        return slab, offsets, num_bytes
+
+    def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: memoryview) -> None:
+        actual = crc32c(part)
+        if actual != int(chunk["checksum"]):
+            raise CorruptSegmentError(
+                f"{path}: the chunk of column {self._columns[index].name!r} in block {place.block} of the segment at byte {place.ref.offset} "
+                f"({part.nbytes:,} bytes at {int(chunk['offset']):,}) has checksum {actual:#010x}, not {int(chunk['checksum']):#010x}: "
+                "the file is damaged; restore it from a backup or another copy"
+            )
+
+    def _patches(self, place: BlockPlace) -> dict[int, BlockPatch]:
+        if not place.ref.overlays:
+            return {}
+        resolved, patches = self.fold(place.ref), {}
+        for index, column in enumerate(self._columns):
+            patch = resolved.patches.get(column.id)
+            if patch is None:
+                continue
+            low, high = np.searchsorted(patch.rows, [place.row_start, place.row_start + place.num_rows])
+            if low < high:
+                rows = (patch.rows[low:high] - np.uint32(place.row_start)).astype(np.uint32)
+                patches[index] = BlockPatch(rows=rows, values=patch.values.slice(int(low), int(high - low)))
+        return patches
+
+
+def retry(action: Callable[[], T], *, attempts: int = ATTEMPTS, delay_seconds: float = FIRST_DELAY_SECONDS, sleep: Callable[[float], None] = time.sleep) -> T:
+    """Call `action` again where the store refused, after a growing, jittered pause. What cannot get better is raised at once."""
+    for attempt in range(attempts):
+        try:
+            return action()
+        except (NotFoundError, StorageFullError):
+            raise
+        except StorageError as error:
+            if attempt == attempts - 1:
+                error.add_note(f"after {attempts} attempts")
+                raise
+            sleep(delay_seconds * 2**attempt * (0.5 + random.random()))
+    raise AssertionError("unreachable")
+
+
+K = TypeVar("K")
+
+
+class _Cache(Generic[K, T]):
+    """The values used last; each is made once even when several threads ask for it."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._values: OrderedDict[K, T] = OrderedDict()
+        self._making: dict[K, threading.Lock] = {}
+
+    def get(self, key: K, make: Callable[[], T]) -> T:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+            own = self._making.setdefault(key, threading.Lock())
+        with own:
+            with self._lock:
+                if key in self._values:
+                    return self._values[key]
+            value = make()
+            with self._lock:
+                self._values[key] = value
+                self._making.pop(key, None)
+                if len(self._values) > self._size:
+                    self._values.popitem(last=False)
+        return value

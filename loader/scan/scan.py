@@ -1,0 +1,111 @@
+"""Scan: what to read, checked when it is made and frozen. Owns no data; `plan()` turns it into blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from loader.catalog.records import SnapshotView
+from loader.scan.plan import Plan, make_plan
+from loader.scan.predicate import parse
+from loader.table.times import time_value
+
+if TYPE_CHECKING:
+    from loader.table.table import Table
+
+WATERMARK = "watermark"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Some columns and rows of a table.
+
+    Attributes:
+        table: The table.
+        columns: Names, in the order batches have them.
+        where: Normalised SQL predicate, or None.
+        snapshot: Number or tag, or None for the newest when it is planned.
+        closed_before: Only rows whose attribution window closed by then: a value in the time column's unit, "watermark", or None for all rows.
+    """
+
+    table: Table
+    columns: tuple[str, ...]
+    where: str | None = None
+    snapshot: int | str | None = None
+    closed_before: int | str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        table: Table,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        snapshot: int | str | None = None,
+        closed_before: int | str | datetime.datetime | None = None,
+    ) -> Scan:
+        """Check what the caller gave.
+
+        Raises:
+            ColumnNotFoundError: A column of `columns` or `where` is not in the schema; names the closest.
+            ValueError: `where` says something that is not allowed, or `closed_before` is no time of this table.
+        """
+        schema = table.schema
+        if isinstance(columns, str):
+            raise ValueError(f"columns is the text {columns!r}; give a list: columns=[{columns!r}]")
+        names = tuple(schema.names if columns is None else (schema.column(name).name for name in columns))
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or not names:
+            raise ValueError(f"columns names {twice[0]!r} twice" if twice else "columns is empty: name at least one, or leave it out for all")
+        text = None if where is None else parse(where, schema.to_arrow()).text
+        return cls(table=table, columns=names, where=text, snapshot=snapshot, closed_before=_closed_before(table, closed_before))
+
+    def at(self, snapshot: int) -> Scan:
+        """The same scan of a given snapshot."""
+        return dataclasses.replace(self, snapshot=snapshot)
+
+    def plan(self) -> Plan:
+        """Pin the snapshot, count what must be counted, and list the blocks."""
+        return make_plan(self)
+
+    def closed_before_value(self, view: SnapshotView) -> int | None:
+        """`closed_before` as a number, once the snapshot is known.
+
+        Raises:
+            ValueError: The snapshot has no watermark, or `closed_before` lies past it.
+        """
+        if self.closed_before is None:
+            return None
+        if self.closed_before == WATERMARK:
+            if view.watermark is None:
+                raise ValueError(
+                    f"closed_before='watermark': snapshot {view.snapshot_id} of table {view.table!r} has no watermark; commit with watermark=…, or give a time"
+                )
+            return view.watermark
+        value = int(self.closed_before)
+        if view.watermark is not None and value > view.watermark:
+            raise ValueError(
+                f"closed_before is {value} and the watermark of table {view.table!r} at snapshot {view.snapshot_id} is {view.watermark}: labels of rows in between "
+                "may still come; use closed_before='watermark' or an earlier time"
+            )
+        return value
+
+    def __repr__(self) -> str:
+        parts = [repr(self.table.name), f"{len(self.columns)} columns"]
+        parts += [f"{name}={value!r}" for name in ("where", "snapshot", "closed_before") if (value := getattr(self, name)) is not None]
+        return f"Scan({', '.join(parts)})"
+
+
+def _closed_before(table: Table, value: int | str | datetime.datetime | None) -> int | str | None:
+    if value is None or value == WATERMARK:
+        if value is not None and table.time_column is None:
+            raise ValueError(f"closed_before needs a time column, and table {table.name!r} has none: create it with time_column=…")
+        return value if value is None else WATERMARK
+    if table.time_column is None:
+        raise ValueError(f"closed_before needs a time column, and table {table.name!r} has none: create it with time_column=…")
+    try:
+        return time_value(value, table.schema.column(table.time_column).type)
+    except ValueError as error:
+        raise ValueError(f"closed_before: {error}; 'watermark' is allowed too") from None

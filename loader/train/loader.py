@@ -1,0 +1,395 @@
+"""DataLoader: a scan as batches for one rank, in a seeded order that any world size shares, resumable at every batch.
+
+Owns the options, the epoch and the position. The pipeline behind it is in `pipeline.py`, the state's format in `state.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from loader.batch.batch import BatchLayout
+from loader.batch.window import Columns
+from loader.errors import ForkedProcessError, StateMismatchError
+from loader.scan import order as ordering
+from loader.scan.fetch import FetchSpec
+from loader.scan.order import Layout, Order
+from loader.scan.plan import Plan
+from loader.scan.scan import Scan
+from loader.scan.stream import BlockStream, ThreadBlockStream
+from loader.train.pipeline import QUEUED_BATCHES, Prefetcher, Work, run
+from loader.train.state import LoaderState
+from loader.train.stats import LoaderStats, StageClock, StatsRecorder
+
+SHARDS_PER_RANK = 8
+MIN_BLOCKS_A_SHARD = 2
+MEMORY_SHARE = 0.8
+DECODE_PLACES = ("rank", "actor", "cpu")
+Transform = Callable[[Any], Any]
+StreamFactory = Callable[[FetchSpec], BlockStream]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """Everything a `DataLoader` is told, checked. See there."""
+
+    global_batch_size: int
+    shuffle: str
+    shuffle_run_rows: int
+    window_rows: int
+    canonical_shards: int | None
+    seed: int
+    rank: int
+    world_size: int
+    remainder: str
+    device: str
+    output: str
+    decode: str
+    prefetch_bytes: int
+    threads: int
+    memory_bytes: int | None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank is {self.rank} and world_size {self.world_size}; rank must be at least 0 and below world_size")
+        if self.global_batch_size < 1 or self.global_batch_size % self.world_size:
+            near = max(round(self.global_batch_size / self.world_size), 1) * self.world_size
+            raise ValueError(f"global_batch_size is {self.global_batch_size}; it must be a multiple of world_size {self.world_size}, such as {near}")
+        if self.remainder not in ordering.REMAINDERS:
+            raise ValueError(f"remainder is {self.remainder!r}; it must be one of {', '.join(ordering.REMAINDERS)}")
+        if self.decode not in DECODE_PLACES:
+            raise ValueError(f"decode is {self.decode!r}; it must be one of {', '.join(DECODE_PLACES)}")
+        if self.decode == "actor":
+            raise ValueError("decode='actor' is not implemented yet: use 'rank', which decodes in the trainer's process")
+        if self.device != "cpu" and self.device != "auto":
+            raise ValueError(f"device is {self.device!r}, and batches are made on the CPU: use device='cpu' and batch.to({self.device!r})")
+        for name in ("prefetch_bytes", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+class DataLoader:
+    """Batches of a scan for one rank.
+
+    Every selected row comes once an epoch over all ranks; the global batches are the same sets of rows for every world size. A second `iter()` is the
+    next epoch, in another order. Every rank gets the same number of batches.
+
+    Args:
+        scan: What to read: `table.scan(…)`.
+        global_batch_size: Rows of a batch over all ranks; a multiple of `world_size`.
+        shuffle: "windows" permutes blocks, then rows inside windows; "blocks" blocks only; "full" all rows of a shard; "none" keeps the table's order inside
+            each canonical shard. True is "windows", False "none".
+        shuffle_run_rows: Neighbouring rows that stay together.
+        window_rows: Rows a window mixes.
+        canonical_shards: Parts of the order that can be read apart. Default 8 a rank, fewer for small plans, 1 a rank without shuffling; a state brings its own.
+        seed: Of the order.
+        rank: Default from torch.distributed where it is initialised, else 0. With tensor or pipeline parallelism pass the data-parallel rank.
+        world_size: Likewise.
+        remainder: "drop" leaves out the last rows that fill no batch, "pad" fills the last batch with masked rows, "uneven" makes it smaller.
+        device: "cpu".
+        output: "dict" gives `Batch` of torch tensors, "numpy" of arrays, "arrow" `pyarrow.RecordBatch`.
+        decode: Where blocks are decoded: "rank".
+        transforms: Called on every batch in turn; each returns the next one's.
+        stream: A block stream, or what makes one from a `FetchSpec` (`loader.distributed.RayBlockStream`). Default threads of this process.
+        prefetch_bytes: Encoded bytes fetched ahead.
+        threads: For fetching, decoding and gathering. Default up to 4.
+        memory_bytes: Limit for decoded windows; a loader that cannot keep it is refused. Default 80% of the memory that is free.
+
+    Raises:
+        ValueError: An option is wrong, the windows do not fit, or the plan is smaller than a batch that must be whole.
+        SchemaError: A column has no place in a batch.
+    """
+
+    def __init__(
+        self,
+        scan: Scan,
+        *,
+        global_batch_size: int,
+        shuffle: str | bool = "windows",
+        shuffle_run_rows: int = 1,
+        window_rows: int = 262_144,
+        canonical_shards: int | None = None,
+        seed: int = 17,
+        rank: int | None = None,
+        world_size: int | None = None,
+        remainder: str = "drop",
+        device: str = "cpu",
+        output: str = "dict",
+        decode: str = "rank",
+        transforms: Transform | Sequence[Transform] | None = None,
+        stream: BlockStream | StreamFactory | None = None,
+        prefetch_bytes: int = 64 << 20,
+        threads: int | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        own_rank, own_world = distributed_rank(rank, world_size)
+        self.options = LoaderOptions(
+            global_batch_size=global_batch_size,
+            shuffle={True: "windows", False: "none"}.get(shuffle, shuffle) if isinstance(shuffle, bool) else shuffle,
+            shuffle_run_rows=shuffle_run_rows,
+            window_rows=window_rows,
+            canonical_shards=canonical_shards,
+            seed=seed,
+            rank=own_rank,
+            world_size=own_world,
+            remainder=remainder,
+            device=device,
+            output=output,
+            decode=decode,
+            prefetch_bytes=prefetch_bytes,
+            threads=min(os.cpu_count() or 1, 4) if threads is None else threads,
+            memory_bytes=memory_bytes,
+        )
+        self._transforms: tuple[Transform, ...] = (transforms,) if callable(transforms) else tuple(transforms or ())
+        self._stream = stream
+        self._process = os.getpid()
+        self._recorder = StatsRecorder()
+        self._clock: StageClock | None = None
+        self._prefetcher: Prefetcher | None = None
+        self._epoch, self._position = 0, 0
+        self._started = self._begun = False
+        self._adopt(scan)
+
+    def _adopt(self, scan: Scan, order: Order | None = None) -> None:
+        """Plan a scan and check that this loader can run it."""
+        self.plan: Plan = scan.plan()
+        self._scan = scan
+        self._order = order or self._default_order()
+        self._batch_layout = BatchLayout(
+            columns=Columns.of(self.plan.read),
+            names=self.plan.columns,
+            block_segments=self.plan.blocks["segment_id"].astype(np.int64),
+            block_row_starts=self.plan.row_starts,
+            output=self.options.output,
+        )
+        if self.options.remainder == "drop" and self.plan.num_rows < self.options.global_batch_size:
+            raise ValueError(
+                f"the plan has {self.plan.num_rows:,} rows and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no batch: "
+                "lower it, select more rows, or use remainder='pad' or 'uneven'"
+            )
+        self._layout_cache: Layout | None = None
+        check_memory(self.plan, self._order, self.options)
+
+    def _default_order(self) -> Order:
+        options = self.options
+        shards = options.canonical_shards
+        if shards is None:
+            per_rank = min(SHARDS_PER_RANK, self.plan.num_blocks // (MIN_BLOCKS_A_SHARD * options.world_size)) if options.shuffle != "none" else 1
+            shards = options.world_size * max(per_rank, 1)
+        return Order(seed=options.seed, epoch=0, shards=shards, mode=options.shuffle, window_rows=options.window_rows, run_rows=options.shuffle_run_rows)
+
+    def _layout(self) -> Layout:
+        if self._layout_cache is None or self._layout_cache.order.epoch != self._epoch:
+            self._layout_cache = ordering.lay_out(self.plan.blocks["selected"], dataclasses.replace(self._order, epoch=self._epoch))
+        return self._layout_cache
+
+    def __len__(self) -> int:
+        """Batches from the position where the current iteration began, or the next one begins; the same on every rank."""
+        return ordering.num_batches(self.plan.num_rows, self._first_position, self.options.global_batch_size, self.options.remainder)
+
+    @property
+    def _first_position(self) -> int:
+        return self._began_at if self._begun else self._position
+
+    def __iter__(self) -> Iterator[Any]:
+        if os.getpid() != self._process:
+            raise ForkedProcessError(f"this DataLoader was made in process {self._process} and is used in its fork {os.getpid()}: start workers with spawn")
+        self._stop()
+        if self._begun:
+            self._epoch, self._position = self._epoch + 1, 0
+        self._started = self._begun = True
+        self._began_at = self._position
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[Any]:
+        options, clock = self.options, StageClock()
+        work = Work(
+            plan=self.plan,
+            layout=self._layout(),
+            batch_layout=self._batch_layout,
+            position=self._position,
+            num_batches=len(self),
+            global_batch_size=options.global_batch_size,
+            rank=options.rank,
+            world_size=options.world_size,
+            remainder=options.remainder,
+            threads=options.threads,
+            transforms=self._transforms,
+        )
+        stream = self._open_stream()
+        self._recorder.begin()
+        prefetcher = Prefetcher(lambda: run(work, stream, clock, self._recorder), name="headrace-batches", ahead=QUEUED_BATCHES, clock=clock)
+        self._prefetcher, self._clock = prefetcher, clock
+        try:
+            for _ in range(work.num_batches):
+                with self._recorder.blocked(clock):
+                    batch, rows = prefetcher.get()
+                if self._prefetcher is not prefetcher:
+                    raise RuntimeError("this iteration ended when another one of the same DataLoader began, or when it was closed")
+                self._position = min(self._position + options.global_batch_size, self.plan.num_rows)
+                self._recorder.handed_over(rows)
+                yield batch
+            self._epoch, self._position, self._begun = self._epoch + 1, 0, False
+        finally:
+            prefetcher.close()
+            self._recorder.end(clock)
+            if self._prefetcher is prefetcher:
+                self._prefetcher = self._clock = None
+
+    def _open_stream(self) -> BlockStream:
+        if self._stream is None:
+            return ThreadBlockStream(self.plan.fetcher().fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes)
+        if isinstance(self._stream, type) or not hasattr(self._stream, "open"):
+            return self._stream(self.plan.fetch_spec())
+        return self._stream
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, or the next one to begin."""
+        return self._epoch
+
+    @property
+    def position(self) -> int:
+        """Rows of this epoch that all ranks have yielded together."""
+        return self._position
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Samples that all ranks yield together in a whole epoch, exactly."""
+        rows, batch = self.plan.num_rows, self.options.global_batch_size
+        return rows - rows % batch if self.options.remainder == "drop" else rows
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next `iter()` gives this epoch from its start; numbering goes on from there."""
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}; it must be at least 0")
+        self._stop()
+        self._epoch, self._position, self._begun = epoch, 0, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch that was handed over, as JSON-able plain data; the same on every rank."""
+        return self._state().to_dict()
+
+    def _state(self) -> LoaderState:
+        layout = self._layout()
+        return LoaderState(
+            table=self.plan.table,
+            snapshot=self.plan.snapshot,
+            columns=self.plan.columns,
+            where=self.plan.where,
+            closed_before=self.plan.closed_before,
+            selection=self.plan.selection_hash,
+            num_rows=self.plan.num_rows,
+            order=layout.order,
+            plan=layout.fingerprint(),
+            position=self._position,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where a state was saved, at any world size, batch size and prefetch depth.
+
+        A scan without a snapshot of its own takes the state's; `canonical_shards` left to the default too.
+
+        Raises:
+            StateMismatchError: The state belongs to other samples or another order (the field is named), or iteration has begun.
+        """
+        if self._started:
+            raise StateMismatchError("load_state_dict was called after iteration began: load the state into a fresh DataLoader, before its first iter()")
+        saved = LoaderState.from_dict(state)
+        order = self._order
+        if self.options.canonical_shards is None:
+            order = dataclasses.replace(order, shards=saved.order.shards)
+        same_table = saved.table == self.plan.table
+        if same_table and self._scan.snapshot is None and saved.snapshot != self.plan.snapshot:
+            self._adopt(self._scan.at(saved.snapshot), order)
+        elif order != self._order:
+            check_memory(self.plan, order, self.options)
+            self._order = order
+        before, self._epoch, self._layout_cache = self._epoch, saved.order.epoch, None
+        try:
+            saved.check(self._state())
+        except StateMismatchError:
+            self._epoch, self._layout_cache = before, None
+            raise
+        self._position = saved.position
+
+    def stats(self) -> LoaderStats:
+        """What was read, and for what share of its time the consumer waited, by stage."""
+        return self._recorder.snapshot(self._clock)
+
+    def _stop(self) -> None:
+        prefetcher, self._prefetcher = self._prefetcher, None
+        if prefetcher is not None:
+            prefetcher.close()
+
+    def close(self) -> None:
+        """Stop all threads. The loader's position stays, and a new `iter()` would start the next epoch."""
+        self._stop()
+
+    def __enter__(self) -> DataLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self._stop()
+
+
+def distributed_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Rank and world size as given, or of torch.distributed where that is initialised, or 0 of 1."""
+    if (rank is None) != (world_size is None):
+        raise ValueError(f"rank is {rank} and world_size is {world_size}: give both or neither")
+    if rank is not None and world_size is not None:
+        return rank, world_size
+    torch = sys.modules.get("torch")  # a process that never imported torch is in no process group
+    distributed = getattr(torch, "distributed", None)
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_rank()), int(distributed.get_world_size())
+    return 0, 1
+
+
+def window_memory(plan: Plan, order: Order, world_size: int) -> tuple[int, int]:
+    """(windows held at a time, rows of a window at most): a rank holds one window a shard and the one being filled."""
+    shards = order.shards // math.gcd(order.shards, world_size)
+    shard_rows = -(-plan.num_rows // order.shards)
+    largest = int(plan.blocks["selected"].max(initial=0))
+    rows = shard_rows if order.mode == "full" else min(shard_rows, (order.window_rows if order.permutes_rows else 0) + largest)
+    return shards + 1, rows
+
+
+def check_memory(plan: Plan, order: Order, options: LoaderOptions) -> None:
+    """Refuse a set-up whose windows cannot fit, with the arithmetic.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    windows, rows = window_memory(plan, order, options.world_size)
+    limit = options.memory_bytes if options.memory_bytes is not None else int(MEMORY_SHARE * available_bytes())
+    floor = sum(column.leaf.dtype.itemsize * column.leaf.values_per_entry if not column.leaf.depth else 8 for column in plan.read)
+    if windows * rows * floor * 64 <= limit:
+        return  # far below the limit whatever the lists hold: no need to open a segment
+    row_bytes = max(plan.row_bytes, floor) + 8
+    if windows * rows * row_bytes > limit:
+        name = "memory_bytes" if options.memory_bytes is not None else f"{MEMORY_SHARE:.0%} of the free memory"
+        raise ValueError(
+            f"windows need {windows} × {rows:,} rows × {row_bytes:,.0f} bytes = {windows * rows * row_bytes / 2**30:,.2f} GiB on this rank, and {name} is "
+            f"{limit / 2**30:,.2f} GiB: lower window_rows ({order.window_rows:,}) or canonical_shards ({order.shards}), or read fewer columns"
+        )
+
+
+def available_bytes() -> int:
+    """Memory that the system could give this process now."""
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

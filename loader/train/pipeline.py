@@ -1,0 +1,239 @@
+"""The pipeline of one rank: requests → encoded blocks → windows → batches, and the thread that runs it ahead of the consumer.
+
+Owns which windows are held and when they go. Order comes from `scan.order`, bytes from a block stream, arrays from `batch`; nothing here reads storage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from loader.batch.assemble import Part, assemble
+from loader.batch.batch import Batch, BatchLayout
+from loader.batch.window import WindowData, WindowFill
+from loader.decode.result import DecodedColumn
+from loader.errors import CorruptSegmentError
+from loader.scan import order as ordering
+from loader.scan.decoded import Arena, decode
+from loader.scan.encoded import EncodedBlock, FetchRequest
+from loader.scan.order import Layout, Window
+from loader.scan.plan import Plan
+from loader.scan.stream import BlockStream, check_arrival
+from loader.train.stats import StageClock, StatsRecorder
+
+QUEUED_BATCHES = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one rank does from a position to the end of an epoch.
+
+    Attributes:
+        plan: What is read.
+        layout: In which order.
+        batch_layout: What batches look like.
+        position: Rows that all ranks yielded before.
+        num_batches: Batches to come.
+        global_batch_size: Rows of a global batch.
+        rank, world_size: Which part of it is made.
+        remainder: `pad` fills the last batch up.
+        threads: For native decoding and gathers.
+        transforms: Applied to every batch, in order.
+    """
+
+    plan: Plan
+    layout: Layout
+    batch_layout: BatchLayout
+    position: int
+    num_batches: int
+    global_batch_size: int
+    rank: int
+    world_size: int
+    remainder: str
+    threads: int
+    transforms: tuple[Callable[[Any], Any], ...]
+
+    @property
+    def end(self) -> int:
+        """Position after the last batch."""
+        return min(self.position + self.num_batches * self.global_batch_size, self.layout.num_rows)
+
+    def windows(self) -> Iterator[Window]:
+        """Windows in the order in which they are needed."""
+        return ordering.rank_windows(self.layout, self.position, self.rank, self.world_size, self.end)
+
+    def requests(self) -> Iterator[FetchRequest]:
+        """Blocks in the order in which their windows are needed."""
+        sequence = 0
+        for window in self.windows():
+            for block in ordering.window_pieces(self.layout, window)[0].tolist():
+                yield FetchRequest(sequence=sequence, shard=window.shard, block=block)
+                sequence += 1
+
+
+def run(work: Work, stream: BlockStream, clock: StageClock, recorder: StatsRecorder) -> Iterator[tuple[Any, int]]:
+    """The batches of one rank, each with the number of its samples."""
+    blocks = stream.open(work.requests())
+    try:
+        windows = _Windows(work, blocks, clock, recorder)
+        for index in range(work.num_batches):
+            start = work.position + index * work.global_batch_size
+            stop = min(start + work.global_batch_size, work.end)
+            slices = ordering.rank_slices(work.layout.order.shards, start, stop, work.rank, work.world_size)
+            parts = [part for piece in slices for part in windows.parts(piece)]
+            with clock.stage("assembly"):
+                pad_to = work.global_batch_size // work.world_size if work.remainder == "pad" else 0
+                arrays = assemble(work.batch_layout.columns, parts, pad_to=pad_to, threads=work.threads)
+                batch: Any = Batch(work.batch_layout, arrays)
+            del parts
+            windows.release(slices)
+            with clock.stage("transform"):
+                for transform in work.transforms:
+                    batch = transform(batch)
+                if work.batch_layout.output == "arrow":
+                    batch = batch.to_arrow()
+            yield batch, arrays.num_samples
+    finally:
+        close = getattr(blocks, "close", None)
+        if close is not None:
+            close()
+
+
+class _Windows:
+    """The windows that a rank holds, filled in the order of the requests."""
+
+    def __init__(self, work: Work, blocks: Iterator[EncodedBlock], clock: StageClock, recorder: StatsRecorder) -> None:
+        self._work = work
+        self._blocks = blocks
+        self._clock = clock
+        self._recorder = recorder
+        self._requests = work.requests()
+        self._coming = work.windows()
+        self._held: dict[int, list[tuple[Window, WindowData]]] = {}
+        self._held_bytes = 0
+        self._arena = Arena()
+
+    def parts(self, piece: ordering.ShardSlice) -> Iterator[Part]:
+        """A rank's rows of one shard as slices of windows."""
+        row = piece.start
+        while row < piece.stop:
+            window, data = self._window(piece.shard, row)
+            stop = min(window.stop, piece.stop)
+            yield Part(window=data, start=row - window.start, stop=stop - window.start, step=piece.step)
+            row += -(-(stop - row) // piece.step) * piece.step
+
+    def _window(self, shard: int, row: int) -> tuple[Window, WindowData]:
+        while True:
+            for window, data in self._held.get(shard, ()):
+                if window.start <= row < window.stop:
+                    return window, data
+            window = next(self._coming)
+            data = self._fill(window)
+            self._held.setdefault(window.shard, []).append((window, data))
+            self._held_bytes += data.num_bytes
+            self._recorder.peak_window_bytes = max(self._recorder.peak_window_bytes, self._held_bytes)
+
+    def release(self, slices: list[ordering.ShardSlice]) -> None:
+        """Let go of windows that no later batch needs."""
+        for piece in slices:
+            after = piece.start + piece.num_rows * piece.step
+            held = self._held[piece.shard]
+            for window, data in held:
+                if window.stop <= after:
+                    self._held_bytes -= data.num_bytes
+            self._held[piece.shard] = [(window, data) for window, data in held if window.stop > after]
+
+    def _fill(self, window: Window) -> WindowData:
+        """Decode the blocks of a window as they arrive, then permute."""
+        work, clock = self._work, self._clock
+        with clock.stage("shuffle"):
+            blocks, heads, tails = ordering.window_pieces(work.layout, window)
+            fill = WindowFill(work.batch_layout.columns, *ordering.window_draw(work.layout, window), len(blocks), work.threads)
+        for head, tail in zip(heads.tolist(), tails.tolist(), strict=True):
+            with clock.stage("read"):
+                wanted = next(self._requests)
+                block = next(self._blocks)
+                check_arrival(wanted, block)
+            self._recorder.blocks += 1
+            self._recorder.encoded_bytes += int(block.chunk_bytes.sum())
+            with clock.stage("decode"):
+                decoded = self._decode(block)
+            with clock.stage("shuffle"):
+                fill.add(wanted.block, block.selected_rows(), decoded, head, tail)
+        with clock.stage("shuffle"):
+            return fill.finish()
+
+    def _decode(self, block: EncodedBlock) -> list[DecodedColumn]:
+        plan = self._work.plan
+        try:
+            return decode(block, plan.read, label=plan.label, threads=self._work.threads, arena=self._arena)
+        except CorruptSegmentError as error:
+            raise CorruptSegmentError(f"{plan.place(block.request.block)}: {error}; columns are {', '.join(column.name for column in plan.read)}") from error
+
+
+class Prefetcher:
+    """Runs an iterator in a thread, a few items ahead. Errors reach the consumer where the item would have come.
+
+    Args:
+        source: Makes the iterator, in the thread.
+        name: Of the thread.
+        ahead: Items made and not yet taken.
+        clock: Charged with `hand_over` while the consumer is slower.
+    """
+
+    def __init__(self, source: Callable[[], Iterator[Any]], *, name: str, ahead: int, clock: StageClock) -> None:
+        self._source = source
+        self._clock = clock
+        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        items = self._source()
+        try:
+            for item in items:
+                if not self._put("item", item):
+                    return
+            self._put("end", None)
+        except BaseException as error:  # noqa: BLE001 (raised again in the consumer)
+            self._put("error", error)
+        finally:
+            with contextlib.suppress(Exception):
+                items.close()  # type: ignore[attr-defined]
+
+    def _put(self, kind: str, value: Any) -> bool:
+        with self._clock.stage("hand_over"):
+            while not self._stop.is_set():
+                try:
+                    self._queue.put((kind, value), timeout=0.1)
+                except queue.Full:
+                    continue
+                return True
+        return False
+
+    def get(self) -> Any:
+        """The next item.
+
+        Raises:
+            StopIteration: There is none.
+        """
+        kind, value = self._queue.get()
+        if kind == "item":
+            return value
+        self._queue.put((kind, value))  # whoever asks again gets the same answer
+        if kind == "error":
+            raise value
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the thread and wait for it."""
+        self._stop.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._queue.get_nowait()
+            self._thread.join(timeout=0.05)

@@ -1,0 +1,147 @@
+"""Who waits for whom: how the consumer's time divides between its own work and the stages it waited for.
+
+The pipeline runs in a thread of its own. While the consumer is blocked on it, the clock of the pipeline says which stage it is in, so blocked time is
+charged to stages exactly, without sampling.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+STAGES = ("plan", "read", "decode", "shuffle", "assembly", "transform", "hand_over")
+
+
+class StageClock:
+    """Seconds that a pipeline thread spent in each stage; read from another thread at any time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._stage = "plan"
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Charge the time inside to `name`; stages nest."""
+        before = self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _switch(self, name: str) -> str:
+        with self._lock:
+            now = time.perf_counter()
+            self._seconds[self._stage] += now - self._since
+            before, self._stage, self._since = self._stage, name, now
+            return before
+
+    def seconds(self) -> dict[str, float]:
+        """Totals up to now, the stage under way included."""
+        with self._lock:
+            totals = dict(self._seconds)
+            totals[self._stage] += time.perf_counter() - self._since
+            return totals
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoaderStats:
+    """What a loader did since it was made.
+
+    Attributes:
+        batches: Batches handed over to this rank's consumer.
+        rows: Samples in them.
+        seconds: From the first request for a batch to the last one handed over, over all epochs.
+        blocked_seconds: Part of it in which the consumer waited, by the stage it waited for.
+        pipeline_seconds: What the pipeline's thread did in all, by stage; `hand_over` is waiting for the consumer.
+        blocks: Blocks fetched.
+        encoded_bytes: Bytes of their chunks, as stored.
+        peak_window_bytes: Largest decoded size of all windows held at once.
+    """
+
+    batches: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    blocked_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    pipeline_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    blocks: int = 0
+    encoded_bytes: int = 0
+    peak_window_bytes: int = 0
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.rows / self.seconds if self.seconds else 0.0
+
+    @property
+    def blocked_share(self) -> float:
+        """Share of the consumer's time that it waited for the loader."""
+        return sum(self.blocked_seconds.values()) / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, shares included."""
+        values = dataclasses.asdict(self)
+        shares = {stage: seconds / self.seconds if self.seconds else 0.0 for stage, seconds in self.blocked_seconds.items()}
+        return {**values, "samples_per_second": self.samples_per_second, "blocked_share": self.blocked_share, "blocked_share_by_stage": shares}
+
+
+class StatsRecorder:
+    """Adds up statistics; the pipeline's thread and the consumer each write their own fields."""
+
+    def __init__(self) -> None:
+        self.blocks = 0
+        self.encoded_bytes = 0
+        self.peak_window_bytes = 0
+        self._batches = 0
+        self._rows = 0
+        self._seconds = 0.0
+        self._blocked: dict[str, float] = {}
+        self._pipeline: dict[str, float] = {}
+        self._last: float | None = None
+
+    def begin(self) -> None:
+        """An iteration begins."""
+        self._last = time.perf_counter()
+
+    @contextlib.contextmanager
+    def blocked(self, clock: StageClock) -> Iterator[None]:
+        """The consumer waits inside; what the pipeline does meanwhile is what it waits for."""
+        before = clock.seconds()
+        try:
+            yield
+        finally:
+            for stage, seconds in clock.seconds().items():
+                if seconds > before[stage]:
+                    self._blocked[stage] = self._blocked.get(stage, 0.0) + seconds - before[stage]
+
+    def handed_over(self, rows: int) -> None:
+        """A batch reaches the consumer."""
+        now = time.perf_counter()
+        self._seconds += now - (self._last if self._last is not None else now)
+        self._last = now
+        self._batches += 1
+        self._rows += rows
+
+    def end(self, clock: StageClock) -> None:
+        """An iteration ends."""
+        for stage, seconds in clock.seconds().items():
+            self._pipeline[stage] = self._pipeline.get(stage, 0.0) + seconds
+
+    def snapshot(self, clock: StageClock | None) -> LoaderStats:
+        pipeline = dict(self._pipeline)
+        for stage, seconds in ({} if clock is None else clock.seconds()).items():
+            pipeline[stage] = pipeline.get(stage, 0.0) + seconds
+        return LoaderStats(
+            batches=self._batches,
+            rows=self._rows,
+            seconds=self._seconds,
+            blocked_seconds=dict(self._blocked),
+            pipeline_seconds=pipeline,
+            blocks=self.blocks,
+            encoded_bytes=self.encoded_bytes,
+            peak_window_bytes=self.peak_window_bytes,
+        )
