@@ -1,0 +1,58 @@
+"""Headrace: a streaming lakehouse and GPU-oriented loader of training data. Public names only, loaded when they are first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loader.batch.jagged import Jagged as Jagged
+    from loader.catalog.records import Attribution as Attribution
+    from loader.catalog.records import Snapshot as Snapshot
+    from loader.catalog.records import SourceOffsets as SourceOffsets
+    from loader.lake import Lake as Lake
+    from loader.lake import connect as connect
+    from loader.scan import Scan as Scan
+    from loader.schema import Schema as Schema
+    from loader.segment.reader import SegmentReader as SegmentReader
+    from loader.segment.writer import WriteOptions as WriteOptions
+    from loader.segment.writer import write_segment as write_segment
+    from loader.table.compaction.run import CompactionOptions as CompactionOptions
+    from loader.table.table import Table as Table
+    from loader.train import DataLoader as DataLoader
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "Attribution": "loader.catalog.records",
+    "CompactionOptions": "loader.table.compaction.run",
+    "DataLoader": "loader.train",
+    "HeadraceError": "loader.errors",
+    "Jagged": "loader.batch.jagged",
+    "Lake": "loader.lake",
+    "Scan": "loader.scan",
+    "Schema": "loader.schema",
+    "SegmentReader": "loader.segment.reader",
+    "Snapshot": "loader.catalog.records",
+    "SourceOffsets": "loader.catalog.records",
+    "Table": "loader.table.table",
+    "WriteOptions": "loader.segment.writer",
+    "connect": "loader.lake",
+    "errors": "",
+    "write_segment": "loader.segment.writer",
+}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("loader.errors")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'loader' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,72 @@
+"""Deleting bytes: garbage whose grace period is over, and files of writers that died. Storage is never listed to decide.
+
+A writer numbers the files under its leased prefix and each commit says how far they are accounted for; what a dead writer left lies in the
+numbers after that, so it is found by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from loader import failpoints
+from loader.catalog.commit import now_micros
+from loader.catalog.records import INLINE_PREFIX
+from loader.catalog.sqlite import SqliteCatalog
+from loader.storage import TEMPORARY_SUFFIX, Storage
+
+MAX_STAGED_GAP = 4  # numbers without a file after which a writer's files have ended; a writer leaves no gaps on purpose
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CollectionReport:
+    """What a collection deleted."""
+
+    deleted_paths: int
+    expired_stages: int
+
+
+def staged_path(prefix: str, number: int) -> str:
+    """The path of a writer's file by its number."""
+    return f"{prefix}{number:08d}.hr"
+
+
+def collect(catalog: SqliteCatalog, storage: Storage, *, now: int | None = None) -> CollectionReport:
+    """Delete what may go now.
+
+    Bytes go first and the catalog's row after them, so that a collection that dies is continued by the next one.
+
+    Args:
+        catalog: Says what is garbage.
+        storage: Holds it.
+        now: Wall clock in microseconds; the real one by default.
+    """
+    now = now_micros() if now is None else now
+    with catalog.read() as connection:
+        paths = [path for (path,) in connection.execute("select path from garbage where not_before <= ? order by path", (now,))]
+        stages = connection.execute("select prefix, next_file from staged where lease_until <= ?", (now,)).fetchall()
+    storage.delete(path for path in paths if not path.startswith(INLINE_PREFIX))
+    failpoints.hit("garbage.deleted")
+    with catalog.write() as connection:
+        connection.executemany("delete from inline_data where path = ?", [(path,) for path in paths if path.startswith(INLINE_PREFIX)])
+        connection.executemany("delete from garbage where path = ?", [(path,) for path in paths])
+    expired = sum(_collect_stage(catalog, storage, prefix, next_file, now) for prefix, next_file in stages)
+    return CollectionReport(deleted_paths=len(paths), expired_stages=expired)
+
+
+def _collect_stage(catalog: SqliteCatalog, storage: Storage, prefix: str, next_file: int, now: int) -> int:
+    """End a writer's expired lease for good, delete the files that it wrote and never committed, then forget the lease."""
+    with catalog.write() as connection:
+        fenced = connection.execute(
+            "update staged set lease_until = 0 where prefix = ? and lease_until <= ? and next_file = ?", (prefix, now, next_file)
+        ).rowcount
+    if not fenced:
+        return 0  # its writer lives after all
+    missing, number = 0, next_file
+    while missing < MAX_STAGED_GAP:
+        path = staged_path(prefix, number)
+        missing = 0 if storage.exists(path) else missing + 1
+        storage.delete([path, path + TEMPORARY_SUFFIX])
+        number += 1
+    with catalog.write() as connection:
+        connection.execute("delete from staged where prefix = ?", (prefix,))
+    return 1

@@ -1,0 +1,77 @@
+"""The lake's storage as readers see it: stored files, and commits that were too small for a file and lie in the catalog itself."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from loader.catalog.records import INLINE_PREFIX
+from loader.catalog.sqlite import SqliteCatalog
+from loader.errors import NotFoundError, StorageError
+from loader.storage import COALESCE_GAP_BYTES, MAX_REQUEST_BYTES, Buffer, Range, Storage
+
+INLINE_CACHE_BYTES = 64 * 1024 * 1024
+
+
+class LakeStorage(Storage):
+    """A lake's files, with paths under `inline/` read from the catalog. Picklable through `reopen`, by the lake's location."""
+
+    def __init__(self, files: Storage, catalog: SqliteCatalog, reopen: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+        super().__init__(files.url)
+        self.files = files
+        self._catalog = catalog
+        self._reopen = reopen
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[str, bytes] = OrderedDict()
+        self._cached_bytes = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._reopen
+
+    def put(self, path: str, data: Buffer, *, sync: bool = True) -> None:
+        if path.startswith(INLINE_PREFIX):
+            raise StorageError(f"{path} lies in the catalog and is written by a commit alone")
+        self.files.put(path, data, sync=sync)
+
+    def size(self, path: str) -> int:
+        return len(self._inline(path)) if path.startswith(INLINE_PREFIX) else self.files.size(path)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        self.files.delete(path for path in paths if not path.startswith(INLINE_PREFIX))
+
+    def read_ranges(
+        self,
+        path: str,
+        ranges: Sequence[Range],
+        *,
+        coalesce_gap_bytes: int = COALESCE_GAP_BYTES,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+    ) -> list[memoryview]:
+        if not path.startswith(INLINE_PREFIX):
+            return self.files.read_ranges(path, ranges, coalesce_gap_bytes=coalesce_gap_bytes, max_request_bytes=max_request_bytes)
+        data = memoryview(self._inline(path))
+        for offset, num_bytes in ranges:
+            if offset < 0 or num_bytes < 0 or offset + num_bytes > data.nbytes:
+                raise StorageError(f"{path} has {data.nbytes} bytes and was read at ({offset}, {num_bytes})")
+        return [data[offset : offset + num_bytes] for offset, num_bytes in ranges]
+
+    def _inline(self, path: str) -> bytes:
+        self._check_process()
+        with self._lock:
+            if path in self._cache:
+                self._cache.move_to_end(path)
+                return self._cache[path]
+        with self._catalog.read() as connection:
+            row = connection.execute("select data from inline_data where path = ?", (path,)).fetchone()
+        if row is None:
+            raise NotFoundError(f"the catalog holds no {path}: it was deleted")
+        with self._lock:
+            if path not in self._cache:
+                self._cache[path] = row[0]
+                self._cached_bytes += len(row[0])
+            while self._cached_bytes > INLINE_CACHE_BYTES:
+                _, dropped = self._cache.popitem(last=False)
+                self._cached_bytes -= len(dropped)
+        return bytes(row[0])

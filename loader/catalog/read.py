@@ -1,0 +1,276 @@
+"""Reading the catalog: tables, snapshots and what is live in them. Every function takes a connection inside a transaction."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from loader.catalog.records import Attribution, ColumnFileRef, OverlayRef, PendingRef, SegmentRef, Snapshot, SnapshotView, TableSpec
+from loader.errors import SnapshotNotFoundError, TableNotFoundError, did_you_mean
+from loader.schema import Schema
+
+_SPEC = (
+    "select t.id, t.name, t.schema_id, t.primary_key, t.bucket_by, t.buckets, t.cluster_by, t.time_column, t.partition_by, t.merge, t.attribution, t.durability, s.json "
+    "from tables t join schemas s on s.table_id = t.id and s.id = {schema} where t.dropped_at is null and "
+)
+_SNAPSHOT = "select id, kind, commit_id, created_at, watermark, num_rows, summary from snapshots where table_id = ?"
+_LIVE = "table_id = ? and added_in <= ? and (removed_in is null or removed_in > ?)"
+_SEGMENT = (
+    "select id, path, section_offset, num_bytes, bucket, time_partition, level, num_rows, live_rows, block_rows, sequence_min, sequence_max, "
+    "key_min, key_max, time_min, time_max from segments where "
+)
+_OVERLAY = "select segment_id, id, kind, path, section_offset, num_bytes, sequence, num_rows, num_deleted, column_ids from overlays where "
+_PENDING = "select id, bucket, sequence, path, section_offset, num_bytes, num_held, keys, met, column_ids from pending where "
+
+
+def from_micros(micros: int) -> datetime.datetime:
+    """Wall-clock microseconds since 1970 as a UTC datetime."""
+    return datetime.datetime.fromtimestamp(micros / 1e6, tz=datetime.UTC)
+
+
+def table_names(connection: sqlite3.Connection) -> list[str]:
+    return [name for (name,) in connection.execute("select name from tables where dropped_at is null order by name")]
+
+
+def load_spec(connection: sqlite3.Connection, name: str) -> TableSpec:
+    """The table of this name by its present schema.
+
+    Raises:
+        TableNotFoundError: There is none; the message names the closest.
+    """
+    row = connection.execute(_SPEC.format(schema="t.schema_id") + "t.name = ?", (name,)).fetchone()
+    if row is None:
+        raise TableNotFoundError(f"no table {name!r}: {did_you_mean(name, table_names(connection))}")
+    return _spec(row)
+
+
+def load_spec_as_of(connection: sqlite3.Connection, spec: TableSpec, schema_id: int) -> TableSpec:
+    """The same table by another of its schemas."""
+    if schema_id == spec.schema_id:
+        return spec
+    return _spec(connection.execute(_SPEC.format(schema="?") + "t.id = ?", (schema_id, spec.id)).fetchone())
+
+
+def _spec(row: Sequence[Any]) -> TableSpec:
+    table_id, name, schema_id, primary_key, bucket_by, buckets, cluster_by, time_column, partition_by, merge, attribution, durability, schema = row
+    return TableSpec(
+        id=table_id,
+        name=name,
+        schema=Schema.from_json(json.loads(schema)),
+        schema_id=schema_id,
+        primary_key_ids=tuple(json.loads(primary_key)),
+        bucket_by_ids=tuple(json.loads(bucket_by)),
+        buckets=buckets,
+        cluster_by_ids=tuple(json.loads(cluster_by)),
+        time_column_id=time_column,
+        partition_by=partition_by,
+        merge_by_id={int(key): rule for key, rule in json.loads(merge).items()},
+        attribution=Attribution(**json.loads(attribution)) if attribution else None,
+        durability=durability,
+    )
+
+
+def load_head(connection: sqlite3.Connection, spec: TableSpec) -> int:
+    """Number of the newest snapshot.
+
+    Raises:
+        TableNotFoundError: The table was dropped meanwhile.
+    """
+    row = connection.execute("select head from tables where id = ? and dropped_at is null", (spec.id,)).fetchone()
+    if row is None:
+        raise TableNotFoundError(f"table {spec.name!r} was dropped")
+    return int(row[0])
+
+
+def resolve_snapshot(connection: sqlite3.Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> int:
+    """The number of a snapshot given as a number, a tag, a Snapshot, or None for the newest.
+
+    Raises:
+        SnapshotNotFoundError: There is no such snapshot or tag, or it has expired.
+    """
+    head = load_head(connection, spec)
+    if snapshot is None:
+        return head
+    if isinstance(snapshot, Snapshot):
+        snapshot = snapshot.id
+    if isinstance(snapshot, str):
+        row = connection.execute("select snapshot_id from pins where table_id = ? and kind = 'tag' and name = ?", (spec.id, snapshot)).fetchone()
+        if row is None:
+            tags = [name for (name,) in connection.execute("select name from pins where table_id = ? and kind = 'tag'", (spec.id,))]
+            raise SnapshotNotFoundError(f"table {spec.name!r} has no tag {snapshot!r}: {did_you_mean(snapshot, tags)}")
+        return int(row[0])
+    if isinstance(snapshot, bool) or not isinstance(snapshot, int):
+        raise ValueError(f"snapshot is a number, a tag or None, not {snapshot!r}")
+    found = connection.execute("select expired_at from snapshots where table_id = ? and id = ?", (spec.id, snapshot)).fetchone()
+    if snapshot != 0 and found is None:
+        raise SnapshotNotFoundError(f"table {spec.name!r} has no snapshot {snapshot}: it has 1 to {head}")
+    if found is not None and found[0] is not None:
+        raise SnapshotNotFoundError(f"snapshot {snapshot} of table {spec.name!r} expired on {from_micros(found[0]):%Y-%m-%d}: see history() for those kept")
+    return snapshot
+
+
+def load_snapshots(connection: sqlite3.Connection, spec: TableSpec) -> list[Snapshot]:
+    rows = connection.execute(_SNAPSHOT + " and expired_at is null order by id", (spec.id,)).fetchall()
+    return [_snapshot(spec, row) for row in rows]
+
+
+def load_snapshot(connection: sqlite3.Connection, spec: TableSpec, snapshot_id: int) -> Snapshot:
+    return _snapshot(spec, connection.execute(_SNAPSHOT + " and id = ?", (spec.id, snapshot_id)).fetchone())
+
+
+def find_commit(connection: sqlite3.Connection, spec: TableSpec, commit_id: str) -> Snapshot | None:
+    """The snapshot that this commit made, if it happened."""
+    row = connection.execute(_SNAPSHOT + " and commit_id = ?", (spec.id, commit_id)).fetchone()
+    return None if row is None else _snapshot(spec, row)
+
+
+def _snapshot(spec: TableSpec, row: Sequence[Any]) -> Snapshot:
+    snapshot_id, kind, commit_id, created_at, watermark, num_rows, summary = row
+    return Snapshot(
+        table=spec.name,
+        id=snapshot_id,
+        kind=kind,
+        commit_id=commit_id,
+        created_at=from_micros(created_at),
+        watermark=watermark,
+        num_rows=num_rows,
+        summary=json.loads(summary),
+    )
+
+
+def load_view(connection: sqlite3.Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> SnapshotView:
+    """Everything live at a snapshot."""
+    snapshot_id = resolve_snapshot(connection, spec, snapshot)
+    row = connection.execute("select schema_id, watermark from snapshots where table_id = ? and id = ?", (spec.id, snapshot_id)).fetchone()
+    schema_id, watermark = row if row else (spec.schema_id, None)
+    segments = load_segments(connection, spec.id, snapshot_id)
+    return SnapshotView(spec=load_spec_as_of(connection, spec, schema_id), snapshot_id=snapshot_id, watermark=watermark, segments=segments)
+
+
+def load_segments(connection: sqlite3.Connection, table_id: int, snapshot_id: int) -> tuple[SegmentRef, ...]:
+    """The live segments with their overlays and column files, by segment id."""
+    live = (table_id, snapshot_id, snapshot_id)
+    overlays: dict[int, list[OverlayRef]] = defaultdict(list)
+    for row in connection.execute(_OVERLAY + _LIVE + " order by id", live):
+        overlays[row[0]].append(_overlay(row))
+    column_files: dict[int, list[ColumnFileRef]] = defaultdict(list)
+    for segment_id, ids, path, offset, num_bytes in connection.execute(
+        f"select segment_id, column_ids, path, section_offset, num_bytes from column_files where {_LIVE} order by sequence, id", live
+    ):
+        column_files[segment_id].append(ColumnFileRef(path=path, offset=offset, num_bytes=num_bytes, column_ids=tuple(json.loads(ids))))
+    return tuple(_segment(row, overlays.get(row[0], ()), column_files.get(row[0], ())) for row in connection.execute(_SEGMENT + _LIVE + " order by id", live))
+
+
+def load_segments_by_id(connection: sqlite3.Connection, table_id: int, segment_ids: Iterable[int]) -> list[SegmentRef]:
+    """Segments without overlays, live or dead, as far as they are still there."""
+    found = []
+    for segment_id in segment_ids:
+        row = connection.execute(_SEGMENT + "table_id = ? and id = ?", (table_id, segment_id)).fetchone()
+        if row is not None:
+            found.append(_segment(row, (), ()))
+    return found
+
+
+def load_segment_changes(connection: sqlite3.Connection, table_id: int, since: int, head: int) -> tuple[list[SegmentRef], list[int]]:
+    """Segments (without overlays) added after `since` and live at `head`, and ids of those that died in between."""
+    added = [
+        _segment(row, (), ())
+        for row in connection.execute(
+            _SEGMENT + "table_id = ? and added_in > ? and added_in <= ? and (removed_in is null or removed_in > ?) order by id", (table_id, since, head, head)
+        )
+    ]
+    removed = connection.execute("select id from segments where table_id = ? and removed_in > ? and removed_in <= ?", (table_id, since, head)).fetchall()
+    return added, [segment_id for (segment_id,) in removed]
+
+
+def load_overlays_since(connection: sqlite3.Connection, table_id: int, segment_ids: Iterable[int], after_overlay: int) -> list[tuple[int, OverlayRef]]:
+    """(segment id, overlay) of live overlays numbered above `after_overlay`, by number."""
+    wanted = set(segment_ids)
+    rows = connection.execute(_OVERLAY + "table_id = ? and id > ? and removed_in is null order by id", (table_id, after_overlay))
+    return [(row[0], _overlay(row)) for row in rows if row[0] in wanted]
+
+
+def load_deletes(connection: sqlite3.Connection, table_id: int, segment_id: int, snapshot_id: int) -> list[OverlayRef]:
+    """Deletion vectors of one segment live at a snapshot."""
+    rows = connection.execute(_OVERLAY + _LIVE + " and segment_id = ? and num_deleted > 0 order by id", (table_id, snapshot_id, snapshot_id, segment_id))
+    return [_overlay(row) for row in rows]
+
+
+def load_pending(connection: sqlite3.Connection, table_id: int, pending_buckets: Iterable[int]) -> list[PendingRef]:
+    """Labels that wait for their row, of these key buckets, in the order they came."""
+    wanted = set(pending_buckets)
+    rows = connection.execute(_PENDING + "table_id = ? and removed_in is null order by id", (table_id,))
+    return [
+        PendingRef(
+            pending_id=row[0],
+            bucket=row[1],
+            sequence=row[2],
+            path=row[3],
+            offset=row[4],
+            num_bytes=row[5],
+            num_held=row[6],
+            keys=row[7],
+            met=row[8],
+            column_ids=tuple(json.loads(row[9])),
+        )
+        for row in rows
+        if row[1] in wanted
+    ]
+
+
+def load_bucket_changes(connection: sqlite3.Connection, table_id: int) -> dict[int, tuple[int, int]]:
+    """Key bucket -> (rows_changed_in, pending_changed_in)."""
+    rows = connection.execute("select bucket, rows_changed_in, pending_changed_in from buckets where table_id = ?", (table_id,))
+    return {bucket: (rows_changed, pending_changed) for bucket, rows_changed, pending_changed in rows}
+
+
+def load_offsets(connection: sqlite3.Connection, table_id: int, pipeline: str, source: str) -> dict[str, tuple[int, int, int]]:
+    """Partition -> (next, epoch, snapshot that committed it)."""
+    rows = connection.execute(
+        "select source_partition, next, epoch, committed_in from source_offsets where table_id = ? and pipeline = ? and source = ?",
+        (table_id, pipeline, source),
+    )
+    return {partition: (following, epoch, committed_in) for partition, following, epoch, committed_in in rows}
+
+
+def _segment(row: Sequence[Any], overlays: Sequence[OverlayRef], column_files: Sequence[ColumnFileRef]) -> SegmentRef:
+    return SegmentRef(
+        segment_id=row[0],
+        path=row[1],
+        offset=row[2],
+        num_bytes=row[3],
+        bucket=row[4],
+        partition=row[5],
+        level=row[6],
+        num_rows=row[7],
+        live_rows=row[8] - sum(overlay.num_deleted for overlay in overlays),
+        block_rows=tuple(np.frombuffer(row[9], "<u4").tolist()),
+        sequence_min=row[10],
+        sequence_max=row[11],
+        key_min=row[12],
+        key_max=row[13],
+        time_min=row[14],
+        time_max=row[15],
+        overlays=tuple(overlays),
+        column_files=tuple(column_files),
+    )
+
+
+def _overlay(row: Sequence[Any]) -> OverlayRef:
+    return OverlayRef(
+        overlay_id=row[1],
+        kind=row[2],
+        path=row[3],
+        offset=row[4],
+        num_bytes=row[5],
+        sequence=row[6],
+        num_rows=row[7],
+        num_deleted=row[8],
+        column_ids=tuple(json.loads(row[9])),
+    )

@@ -1,0 +1,341 @@
+"""Values that the catalog gives and takes: table definitions, snapshots, segments and what belongs to them. No SQL, no I/O."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from loader.schema import Column, Schema
+
+INLINE_PREFIX = "inline/"  # a path that lies in the catalog itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribution:
+    """When a missing label may be read as its default.
+
+    Attributes:
+        column: The label's column.
+        window_seconds: How long after a row's time its label may still come.
+        default: What a null label reads as once `time + window <= watermark`. Until then it reads as null.
+    """
+
+    column: str
+    window_seconds: int
+    default: Any = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOffsets:
+    """What a commit consumed from a source, committed in the same transaction as the data.
+
+    Attributes:
+        pipeline: The reader's name; each pipeline has offsets of its own.
+        source: The topic, folder or stream.
+        ranges: {partition: (start, end)}: the commit holds the records from start up to, not including, end.
+        epoch: Number of this owner of the pipeline; one with a lower number than committed before is refused.
+    """
+
+    pipeline: str
+    source: str
+    ranges: Mapping[Any, tuple[int, int]]
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        for partition, (start, end) in self.ranges.items():
+            if not 0 <= start <= end:
+                raise ValueError(f"offsets of {self.source} partition {partition}: ({start}, {end}) is not a range of records")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableSpec:
+    """A table's definition, by the schema it has now. Columns are held by id; the properties give names."""
+
+    id: int
+    name: str
+    schema: Schema
+    schema_id: int
+    primary_key_ids: tuple[int, ...]
+    bucket_by_ids: tuple[int, ...]
+    buckets: int
+    cluster_by_ids: tuple[int, ...]
+    time_column_id: int | None
+    partition_by: str | None
+    merge_by_id: Mapping[int, str]
+    attribution: Attribution | None
+    durability: str
+
+    def columns(self, ids: tuple[int, ...]) -> tuple[Column, ...]:
+        by_id = {column.id: column for column in self.schema}
+        return tuple(by_id[column_id] for column_id in ids)
+
+    def names(self, ids: tuple[int, ...]) -> list[str]:
+        return [column.name for column in self.columns(ids)]
+
+    @property
+    def primary_key(self) -> list[str]:
+        return self.names(self.primary_key_ids)
+
+    @property
+    def bucket_by(self) -> list[str]:
+        return self.names(self.bucket_by_ids)
+
+    @property
+    def cluster_by(self) -> list[str]:
+        return self.names(self.cluster_by_ids)
+
+    @property
+    def time_column(self) -> Column | None:
+        return None if self.time_column_id is None else self.columns((self.time_column_id,))[0]
+
+    @property
+    def merge(self) -> dict[str, str]:
+        """Merge rule by column name, for the columns that have one of their own."""
+        return {column.name: self.merge_by_id[column.id] for column in self.schema if column.id in self.merge_by_id}
+
+    def rule(self, column_id: int) -> str:
+        return self.merge_by_id.get(column_id, "last")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One committed state of a table.
+
+    Attributes:
+        table: Name of the table.
+        id: Dense number, from 1; the order of snapshots is the order of commits.
+        kind: append, patch, compact…
+        commit_id: The writer's name for this commit; the same one twice is one commit.
+        created_at: Wall clock of the commit, UTC.
+        watermark: In the unit of the time column; None before the first was given.
+        num_rows: Live rows after this commit.
+        summary: Counts of what the commit did: rows appended, patched, held, met…
+    """
+
+    table: str
+    id: int
+    kind: str
+    commit_id: str
+    created_at: datetime.datetime
+    watermark: int | None
+    num_rows: int
+    summary: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverlayRef:
+    """Patches of one segment, or rows deleted from it, as a section of a stored object."""
+
+    overlay_id: int
+    kind: str
+    path: str
+    offset: int
+    num_bytes: int
+    sequence: int
+    num_rows: int
+    num_deleted: int
+    column_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ColumnFileRef:
+    """Columns of one segment, aligned by position, that lie elsewhere."""
+
+    path: str
+    offset: int
+    num_bytes: int
+    column_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentRef:
+    """A live segment of a snapshot: where it is and what is known of it without opening it.
+
+    Attributes:
+        segment_id: Unique in the catalog, growing with the order of commits.
+        path: Of the stored object; `inline/…` lies in the catalog.
+        offset, num_bytes: The section of it.
+        num_rows: Rows stored; live_rows of them are not deleted at this snapshot.
+        sequence_min, sequence_max: Commit sequence of its rows.
+        key_min, key_max: Range of the key index's low words, as order-keeping signed numbers.
+        time_min, time_max: Of the time column, in its unit.
+    """
+
+    segment_id: int
+    path: str
+    offset: int
+    num_bytes: int
+    bucket: int
+    partition: int
+    level: int
+    num_rows: int
+    live_rows: int
+    block_rows: tuple[int, ...]
+    sequence_min: int
+    sequence_max: int
+    key_min: int | None
+    key_max: int | None
+    time_min: int | None
+    time_max: int | None
+    overlays: tuple[OverlayRef, ...]
+    column_files: tuple[ColumnFileRef, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SnapshotView:
+    """All that a reader needs of one snapshot: plain data, segments by segment_id."""
+
+    spec: TableSpec
+    snapshot_id: int
+    watermark: int | None
+    segments: tuple[SegmentRef, ...]
+
+    @property
+    def table(self) -> str:
+        return self.spec.name
+
+    @property
+    def schema(self) -> Schema:
+        return self.spec.schema
+
+    @property
+    def attribution(self) -> Attribution | None:
+        return self.spec.attribution
+
+    @property
+    def time_column(self) -> str | None:
+        column = self.spec.time_column
+        return None if column is None else column.name
+
+    @property
+    def num_rows(self) -> int:
+        return sum(segment.live_rows for segment in self.segments)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pin:
+    """A snapshot that somebody holds, so that nothing it needs is deleted."""
+
+    id: int
+    table: str
+    snapshot_id: int
+    owner: str
+    expires_at: datetime.datetime | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewSegment:
+    """A segment to commit."""
+
+    uuid: str
+    path: str
+    offset: int
+    num_bytes: int
+    bucket: int
+    partition: int
+    level: int
+    num_rows: int
+    num_deleted: int = 0
+    block_rows: bytes
+    key_min: int | None
+    key_max: int | None
+    time_min: int | None
+    time_max: int | None
+    sequence_min: int | None = None  # None: the commit's own
+    sequence_max: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewOverlay:
+    """An overlay to commit. `segment_id` is a committed segment; `new_segment` the position of one of this commit."""
+
+    segment_id: int | None = None
+    new_segment: int | None = None
+    kind: str = "patch"
+    path: str
+    offset: int
+    num_bytes: int
+    num_rows: int
+    num_deleted: int = 0
+    column_ids: tuple[int, ...]
+    sequence: int | None = None  # None: the commit's own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewPending:
+    """Labels of one key bucket whose row has not come."""
+
+    bucket: int
+    path: str
+    offset: int
+    num_bytes: int
+    num_held: int
+    keys: bytes
+    column_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PendingRef:
+    """Committed pending labels of one commit and key bucket."""
+
+    pending_id: int
+    bucket: int
+    sequence: int
+    path: str
+    offset: int
+    num_bytes: int
+    num_held: int
+    keys: bytes
+    met: bytes | None
+    column_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(kw_only=True)
+class CommitPlan:
+    """All that one commit writes, and what must still hold when it does.
+
+    Attributes:
+        base: The snapshot that keys were resolved at.
+        rows_buckets: Key buckets whose rows must not have changed since `base`.
+        rows_changed: Key buckets in which this commit adds, moves or removes rows.
+        pending_buckets: Key buckets whose pending labels must not have changed since `base`.
+        pending_changed: Key buckets whose pending labels this commit changes.
+        inline: Bytes that go into the catalog, by path.
+        staged: (prefix, number of files written under it), if files were written.
+        met: Pending id -> u32 positions of its keys that are met by this commit.
+        removed_segments: Inputs of a compaction; all must be live.
+        latest_overlay: For a compaction: the highest overlay id of its inputs that was folded or carried over.
+        garbage: Paths written for this commit that it does not use after all.
+        written: Set by the commit once its rows are inserted; it stays false where an earlier commit answered.
+    """
+
+    spec: TableSpec
+    kind: str
+    commit_id: str
+    base: int
+    rows_buckets: tuple[int, ...] = ()
+    rows_changed: tuple[int, ...] = ()
+    pending_buckets: tuple[int, ...] = ()
+    pending_changed: tuple[int, ...] = ()
+    segments: list[NewSegment] = dataclasses.field(default_factory=list)
+    overlays: list[NewOverlay] = dataclasses.field(default_factory=list)
+    pending: list[NewPending] = dataclasses.field(default_factory=list)
+    met: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    inline: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    staged: tuple[str, int] | None = None
+    removed_segments: tuple[int, ...] = ()
+    latest_overlay: int = 0
+    garbage: list[str] = dataclasses.field(default_factory=list)
+    offsets: SourceOffsets | None = None
+    watermark: int | None = None
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+    written: bool = False
+
+
+def is_time_type(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be a time column."""
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_integer(kind))

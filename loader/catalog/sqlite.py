@@ -1,0 +1,211 @@
+"""The embedded catalog: one SQLite file. Owns the connection, the queue of writers, transactions and the version check.
+
+Writers of all processes line up at a file lock before BEGIN IMMEDIATE, because the kernel wakes the next one at once where SQLite's own
+handler sleeps; the write-ahead log is synced at every commit (synchronous=FULL). A connection is never used by a forked child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from loader.errors import CatalogBusyError, CommitError, ForkedProcessError, NotFoundError, StorageError, StorageFullError, UnsupportedVersionError
+from loader.storage import full_message, sync_folder
+
+SQLITE_CATALOG_VERSION = 1
+QUEUE_SUFFIX = "-queue"
+_POLL_SECONDS = 0.0005
+_MAX_POLL_SECONDS = 0.01
+_open_catalogs: weakref.WeakSet[SqliteCatalog] = weakref.WeakSet()
+
+
+class SqliteCatalog:
+    """A connection to a catalog file. Thread-safe: one transaction at a time in a process.
+
+    Attributes:
+        path: The file, on a local disk.
+        lake_id: Of the lake it describes.
+        busy_timeout_seconds: How long a writer waits for the ones before it.
+    """
+
+    def __init__(self, path: Path, *, create: bool, busy_timeout_seconds: float) -> None:
+        self.path = path
+        self.busy_timeout_seconds = busy_timeout_seconds
+        self._pid = os.getpid()
+        self._threads = threading.RLock()
+        self._queue_threads = threading.RLock()
+        self._queue_depth = 0
+        self._in_transaction = False
+        if not path.exists() and not create:
+            raise NotFoundError(f"no catalog at {path}: check the location, or create the lake with connect(create=True)")
+        try:
+            self._queue_file = os.open(str(path) + QUEUE_SUFFIX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_seconds, check_same_thread=False, cached_statements=256)
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"cannot open the catalog {path}: {error}") from error
+        _open_catalogs.add(self)
+        with self._translated():
+            self._connection.execute("pragma journal_mode = wal")
+            self._connection.execute("pragma synchronous = full")
+            self._connection.execute("pragma foreign_keys = off")  # rows go by table; checked by the doctor, not by every insert
+        self.lake_id = self._create_or_check(create)
+
+    def _create_or_check(self, create: bool) -> str:
+        with self.read() as connection:
+            there = connection.execute("select 1 from sqlite_master where name = 'catalog_version'").fetchone()
+        if not there and not create:
+            raise NotFoundError(f"{self.path} is not a Headrace catalog: check the location")
+        if not there:
+            self._create()
+        with self.read() as connection:
+            version, lake_id, written_by = connection.execute("select version, lake_id, written_by from catalog_version").fetchone()
+        if version > SQLITE_CATALOG_VERSION:
+            raise UnsupportedVersionError(
+                f"catalog {self.path} has version {version}, written by {written_by}; this Headrace reads up to version {SQLITE_CATALOG_VERSION}: "
+                "upgrade with `pip install --upgrade headrace`"
+            )
+        return str(lake_id)
+
+    def _create(self) -> None:
+        from loader.catalog.tables import CATALOG_VERSION, ddl
+
+        with self.write() as connection:
+            if connection.execute("select 1 from sqlite_master where name = 'catalog_version'").fetchone():
+                return  # another process was first
+            for statement in ddl("sqlite"):
+                connection.execute(statement)
+            connection.execute("insert into catalog_version values (1, ?, ?, ?)", (CATALOG_VERSION, uuid.uuid4().hex, "headrace"))
+        sync_folder(self.path.parent)
+
+    def check_process(self) -> None:
+        """Refuse to work in a forked child.
+
+        Raises:
+            ForkedProcessError: This process is not the one that opened the catalog.
+        """
+        if self._pid != os.getpid():
+            raise ForkedProcessError(
+                f"the lake with catalog {self.path} was opened in process {self._pid} and is used in its forked child {os.getpid()}: "
+                "call loader.connect in the child, or start workers with spawn"
+            )
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that sees one state of the catalog."""
+        self.check_process()
+        with self._threads, self._translated():
+            if self._in_transaction:
+                yield self._connection
+                return
+            self._connection.execute("begin")
+            self._in_transaction = True
+            try:
+                yield self._connection
+            finally:
+                self._in_transaction = False
+                self._connection.execute("rollback")
+
+    @contextlib.contextmanager
+    def write(self, *, durability: str = "strict") -> Iterator[sqlite3.Connection]:
+        """The one write transaction; committed when the block ends, rolled back when it raises.
+
+        Raises:
+            CatalogBusyError: Other processes hold the lock for longer than the time-out.
+        """
+        with self.queue(), self._threads, self._translated():
+            if self._in_transaction:
+                raise CommitError("a catalog transaction cannot begin inside another")
+            self._connection.execute(f"pragma synchronous = {'normal' if durability == 'relaxed' else 'full'}")
+            self._connection.execute("begin immediate")
+            self._in_transaction = True
+            try:
+                yield self._connection
+                self._connection.execute("commit")
+            finally:
+                self._in_transaction = False
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+
+    @contextlib.contextmanager
+    def queue(self) -> Iterator[None]:
+        """Hold the place at the head of the queue of writers, without a transaction. May be nested.
+
+        Raises:
+            CatalogBusyError: Other processes hold it for longer than the time-out.
+        """
+        self.check_process()
+        with self._queue_threads:
+            if self._queue_depth == 0:
+                self._wait_in_queue()
+            self._queue_depth += 1
+            try:
+                yield
+            finally:
+                self._queue_depth -= 1
+                if self._queue_depth == 0:
+                    fcntl.flock(self._queue_file, fcntl.LOCK_UN)
+
+    def _wait_in_queue(self) -> None:
+        deadline = time.monotonic() + self.busy_timeout_seconds
+        pause = _POLL_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._queue_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise CatalogBusyError(self._busy_message()) from None
+                time.sleep(pause)
+                pause = min(pause * 1.5, _MAX_POLL_SECONDS)
+            else:
+                return
+
+    def _busy_message(self) -> str:
+        return (
+            f"another process is writing to the catalog {self.path} and has held its lock for more than {self.busy_timeout_seconds:g} s: "
+            "wait for it to end (or stop it) and try again, or connect with a longer busy_timeout_seconds"
+        )
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            text = str(error)
+            if "full" in text:
+                raise StorageFullError(full_message(self.path, 0)) from error
+            if "locked" in text or "busy" in text:
+                raise CatalogBusyError(self._busy_message()) from error
+            raise StorageError(f"catalog {self.path}: {text}") from error
+        except sqlite3.DatabaseError as error:
+            raise StorageError(f"catalog {self.path}: {error}") from error
+
+    def close(self) -> None:
+        """Close the connection; the object is of no use after it."""
+        if self._pid == os.getpid():
+            self._connection.close()
+        self._close_queue()
+
+    def _close_queue(self) -> None:
+        if self._queue_file >= 0:
+            os.close(self._queue_file)
+            self._queue_file = -1
+
+    def _forked(self) -> None:
+        # The child shares the parent's lock: an open descriptor here would keep it held after the parent died.
+        self._close_queue()
+
+
+def _after_fork() -> None:
+    for catalog in list(_open_catalogs):
+        catalog._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,242 @@
+"""The lake: a folder of files and the catalog that says what they are. Owns opening, the marker file, and the list of tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from loader.catalog import admin
+from loader.catalog.database import CATALOG_FILE, Catalog, catalog_path
+from loader.catalog.garbage import CollectionReport, collect
+from loader.catalog.inline import LakeStorage
+from loader.catalog.read import load_spec, resolve_snapshot, table_names
+from loader.catalog.records import Attribution, Pin, Snapshot
+from loader.catalog.sqlite import SqliteCatalog
+from loader.errors import AlreadyExistsError, NotFoundError, StorageError, UnsupportedVersionError
+from loader.schema import Schema
+from loader.storage import LocalStorage, Storage
+from loader.table.context import TableContext
+from loader.table.definition import define
+from loader.table.table import Table
+
+MARKER = "headrace-lake.json"
+LAKE_VERSION = 1
+BUSY_TIMEOUT_SECONDS = 30.0
+
+
+class Lake:
+    """An open lake; make one with `loader.connect`. Picklable by its location; refuses to work in a forked child.
+
+    Attributes:
+        location: Folder or url of the files.
+        catalog_url: Where the catalog is, as given to `connect`, or None for the one inside the lake.
+        storage: The lake's files, inline commits included.
+        catalog: Selections stored for planners.
+        database: The catalog's connection, for the modules that write it.
+    """
+
+    def __init__(self, location: str, catalog_url: str | None, files: Storage, database: SqliteCatalog) -> None:
+        self.location = location
+        self.catalog_url = catalog_url
+        self.database = database
+        self.catalog = Catalog(database)
+        self.storage = LakeStorage(files, database, (open_storage, (location, catalog_url)))
+        self._contexts: dict[int, TableContext] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[..., Lake], tuple[str, str | None, bool]]:
+        return connect, (self.location, self.catalog_url, False)
+
+    def __repr__(self) -> str:
+        return f"Lake({self.location!r})"
+
+    def __enter__(self) -> Lake:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check_process(self) -> None:
+        """Raise ForkedProcessError in a forked child."""
+        self.database.check_process()
+
+    def create_table(
+        self,
+        name: str,
+        schema: pa.Schema | Schema,
+        *,
+        primary_key: Sequence[str],
+        bucket_by: Sequence[str] | None = None,
+        buckets: int = 1,
+        cluster_by: Sequence[str] | None = None,
+        time_column: str | None = None,
+        partition_by: str | None = None,
+        merge: Mapping[str, str] | None = None,
+        attribution: Attribution | None = None,
+        durability: str = "strict",
+    ) -> Table:
+        """Create an empty table.
+
+        Args:
+            name: A letter, then letters, digits, `_`, `.` or `-`.
+            schema: Columns; their ids are given here and never change.
+            primary_key: Columns that name a row: integers, booleans, dates, timestamps, strings or binary.
+            bucket_by: Columns whose hash places a row in a bucket; default the key. Samples of a user stay together by the user's column.
+            buckets: How many, fixed for good.
+            cluster_by: The order of rows inside a segment; put what repeats together (user, then time).
+            time_column: A timestamp, a date, or an integer of seconds; not null.
+            partition_by: hour, day, week or month of the time column (UTC): rows of different units never share a segment.
+            merge: {column: last | first | max | min | sum | count | any}: how a patch meets a value; default last.
+            attribution: When a label that never came reads as its default.
+            durability: "strict": acknowledged means synced to disk. "relaxed": the last commits may be lost with the machine's power, none by a killed process.
+
+        Raises:
+            AlreadyExistsError: A table of this name is there.
+            SchemaError, ColumnNotFoundError, ValueError: An argument does not fit.
+        """
+        spec = define(
+            name,
+            schema,
+            primary_key=primary_key,
+            bucket_by=bucket_by,
+            buckets=buckets,
+            cluster_by=cluster_by,
+            time_column=time_column,
+            partition_by=partition_by,
+            merge=merge,
+            attribution=attribution,
+            durability=durability,
+        )
+        with self.database.write() as connection:
+            admin.create_table(connection, spec)
+        return self.table(name)
+
+    def table(self, name: str) -> Table:
+        """Open a table.
+
+        Raises:
+            TableNotFoundError: There is none of this name; the message names the closest.
+        """
+        with self.database.read() as connection:
+            spec = load_spec(connection, name)
+        with self._lock:
+            context = self._contexts.get(spec.id)
+            if context is None or context.spec.schema_id != spec.schema_id:
+                context = self._contexts[spec.id] = TableContext(spec=spec, catalog=self.database, storage=self.storage)
+        return Table(self, context)
+
+    def tables(self) -> list[str]:
+        """Names of the tables, sorted."""
+        with self.database.read() as connection:
+            return table_names(connection)
+
+    def drop_table(self, name: str) -> None:
+        """Forget a table and its history; its files are deleted by `collect_garbage` after a grace period.
+
+        Raises:
+            TableNotFoundError: There is none of this name.
+            ConflictError: A running job holds a pin on it.
+        """
+        with self.database.write() as connection:
+            spec = load_spec(connection, name)
+            admin.drop_table(connection, spec)
+        with self._lock:
+            self._contexts.pop(spec.id, None)
+
+    def pin(self, table: str, snapshot: int | str | Snapshot | None, owner: str, ttl_seconds: float | None) -> Pin:
+        """Hold a snapshot, so that nothing it needs is deleted, for a time or until `unpin`."""
+        with self.database.write() as connection:
+            spec = load_spec(connection, table)
+            return admin.add_pin(connection, spec, resolve_snapshot(connection, spec, snapshot), owner, ttl_seconds)
+
+    def unpin(self, pin: Pin) -> None:
+        """Let a pinned snapshot go."""
+        with self.database.write() as connection:
+            admin.release_pin(connection, pin.id)
+
+    def collect_garbage(self) -> CollectionReport:
+        """Delete files that nothing refers to and whose grace period is over, and what writers that died left behind."""
+        return collect(self.database, self.storage.files)
+
+    def close(self) -> None:
+        """Close the catalog's connection; tables of this lake cannot be used after it."""
+        self.database.close()
+
+
+def connect(location: str | os.PathLike[str], catalog: str | None = None, create: bool = True, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Lake:
+    """Open a lake, or create it.
+
+    Args:
+        location: A local folder, or the url of an object store (s3://bucket/lake).
+        catalog: `sqlite:///path` on a local disk; default `catalog.sqlite` in the lake's own folder.
+        create: Make the lake if it is not there. With False, a missing lake is an error.
+        busy_timeout_seconds: How long a writer waits for other processes' commits.
+
+    Raises:
+        NotFoundError: There is no lake and `create` is False.
+        UnsupportedVersionError: A newer Headrace wrote it.
+        StorageError: The location cannot be read or written.
+    """
+    files = Storage.open(location)
+    text = os.fspath(location)
+    marker = _read_marker(files)
+    if marker is None and not create:
+        raise NotFoundError(f"no lake at {text}: check the location, or create it with loader.connect({text!r})")
+    if catalog is not None:
+        path = catalog_path(catalog)
+    elif isinstance(files, LocalStorage):
+        path = files.folder / CATALOG_FILE
+    else:
+        raise ValueError(f"a lake at {text} needs catalog='sqlite:///…' on a local disk: an object store cannot hold SQLite")
+    if marker is not None and not path.exists():
+        raise StorageError(f"lake {text} has files, but its catalog {path} is missing: restore it from a backup, or give catalog=…")
+    if create:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot create {path.parent}: {error.strerror or error}") from error
+    database = SqliteCatalog(path, create=create and marker is None, busy_timeout_seconds=busy_timeout_seconds)
+    if marker is None:
+        marker = _write_marker(files, database.lake_id)
+    if marker["lake_id"] != database.lake_id:
+        raise StorageError(f"catalog {path} belongs to another lake ({database.lake_id}) than {text} ({marker['lake_id']}): give the right catalog=…")
+    if isinstance(files, LocalStorage):
+        text = str(files.folder)
+    return Lake(text, catalog, files, database)
+
+
+def open_storage(location: str, catalog: str | None) -> LakeStorage:
+    """The storage of an existing lake, inline commits included; what a pickled one becomes."""
+    return connect(location, catalog, create=False).storage
+
+
+def _read_marker(files: Storage) -> dict[str, Any] | None:
+    try:
+        raw = files.read(MARKER)
+    except NotFoundError:
+        return None
+    try:
+        marker = json.loads(bytes(raw))
+        version = int(marker["version"])
+        marker["lake_id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{files.url}/{MARKER} is not a lake's marker ({error}): restore it from a backup") from error
+    if version > LAKE_VERSION:
+        raise UnsupportedVersionError(
+            f"lake {files.url} has version {version}; this Headrace reads up to version {LAKE_VERSION}: upgrade with `pip install --upgrade headrace`"
+        )
+    return dict(marker)
+
+
+def _write_marker(files: Storage, lake_id: str) -> dict[str, Any]:
+    marker = {"format": "headrace-lake", "version": LAKE_VERSION, "lake_id": lake_id}
+    try:
+        files.put(MARKER, json.dumps(marker).encode())
+    except AlreadyExistsError:  # another process created the lake at the same time
+        return _read_marker(files) or marker
+    return marker

@@ -1,0 +1,413 @@
+"""Object storage: local folders, memory, S3, GCS, Azure. Owns paths, durable writes and coalesced range reads; knows nothing of segments.
+
+Local folders are read and written with the operating system's own calls, because a local write has to be synced; every other store
+goes through obstore. A path is written once: `put` refuses one that exists. Nothing half-written is ever visible under its final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from loader import failpoints
+from loader.errors import AlreadyExistsError, ForkedProcessError, NotFoundError, StorageError, StorageFullError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+Range = tuple[int, int]
+Buffer = bytes | bytearray | memoryview
+COALESCE_GAP_BYTES = 64 * 1024
+MAX_REQUEST_BYTES = 32 * 1024 * 1024
+TEMPORARY_SUFFIX = ".tmp"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_memory_stores: dict[str, ObjectStore] = {}
+_memory_lock = threading.Lock()
+
+
+class Source(Protocol):
+    """What a segment reader reads from: a stored range of bytes."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[memoryview]: ...
+
+
+def check_path(path: str) -> str:
+    """Return `path` if it is a plain relative path, so that no path that came out of data leaves the lake's folder.
+
+    Raises:
+        StorageError: It is absolute, empty, or has a `.`, `..`, empty or backslashed part.
+    """
+    parts = path.split("/")
+    if not path or "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise StorageError(f"path {path!r} is not a plain relative path: a lake's files lie inside its own folder")
+    return path
+
+
+def coalesce(ranges: Sequence[Range], *, gap_bytes: int, max_request_bytes: int) -> list[tuple[int, int, list[int]]]:
+    """Group byte ranges into requests: a pure planner.
+
+    Args:
+        ranges: (offset, num_bytes) pairs in any order.
+        gap_bytes: Neighbours this close are read together; the bytes between them are read and dropped.
+        max_request_bytes: No request that joins ranges grows past this.
+
+    Returns:
+        (start, stop, indices into `ranges`) of each request, by start.
+    """
+    requests: list[tuple[int, int, list[int]]] = []
+    for index in sorted(range(len(ranges)), key=lambda i: ranges[i]):
+        start, stop = ranges[index][0], ranges[index][0] + ranges[index][1]
+        if requests:
+            first, last, members = requests[-1]
+            joined = max(last, stop)
+            if start - last <= gap_bytes and joined - first <= max_request_bytes:
+                members.append(index)
+                requests[-1] = (first, joined, members)
+                continue
+        requests.append((start, stop, [index]))
+    return requests
+
+
+class Storage:
+    """A folder of one object store. Thread-safe; picklable by its url. Open one with `Storage.open`.
+
+    Attributes:
+        url: Where it is: an absolute `file://` url, `memory://name`, `s3://bucket/prefix`…
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._pid = os.getpid()
+
+    @staticmethod
+    def open(url: str | os.PathLike[str]) -> Storage:
+        """Open a local folder (a path or a `file://` url), `memory://name`, or any url that obstore knows."""
+        text = os.fspath(url)
+        scheme = urlsplit(text).scheme
+        if "://" not in text:
+            return LocalStorage(Path(text).expanduser().absolute())
+        if scheme == "file":
+            return LocalStorage(Path(unquote(urlsplit(text).path)))
+        return ObjectStorage(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Storage.open, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"Storage({self.url!r})"
+
+    def put(self, path: str, data: Buffer, *, sync: bool = True) -> None:
+        """Write a new object, all or nothing.
+
+        Args:
+            path: Relative to the storage's url.
+            data: Its bytes.
+            sync: On local disk, flush the file and its folder before returning, so that it survives a loss of power.
+
+        Raises:
+            AlreadyExistsError: Something is at `path`.
+            StorageFullError: No space left; nothing is visible at `path`.
+            StorageError: The store refused for another reason.
+        """
+        raise NotImplementedError
+
+    def size(self, path: str) -> int:
+        """Bytes of the object at `path`; NotFoundError if there is none."""
+        raise NotImplementedError
+
+    def exists(self, path: str) -> bool:
+        try:
+            self.size(path)
+        except NotFoundError:
+            return False
+        return True
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete the objects; one that is not there is no error."""
+        raise NotImplementedError
+
+    def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
+        """Bytes of each (start, stop), each complete."""
+        raise NotImplementedError
+
+    def read_ranges(
+        self,
+        path: str,
+        ranges: Sequence[Range],
+        *,
+        coalesce_gap_bytes: int = COALESCE_GAP_BYTES,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+    ) -> list[memoryview]:
+        """Read byte ranges of one object, near ones together.
+
+        Args:
+            path: The object.
+            ranges: (offset, num_bytes) pairs, in any order.
+            coalesce_gap_bytes: Largest hole that is read through.
+            max_request_bytes: Largest request that joins ranges.
+
+        Returns:
+            The bytes of each range, in the order given; ranges that were read together share one buffer.
+
+        Raises:
+            NotFoundError: Nothing is at `path`.
+            StorageError: The object ends before a range does, or the store refused.
+        """
+        self._check_process()
+        if any(offset < 0 or size < 0 for offset, size in ranges):
+            raise StorageError(f"negative range in a read of {path}: {[r for r in ranges if min(r) < 0][:3]}")
+        requests = coalesce(ranges, gap_bytes=coalesce_gap_bytes, max_request_bytes=max_request_bytes)
+        buffers = self._read(check_path(path), [(start, stop) for start, stop, _ in requests])
+        found: list[memoryview] = [memoryview(b"")] * len(ranges)
+        for (start, _, members), buffer in zip(requests, buffers, strict=True):
+            for index in members:
+                at = ranges[index][0] - start
+                found[index] = buffer[at : at + ranges[index][1]]
+        return found
+
+    def read(self, path: str) -> memoryview:
+        """The whole object."""
+        return self.read_ranges(path, [(0, self.size(path))])[0]
+
+    def section(self, path: str, offset: int, num_bytes: int) -> StoredSection:
+        """A part of one object as a source for a segment reader."""
+        return StoredSection(self, path, offset, num_bytes)
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedProcessError(
+                f"storage {self.url} was opened in process {self._pid} and is used in its forked child {os.getpid()}: open it there, or start workers with spawn"
+            )
+
+
+class StoredSection:
+    """A byte range of one stored object; offsets count from its first byte."""
+
+    def __init__(self, storage: Storage, path: str, offset: int, num_bytes: int) -> None:
+        self.storage = storage
+        self.path = path
+        self.offset = offset
+        self.num_bytes = num_bytes
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[memoryview]:
+        for start, size in ranges:
+            if start < 0 or size < 0 or start + size > self.num_bytes:
+                raise StorageError(f"range ({start}, {size}) leaves the section of {self.num_bytes} bytes at {self.offset} of {self.path}")
+        return self.storage.read_ranges(self.path, [(self.offset + start, size) for start, size in ranges])
+
+    def __repr__(self) -> str:
+        return f"{self.path}[{self.offset}:{self.offset + self.num_bytes}]"
+
+
+class LocalStorage(Storage):
+    """A local folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder.absolute().as_uri())
+        self.folder = folder.absolute()
+
+    def put(self, path: str, data: Buffer, *, sync: bool = True) -> None:
+        self._check_process()
+        target = self.folder / check_path(path)
+        temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+        try:
+            _make_folders(target.parent, sync=sync)
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()  # left by a writer that died with the same name
+            try:
+                write_file(temporary, data, sync=sync)
+                failpoints.hit("storage.temporary_written")
+                _link_if_absent(temporary, target)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+            failpoints.hit("storage.linked")
+            if sync:
+                sync_folder(target.parent)
+        except FileExistsError as error:
+            raise AlreadyExistsError(f"{target} is already there: a path is written once") from error
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise StorageFullError(full_message(target, memoryview(data).nbytes)) from error
+            raise StorageError(f"cannot write {target} ({memoryview(data).nbytes:,} bytes): {error.strerror or error}") from error
+
+    def size(self, path: str) -> int:
+        target = self.folder / check_path(path)
+        try:
+            return target.stat().st_size
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFoundError(f"no file {target}") from error
+
+    def delete(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            try:
+                (self.folder / check_path(path)).unlink()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise StorageError(f"cannot delete {self.folder / path}: {error.strerror or error}") from error
+
+    def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
+        target = self.folder / path
+        try:
+            file = os.open(target, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFoundError(f"no file {target}: it was deleted, or the lake was moved without it") from error
+        except OSError as error:
+            raise StorageError(f"cannot read {target}: {error.strerror or error}") from error
+        try:
+            return [_read_exactly(file, target, start, stop) for start, stop in requests]
+        finally:
+            os.close(file)
+
+
+class ObjectStorage(Storage):
+    """Any other store, through obstore."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._store = _open_store(url)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.url.startswith("memory:"):
+            raise TypeError(f"{self.url} lives in this process alone and cannot be sent to another: use a folder")
+        return super().__reduce__()
+
+    def put(self, path: str, data: Buffer, *, sync: bool = True) -> None:
+        import obstore
+
+        self._check_process()
+        try:
+            obstore.put(self._store, check_path(path), bytes(data), mode="create")
+        except obstore.exceptions.AlreadyExistsError as error:
+            raise AlreadyExistsError(f"{self.url}/{path} is already there: a path is written once") from error
+        except obstore.exceptions.BaseError as error:
+            raise StorageError(f"cannot write {self.url}/{path} ({memoryview(data).nbytes:,} bytes): {error}") from error
+
+    def size(self, path: str) -> int:
+        import obstore
+
+        self._check_process()
+        try:
+            return int(obstore.head(self._store, check_path(path))["size"])
+        except FileNotFoundError as error:
+            raise NotFoundError(f"no object {self.url}/{path}") from error
+        except obstore.exceptions.BaseError as error:
+            raise StorageError(f"cannot read {self.url}/{path}: {error}") from error
+
+    def delete(self, paths: Iterable[str]) -> None:
+        import obstore
+
+        self._check_process()
+        for path in paths:
+            try:
+                obstore.delete(self._store, check_path(path))
+            except FileNotFoundError:
+                continue
+            except obstore.exceptions.BaseError as error:
+                raise StorageError(f"cannot delete {self.url}/{path}: {error}") from error
+
+    def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
+        import obstore
+
+        wanted = [request for request in requests if request[1] > request[0]]
+        try:
+            found = iter(
+                obstore.get_ranges(self._store, path, starts=[start for start, _ in wanted], ends=[stop for _, stop in wanted], coalesce=0) if wanted else []
+            )
+        except FileNotFoundError as error:
+            raise NotFoundError(f"no object {self.url}/{path}: it was deleted, or the lake was moved without it") from error
+        except obstore.exceptions.BaseError as error:
+            raise StorageError(f"cannot read {self.url}/{path}: {error}") from error
+        buffers = [memoryview(next(found)) if stop > start else memoryview(b"") for start, stop in requests]
+        for (start, stop), buffer in zip(requests, buffers, strict=True):
+            if buffer.nbytes != stop - start:
+                raise StorageError(f"{self.url}/{path} ends at byte {start + buffer.nbytes} and was read up to {stop}: it is truncated")
+        return buffers
+
+
+def _open_store(url: str) -> ObjectStore:
+    from obstore.store import MemoryStore, from_url
+
+    if url.startswith("memory:"):
+        with _memory_lock:
+            return _memory_stores.setdefault(url, MemoryStore())
+    try:
+        return from_url(url)
+    except Exception as error:  # obstore raises several unrelated types for a url it cannot use
+        raise StorageError(f"cannot open {url!r}: {error}") from error
+
+
+def full_message(path: str | Path, num_bytes: int) -> str:
+    """What to say when `num_bytes` for `path` did not fit."""
+    folder = Path(path).parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return f"no space left to write {path}: {num_bytes:,} bytes wanted, {free:,} free; nothing was committed, free some space and try again"
+
+
+def write_file(path: Path, data: Buffer, *, sync: bool) -> None:
+    """Write a new file completely, flushed to disk if asked; OSError as the system raises it."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        left = memoryview(data).cast("B")
+        while left.nbytes:
+            left = left[os.write(file, left[: 1 << 30]) :]
+        if sync:
+            os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _make_folders(folder: Path, *, sync: bool) -> None:
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        if sync:
+            sync_folder(new.parent)
+
+
+def _link_if_absent(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "exists", str(target)) from error
+        temporary.rename(target)  # a file system without hard links; names are unique to their writer
+
+
+def _read_exactly(file: int, path: Path, start: int, stop: int) -> memoryview:
+    buffer = bytearray(stop - start)
+    view = memoryview(buffer)
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(file, [view[done:]], start + done)
+        if count == 0:
+            raise StorageError(f"{path} ends at byte {start + done} and was read up to {stop}: it is truncated")
+        done += count
+    return view

@@ -1,0 +1,1 @@
+"""Tables: writing by key, resolving overlays by position, compaction."""

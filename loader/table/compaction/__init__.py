@@ -1,0 +1,1 @@
+"""Compaction: pick what is worth merging, rewrite it, and swap it in."""

@@ -1,0 +1,100 @@
+"""Getting encoded segments into the lake: packing sections into one object, and a writer's leased names.
+
+A commit's sections lie end to end in one object, each 64-byte aligned. An object of at most INLINE_BYTES goes into the catalog, in the commit's own transaction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+
+from loader.catalog.admin import add_stage
+from loader.catalog.commit import STAGED_LEASE_SECONDS, renew_stage
+from loader.catalog.garbage import staged_path
+from loader.catalog.records import INLINE_PREFIX, CommitPlan
+from loader.catalog.sqlite import SqliteCatalog
+from loader.segment.layout import round_up
+from loader.storage import Buffer, Storage
+
+INLINE_BYTES = 64 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """Where packed sections are: one path, and (offset, num_bytes) of each."""
+
+    path: str
+    sections: tuple[tuple[int, int], ...]
+
+
+class Stage:
+    """A writer's own name prefix in the lake. Files are numbered; a number is used once.
+
+    What was written for a commit that went another way is remembered and handed to the next commit as garbage.
+    """
+
+    def __init__(self, catalog: SqliteCatalog, storage: Storage, table_id: int, *, sync: bool) -> None:
+        self._catalog = catalog
+        self._storage = storage
+        self._table_id = table_id
+        self._sync = sync
+        self._prefix = ""
+        self._next = 0
+        self._unused: set[str] = set()
+        self._renewed_at = -float(STAGED_LEASE_SECONDS)
+
+    def put(self, data: Buffer) -> str:
+        """Write a file and return its path."""
+        self._hold_lease()
+        path = staged_path(self._prefix, self._next)
+        self._storage.put(path, data, sync=self._sync)
+        self._next += 1
+        self._unused.add(path)
+        return path
+
+    def _hold_lease(self) -> None:
+        if time.monotonic() - self._renewed_at < STAGED_LEASE_SECONDS / 2:
+            return
+        if self._prefix and self._unused:
+            with self._catalog.write() as connection:
+                renew_stage(connection, self._prefix, 0)
+        else:  # nothing depends on the old name, whose lease may be over
+            self._prefix, self._next = f"data/{self._table_id}/{uuid.uuid4().hex}/", 0
+            with self._catalog.write() as connection:
+                add_stage(connection, self._table_id, self._prefix, f"{socket.gethostname()}:{os.getpid()}")
+        self._renewed_at = time.monotonic()
+
+    def account(self, plan: CommitPlan) -> None:
+        """Tell a plan which of this stage's files it leaves unused, and how far they are accounted for."""
+        if not self._prefix:
+            return
+        used = {section.path for section in (*plan.segments, *plan.overlays, *plan.pending)}
+        plan.staged = (self._prefix, self._next)
+        plan.garbage = sorted(self._unused - used)
+
+    def committed(self) -> None:
+        """A plan that `account` saw was committed: nothing of this stage is left over."""
+        self._unused.clear()
+        self._renewed_at = time.monotonic() if self._prefix else self._renewed_at
+
+
+def place(sections: Sequence[Buffer], stage: Stage, inline: dict[str, bytes]) -> Placed:
+    """Pack sections into one object: a staged file, or an entry of `inline` if it is small."""
+    at = 0
+    offsets = []
+    for section in sections:
+        offsets.append(at)
+        at = round_up(at + memoryview(section).nbytes)
+    packed = bytearray(at)
+    for offset, section in zip(offsets, sections, strict=True):
+        packed[offset : offset + memoryview(section).nbytes] = section
+    if len(packed) <= INLINE_BYTES:
+        path = INLINE_PREFIX + uuid.uuid4().hex
+        inline[path] = bytes(packed)
+    else:
+        path = stage.put(packed)
+    return Placed(path, tuple((offset, memoryview(section).nbytes) for offset, section in zip(offsets, sections, strict=True)))

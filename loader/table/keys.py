@@ -1,0 +1,179 @@
+"""Where the keys of a table's live rows are: merged in-memory runs of the segments' key indexes, kept up with the head.
+
+Owns the runs, their memory bound and the probe. A run holds the keys of several segments; runs of like size are merged, so there are few.
+Entries of dead segments are skipped when found and dropped at the next merge. What does not fit in memory stays cold: it is
+pruned by key range, then by its Bloom filter, and opened through a bounded cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.catalog.records import SegmentRef
+from loader.errors import CorruptSegmentError
+from loader.segment.key_index import KeyIndex, Keys, search, signed
+from loader.segment.layout import Section
+from loader.segment.reader import SegmentReader
+from loader.storage import Storage
+
+I64 = npt.NDArray[np.int64]
+KEY_MEMORY_BYTES = 512 * 1024 * 1024
+ALWAYS_WARM_KEYS = 65_536  # smaller segments are merged even when memory is spent: there would be too many to probe one by one
+
+
+@dataclasses.dataclass(frozen=True)
+class Hits:
+    """Where keys were found: segment_ids i64[n] and rows i64[n], both −1 where a key is nowhere."""
+
+    segment_ids: I64
+    rows: I64
+
+    @property
+    def found(self) -> npt.NDArray[np.bool_]:
+        return self.segment_ids >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    keys: Keys
+    ordinals: npt.NDArray[np.uint32]  # which segment, by its place in the directory
+    rows: npt.NDArray[np.uint32]
+
+    @property
+    def nbytes(self) -> int:
+        return self.ordinals.nbytes + self.rows.nbytes + len(self.keys) * self.keys.key_bytes
+
+
+class KeyDirectory:
+    """The keys of one table. Not thread-safe: its handle guards it.
+
+    Attributes:
+        synced: The snapshot whose live segments it knows.
+    """
+
+    def __init__(self, storage: Storage, memory_bytes: int = KEY_MEMORY_BYTES) -> None:
+        self.synced = 0
+        self._storage = storage
+        self._memory_bytes = memory_bytes
+        self._refs: list[SegmentRef] = []
+        self._live = np.zeros(64, bool)
+        self._ordinal_of: dict[int, int] = {}
+        self._runs: list[_Run] = []
+        self._cold: list[int] = []
+        self._opened: OrderedDict[int, KeyIndex] = OrderedDict()
+        self._built: dict[tuple[str, int], KeyIndex] = {}
+
+    def __len__(self) -> int:
+        """Segments seen so far; what comes later has a place from here on."""
+        return len(self._refs)
+
+    def remember(self, path: str, offset: int, index: KeyIndex) -> None:
+        """Keep the index of a segment that this handle has just written, so that it is not read back."""
+        self._built[path, offset] = index
+
+    def apply(self, head: int, added: list[SegmentRef], removed: list[int]) -> None:
+        """Follow the catalog to snapshot `head`."""
+        fresh = []
+        for ref in added:
+            ordinal = len(self._refs)
+            self._refs.append(ref)
+            self._ordinal_of[ref.segment_id] = ordinal
+            if ordinal >= len(self._live):
+                self._live = np.concatenate([self._live, np.zeros(len(self._live), bool)])
+            self._live[ordinal] = True
+            if ref.num_rows > ALWAYS_WARM_KEYS and self._nbytes() + ref.num_rows * 24 > self._memory_bytes:
+                self._cold.append(ordinal)
+            else:
+                fresh.append(self._load(ordinal))
+        for segment_id in removed:
+            if segment_id in self._ordinal_of:
+                self._live[self._ordinal_of[segment_id]] = False
+        self._cold = [ordinal for ordinal in self._cold if self._live[ordinal]]
+        if fresh:
+            self._runs.append(_merge(fresh, self._live))
+        while len(self._runs) > 1 and len(self._runs[-2].rows) <= 2 * len(self._runs[-1].rows):
+            last, before = self._runs.pop(), self._runs.pop()
+            self._runs.append(_merge([before, last], self._live))
+        self.synced = head
+        self._built.clear()
+
+    def _nbytes(self) -> int:
+        return sum(run.nbytes for run in self._runs)
+
+    def _load(self, ordinal: int) -> _Run:
+        index = self._index(ordinal)
+        return _Run(index.keys, np.full(len(index), ordinal, np.uint32), index.rows)
+
+    def _index(self, ordinal: int) -> KeyIndex:
+        ref = self._refs[ordinal]
+        built = self._built.pop((ref.path, ref.offset), None)
+        if built is not None:
+            return built
+        section = SegmentReader(self._storage.section(ref.path, ref.offset, ref.num_bytes)).section(Section.KEY_INDEX)
+        if section is None:
+            raise CorruptSegmentError(f"segment {ref.segment_id} at {ref.path} offset {ref.offset} has no key index")
+        index = KeyIndex.open(section)
+        if len(index) != ref.num_rows:
+            raise CorruptSegmentError(f"segment {ref.segment_id} at {ref.path} has {ref.num_rows} rows and {len(index)} keys")
+        return index
+
+    def probe(self, keys: Keys, since: int = 0) -> Hits:
+        """Find keys among the live segments.
+
+        Args:
+            keys: What to find.
+            since: Look only in segments from this place on (an earlier `len`).
+        """
+        ordinals = np.full(len(keys), -1, np.int64)
+        rows = np.full(len(keys), -1, np.int64)
+        accepted = self._live.copy()
+        accepted[:since] = False
+        for run in self._runs:
+            left = np.flatnonzero(ordinals < 0)
+            at = search(run.keys, keys.take(left), accepted[run.ordinals])
+            hit = at >= 0
+            ordinals[left[hit]], rows[left[hit]] = run.ordinals[at[hit]], run.rows[at[hit]]
+        for ordinal in self._cold:
+            if ordinal >= since:
+                self._probe_cold(ordinal, keys, ordinals, rows)
+        ids = np.array([ref.segment_id for ref in self._refs] or [0], np.int64)
+        return Hits(np.where(ordinals >= 0, ids[ordinals], -1), rows)
+
+    def _probe_cold(self, ordinal: int, keys: Keys, ordinals: I64, rows: I64) -> None:
+        ref = self._refs[ordinal]
+        left = np.flatnonzero(ordinals < 0)
+        wanted = keys.take(left)
+        if ref.key_min is not None and ref.key_max is not None and len(left):
+            if signed(int(wanted.low.max())) < ref.key_min or signed(int(wanted.low.min())) > ref.key_max:
+                return
+        if ordinal not in self._opened:
+            self._opened[ordinal] = self._index(ordinal)
+        self._opened.move_to_end(ordinal)
+        while len(self._opened) > 1 and sum(len(index) * 24 for index in self._opened.values()) > self._memory_bytes // 4:
+            self._opened.popitem(last=False)
+        found = self._opened[ordinal].probe(wanted)
+        hit = found >= 0
+        ordinals[left[hit]], rows[left[hit]] = ordinal, found[hit]
+
+    def probe_again(self, keys: Keys, hits: Hits, since: int) -> Hits:
+        """Bring earlier hits up to date: only what is not found in a live segment any more is looked for, only in what came since."""
+        alive = np.array([segment_id >= 0 and bool(self._live[self._ordinal_of[segment_id]]) for segment_id in np.unique(hits.segment_ids).tolist()])
+        known = np.unique(hits.segment_ids)[alive] if len(hits.segment_ids) else hits.segment_ids
+        again = np.flatnonzero(~np.isin(hits.segment_ids, known))
+        found = self.probe(keys.take(again), since)
+        segment_ids, rows = hits.segment_ids.copy(), hits.rows.copy()
+        segment_ids[again], rows[again] = found.segment_ids, found.rows
+        return Hits(segment_ids, rows)
+
+
+def _merge(runs: list[_Run], live: npt.NDArray[np.bool_]) -> _Run:
+    keys = Keys.concat([run.keys for run in runs])
+    ordinals = np.concatenate([run.ordinals for run in runs])
+    rows = np.concatenate([run.rows for run in runs])
+    kept = np.flatnonzero(live[ordinals])
+    order = kept[np.argsort(keys.low[kept], kind="stable")]
+    return _Run(keys.take(order), ordinals[order], rows[order])

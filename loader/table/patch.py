@@ -1,0 +1,207 @@
+"""Patching columns of rows by key: resolve each key to (segment, row), write operands by position, hold what has no row yet.
+
+A retry never rewrites a file: operands of a segment that is still live stay as they are; only those of segments that died, and labels whose row came
+meanwhile, are written again, in another section.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from loader import failpoints
+from loader.catalog.read import find_commit
+from loader.catalog.records import CommitPlan, NewOverlay, NewPending, Snapshot, SourceOffsets, TableSpec
+from loader.errors import ColumnNotFoundError, SchemaError
+from loader.schema import conform
+from loader.segment.key_index import bucket_of
+from loader.table.context import TableContext
+from loader.table.files import place
+from loader.table.keys import Hits
+from loader.table.merge import count_operands
+from loader.table.pending import pack_keys
+from loader.table.rows import Data, as_table, key_words
+from loader.table.segments import encode_overlay
+from loader.table.times import is_time_type, time_words
+
+ON_MISSING = ("hold", "drop")
+
+
+class Patch:
+    """One patch, from the caller's data to its snapshot."""
+
+    def __init__(
+        self,
+        context: TableContext,
+        data: Data,
+        *,
+        columns: list[str] | None,
+        order: str | None,
+        on_missing: str,
+        watermark: int | None,
+        offsets: SourceOffsets | None,
+        commit_id: str | None,
+    ) -> None:
+        if on_missing not in ON_MISSING:
+            raise ValueError(f"on_missing is 'hold' (keep the label until its row comes) or 'drop', not {on_missing!r}")
+        self.context, self.on_missing = context, on_missing
+        self.watermark, self.offsets, self.commit_id = watermark, offsets, commit_id or uuid.uuid4().hex
+        spec, table = context.spec, as_table(data)
+        names = patched_columns(spec, table, columns, order)
+        self.orders = None if order is None else order_values(table, order)
+        table = table.select([*spec.primary_key, *names])
+        keyed = conform(table, spec.schema, names=[*spec.primary_key, *names]) if not _nullable_patch(spec, names) else _conform_nullable(table, spec, names)
+        self.keys = key_words(spec, keyed)
+        self.column_ids = tuple(spec.schema.column(name).id for name in names)
+        self.operands = _operands(spec, keyed.select(names).combine_chunks())
+        self.buckets = context.key_buckets(self.keys)
+        self.hits: Hits | None = None
+        self.seen = 0
+        self.written: dict[int, tuple[NewOverlay, npt.NDArray[np.int64]]] = {}  # segment id -> its overlay and the operands in it
+        self.payload: tuple[str, int, int] | None = None
+        self.inline: dict[str, bytes] = {}
+
+    def run(self) -> Snapshot:
+        context = self.context
+        with context.catalog.read() as connection:
+            known = find_commit(connection, context.spec, self.commit_id)
+        if known is not None:
+            return known
+        done = context.commit(self._attempt, context.stage)
+        assert done is not None, "a patch is never abandoned"
+        return done
+
+    def _attempt(self) -> CommitPlan:
+        context, directory = self.context, self.context.directory
+        base = context.refresh()
+        directory = context.directory
+        self.hits = directory.probe(self.keys) if self.hits is None else directory.probe_again(self.keys, self.hits, self.seen)
+        self.seen = len(directory)
+        failpoints.hit("patch.resolved")
+        missing = np.flatnonzero(~self.hits.found)
+        self._write_overlays(self.hits)
+        held = self._hold(missing) if len(missing) and self.on_missing == "hold" else []
+        failpoints.hit("patch.staged")
+        overlays = [overlay for overlay, _ in self.written.values()]
+        used = {section.path for section in (*overlays, *held)}
+        return CommitPlan(
+            spec=context.spec,
+            kind="patch",
+            commit_id=self.commit_id,
+            base=base,
+            rows_buckets=self.buckets,
+            pending_changed=tuple(pending.bucket for pending in held),
+            overlays=overlays,
+            pending=held,
+            inline={path: data for path, data in self.inline.items() if path in used},
+            offsets=self.offsets,
+            watermark=self.watermark,
+            summary={
+                "rows_patched": int(self.hits.found.sum()),
+                "labels_held": len(missing) if self.on_missing == "hold" else 0,
+                "labels_dropped": 0 if self.on_missing == "hold" else len(missing),
+            },
+        )
+
+    def _write_overlays(self, hits: Hits) -> None:
+        """Bring the overlays in line with where the keys are now; what is written and still right is left alone."""
+        order = np.lexsort((hits.rows, hits.segment_ids))  # stable: several operands of one row stay in the order they came
+        order = order[hits.segment_ids[order] >= 0]
+        segment_ids, starts = np.unique(hits.segment_ids[order], return_index=True)
+        parts = dict(zip(segment_ids.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
+        self.written = {segment_id: kept for segment_id, kept in self.written.items() if np.array_equal(kept[1], parts.get(segment_id))}
+        new = [segment_id for segment_id in parts if segment_id not in self.written]
+        if not new:
+            return
+        sections = [
+            encode_overlay(
+                self.operands.take(pa.array(parts[at])), self.column_ids, hits.rows[parts[at]], None if self.orders is None else self.orders[parts[at]]
+            )
+            for at in new
+        ]
+        placed = place(sections, self.context.stage, self.inline)
+        for segment_id, (offset, num_bytes) in zip(new, placed.sections, strict=True):
+            part = parts[segment_id]
+            overlay = NewOverlay(segment_id=segment_id, path=placed.path, offset=offset, num_bytes=num_bytes, num_rows=len(part), column_ids=self.column_ids)
+            self.written[segment_id] = (overlay, part)
+
+    def _hold(self, missing: npt.NDArray[np.int64]) -> list[NewPending]:
+        """Entries for labels without a row; their operands are written once, whatever part of them is held in the end."""
+        if self.payload is None or not np.isin(missing, self.payload_rows).all():
+            self.payload_rows = missing
+            orders = None if self.orders is None else self.orders[missing]
+            placed = place([encode_overlay(self.operands.take(pa.array(missing)), self.column_ids, None, orders)], self.context.stage, self.inline)
+            self.payload = (placed.path, *placed.sections[0])
+        path, offset, num_bytes = self.payload
+        buckets = bucket_of(self.keys.take(missing), self.context.spec.buckets)
+        held = []
+        for bucket in np.unique(buckets).tolist():
+            mine = missing[buckets == bucket]
+            keys = pack_keys(self.keys.take(mine), np.searchsorted(self.payload_rows, mine))
+            held.append(NewPending(bucket=bucket, path=path, offset=offset, num_bytes=num_bytes, num_held=len(mine), keys=keys, column_ids=self.column_ids))
+        return held
+
+
+def patched_columns(spec: TableSpec, table: pa.Table, columns: list[str] | None, order: str | None) -> list[str]:
+    """The columns a patch sets: those named, or all in the data but the key and the order.
+
+    Raises:
+        SchemaError: The key is not there, nothing is left to set, or a column decides where a row lies.
+        ColumnNotFoundError: A named column is not in the data, or not in the table.
+    """
+    absent = [name for name in spec.primary_key if name not in table.column_names]
+    if absent:
+        raise SchemaError(f"a patch of table {spec.name!r} finds its rows by {spec.primary_key}: the data lacks {absent}")
+    if columns is None:
+        columns = [name for name in table.column_names if name not in spec.primary_key and name != order]
+    for name in columns:
+        spec.schema.column(name)
+        if name not in table.column_names:
+            raise ColumnNotFoundError(f"the data has no column {name!r} to patch: it has {table.column_names}")
+    time_column = [] if spec.time_column is None else [spec.time_column.name]
+    fixed = [name for name in columns if name in {*spec.primary_key, *spec.bucket_by, *spec.cluster_by, *time_column}]
+    if fixed:
+        raise SchemaError(f"column {fixed[0]!r} decides where a row of table {spec.name!r} lies (key, bucket, cluster or time) and cannot be patched")
+    if not columns:
+        raise SchemaError(f"a patch of table {spec.name!r} needs a column to set beside the key {spec.primary_key}: the data has {table.column_names}")
+    return list(columns)
+
+
+def order_values(table: pa.Table, order: str) -> npt.NDArray[np.int64]:
+    """The order column as int64.
+
+    Raises:
+        ColumnNotFoundError: The data does not have it.
+        SchemaError: It is no integer, date or timestamp, or holds nulls.
+    """
+    if order not in table.column_names:
+        raise ColumnNotFoundError(f"the data has no order column {order!r}: it has {table.column_names}")
+    column = table[order]
+    if not is_time_type(column.type) or column.null_count:
+        raise SchemaError(f"order column {order!r} is {column.type} with {column.null_count} nulls: it must be an integer, date or timestamp without nulls")
+    return time_words(column)
+
+
+def _nullable_patch(spec: TableSpec, names: list[str]) -> bool:
+    """Whether a patched column is declared not null: null operands mean untouched, so they are let in all the same."""
+    return any(not spec.schema.column(name).nullable for name in names)
+
+
+def _conform_nullable(table: pa.Table, spec: TableSpec, names: list[str]) -> pa.Table:
+    import dataclasses
+
+    loose = dataclasses.replace(
+        spec.schema, columns=tuple(dataclasses.replace(column, nullable=True) if column.name in names else column for column in spec.schema)
+    )
+    return conform(table, loose, names=[*spec.primary_key, *names])
+
+
+def _operands(spec: TableSpec, table: pa.Table) -> pa.Table:
+    """Values as operands of each column's merge rule."""
+    for at, name in enumerate(table.column_names):
+        if spec.rule(spec.schema.column(name).id) == "count":
+            table = table.set_column(at, name, count_operands(table.column(at).combine_chunks()))
+    return table

@@ -1,0 +1,125 @@
+"""A snapshot as an Arrow table: segment by segment, overlays folded, deleted rows left out, closed windows read as their default."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from loader.catalog.records import SegmentRef, SnapshotView
+from loader.schema import Column
+from loader.storage import Storage
+from loader.table.resolve import fold, scatter
+from loader.table.segments import one_type, open_segment, read_by_id
+from loader.table.times import closed_limit, time_value, time_words
+
+Moment = int | str | datetime.date | datetime.datetime
+WATERMARK = "watermark"
+
+
+def closed_time(view: SnapshotView, closed_before: Moment) -> int:
+    """The latest row time whose window is closed at `closed_before`, in the time column's unit.
+
+    Args:
+        view: The snapshot.
+        closed_before: A moment, or "watermark".
+
+    Raises:
+        ValueError: The table has no time column, no watermark yet, or the moment lies after the watermark, where windows are still open.
+    """
+    column = view.spec.time_column
+    if column is None:
+        raise ValueError(f"closed_before needs a time column, and table {view.table!r} has none: create it with time_column=…")
+    if view.watermark is None:
+        raise ValueError(f"snapshot {view.snapshot_id} of table {view.table!r} has no watermark yet: give watermark=… when you write")
+    moment = view.watermark if closed_before == WATERMARK else time_value(closed_before, column.type)
+    if moment > view.watermark:
+        raise ValueError(
+            f"closed_before {closed_before!r} ({moment}) lies after the watermark {view.watermark} of snapshot {view.snapshot_id}: "
+            'windows are still open there, use closed_before="watermark"'
+        )
+    return closed_limit(view.attribution, column.type, moment)
+
+
+def read_view(
+    view: SnapshotView, storage: Storage, *, columns: Sequence[str] | None = None, where: str | None = None, closed_before: Moment | None = None
+) -> pa.Table:
+    """Read a snapshot.
+
+    Args:
+        view: Which.
+        storage: The lake's.
+        columns: Names in the order wanted; default all.
+        where: A SQL boolean expression over the table's columns, as rows are shown.
+        closed_before: Only rows whose attribution window is closed then.
+    """
+    predicate = None
+    if where is not None:
+        from loader.scan.predicate import parse  # a sibling that imports this package
+
+        predicate = parse(where, view.schema.to_arrow())
+    used = set() if predicate is None else set(predicate.columns)
+    wanted = view.schema.select(columns)
+    names = {column.name for column in wanted}
+    closed = None if closed_before is None else closed_time(view, closed_before)
+    extra = [column for column in view.schema if column.name not in names and (column.name in used or _needed(view, column, names | used, closed))]
+    read = [*wanted, *extra]
+    schema = pa.schema([column.to_arrow() for column in read], metadata=view.schema.metadata)
+    tables = [read_segment(view, ref, read, storage) for ref in view.segments]
+    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    if closed is not None:
+        table = table.filter(pa.array(time_words(table[view.spec.time_column.name]) <= closed))  # type: ignore[union-attr]
+    if predicate is not None:
+        table = table.filter(pa.array(predicate.mask(table)))
+    return table.select([column.name for column in wanted])
+
+
+def _needed(view: SnapshotView, column: Column, names: set[str], closed: int | None) -> bool:
+    """Whether the time column has to be read though nobody asked for it."""
+    default = view.attribution is not None and view.attribution.column in names
+    return column.name == view.time_column and (default or closed is not None)
+
+
+def read_segment(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column], storage: Storage) -> pa.Table:
+    """The live rows of one segment; the time column must be among `columns` where the label is."""
+    schema = pa.schema([column.to_arrow() for column in columns], metadata=view.schema.metadata)
+    stored = read_by_id(open_segment(storage, ref), [column.id for column in columns])
+    resolved = fold(view, ref, [column.id for column in columns], storage)
+    arrays = []
+    for column in columns:
+        array = one_type(stored[column.id], column.type) if column.id in stored else pa.nulls(ref.num_rows, column.type)
+        patch = resolved.patches.get(column.id)
+        arrays.append(array if patch is None else scatter(array, patch.rows, patch.values))
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    table = fill_default(view, table)
+    return table if resolved.deleted is None else table.filter(pa.array(~resolved.deleted))
+
+
+def fill_default(view: SnapshotView, table: pa.Table) -> pa.Table:
+    """Null labels whose window is closed at the watermark as the attribution's default."""
+    attribution, time_column = view.attribution, view.spec.time_column
+    if attribution is None or time_column is None or view.watermark is None or attribution.column not in table.column_names:
+        return table
+    label = table[attribution.column].combine_chunks()
+    if not label.null_count:
+        return table
+    closed = time_words(table[time_column.name]) <= closed_limit(attribution, time_column.type, view.watermark)
+    default = pa.scalar(attribution.default, label.type)
+    filled = pc.if_else(pa.array(closed & label.is_null().to_numpy(zero_copy_only=False)), default, label)
+    return table.set_column(table.column_names.index(attribution.column), table.schema.field(attribution.column), filled)
+
+
+def bytes_by_column(view: SnapshotView, storage: Storage) -> dict[str, int]:
+    """Stored bytes of each column's chunks over the live segments, overlays left out."""
+    names = {column.id: column.name for column in view.schema}
+    total = {column.name: 0 for column in view.schema}
+    for ref in view.segments:
+        reader = open_segment(storage, ref)
+        ids = [column_id for column_id in reader.columns["column_id"].tolist() if column_id in names]
+        sizes = reader.chunks(ids, np.arange(reader.num_blocks))["num_bytes"].sum(axis=1)
+        for column_id, size in zip(ids, sizes.tolist(), strict=True):
+            total[names[column_id]] += size
+    return total

@@ -1,0 +1,147 @@
+"""Overlays to values: what a segment's rows hold at a snapshot, by position. Reads overlays and, where a merge rule needs them, base values.
+
+A scan never merges by key: it decodes a segment, scatters these patches, and masks deleted rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from loader.catalog.records import OverlayRef, SegmentRef, SnapshotView, TableSpec
+from loader.errors import CorruptSegmentError
+from loader.schema import Column
+from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID
+from loader.segment.reader import SegmentReader
+from loader.storage import Storage
+from loader.table.merge import ORDER_BASE_ID, ORDERED_RULES, RULES_WITH_BASE, Folded, Operands, fold_base
+from loader.table.merge import fold as fold_operands
+from loader.table.segments import one_type, open_segment, operand_orders, operand_rows, read_by_id
+
+DELETES = "deletes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """New values of one column of a segment: rows u32[m], sorted and distinct; values of length m in the column's type, all rules applied."""
+
+    rows: npt.NDArray[np.uint32]
+    values: pa.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """What overlays change in a segment: deleted bool[num_rows] or None; patches by column id, for columns that have any."""
+
+    deleted: npt.NDArray[np.bool_] | None
+    patches: dict[int, Patch]
+
+
+def fold(view: SnapshotView, ref: SegmentRef, column_ids: Iterable[int], storage: Storage) -> Resolved:
+    """Fold the overlays of one segment of a view.
+
+    Args:
+        view: The snapshot.
+        ref: One of its segments.
+        column_ids: Columns wanted; patches of others are not read.
+        storage: The lake's.
+
+    Raises:
+        CorruptSegmentError: An overlay points to a row that the segment does not have.
+    """
+    if not ref.overlays:
+        return Resolved(None, {})
+    folded = fold_overlays(view.spec, ref, column_ids, storage)
+    return Resolved(deleted_rows(ref, storage), {column_id: Patch(found.rows, found.values) for column_id, found in folded.items()})
+
+
+def deleted_rows(ref: SegmentRef, storage: Storage) -> npt.NDArray[np.bool_] | None:
+    """bool[num_rows], True where a row is deleted; None if none is."""
+    vectors = [overlay for overlay in ref.overlays if overlay.kind == DELETES]
+    if not vectors:
+        return None
+    deleted = np.zeros(ref.num_rows, bool)
+    for overlay in vectors:
+        read = read_by_id(open_segment(storage, overlay), [ROW_COLUMN_ID])
+        deleted[_checked_rows(ref, overlay, read)] = True
+    return deleted
+
+
+def fold_overlays(
+    spec: TableSpec, ref: SegmentRef, column_ids: Iterable[int], storage: Storage, reader: SegmentReader | None = None, *, keep_orders: bool = False
+) -> dict[int, Folded]:
+    """Final values of patched rows by column id.
+
+    Args:
+        spec: The table, for types and merge rules.
+        ref: The segment.
+        column_ids: Columns wanted.
+        storage: The lake's.
+        reader: The segment if it is open already.
+        keep_orders: For compaction: give the order of each value of the rules last and first.
+    """
+    wanted = set(column_ids)
+    columns = [column for column in spec.schema if column.id in wanted]
+    operands = _read_operands(ref, columns, storage)
+    folded = {}
+    for column in columns:
+        if column.id in operands:
+            rule = spec.rule(column.id)
+            found = fold_operands(rule, Operands.concat(operands[column.id]))
+            if rule in RULES_WITH_BASE or (rule == "last" and ref.level > 0):
+                reader = reader or open_segment(storage, ref)
+                found = _with_base(rule, column, found, reader)
+            folded[column.id] = found if keep_orders and rule in ORDERED_RULES else dataclasses.replace(found, orders=None)
+    return folded
+
+
+def _read_operands(ref: SegmentRef, columns: Sequence[Column], storage: Storage) -> dict[int, list[Operands]]:
+    operands: dict[int, list[Operands]] = {}
+    for overlay in ref.overlays:
+        present = [column for column in columns if column.id in overlay.column_ids]
+        if overlay.kind == DELETES or not present:
+            continue
+        read = read_by_id(open_segment(storage, overlay), [ROW_COLUMN_ID, ORDER_COLUMN_ID, *(column.id for column in present)])
+        rows = _checked_rows(ref, overlay, read)
+        orders = operand_orders(read, len(rows))
+        sequences = np.full(len(rows), overlay.sequence)
+        for column in present:
+            values = one_type(read[column.id], column.type)
+            if values.null_count == 0:
+                operands.setdefault(column.id, []).append(Operands(rows, orders, sequences, values))
+                continue
+            touched = np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False))
+            if len(touched):
+                operands.setdefault(column.id, []).append(Operands(rows[touched], orders[touched], sequences[touched], values.take(pa.array(touched))))
+    return operands
+
+
+def _with_base(rule: str, column: Column, folded: Folded, reader: SegmentReader) -> Folded:
+    order_id = ORDER_BASE_ID + column.id
+    read = read_by_id(reader, [column.id, *([order_id] if rule in ORDERED_RULES else [])], rows=folded.rows)
+    if rule == "last" and order_id not in read:
+        return folded
+    base = one_type(read[column.id], column.type) if column.id in read else pa.nulls(len(folded.rows), column.type)
+    return fold_base(rule, folded, base, read.get(order_id))
+
+
+def _checked_rows(ref: SegmentRef, overlay: OverlayRef, read: dict[int, pa.Array]) -> npt.NDArray[np.uint32]:
+    rows = operand_rows(read)
+    if len(rows) and int(rows.max()) >= ref.num_rows:
+        raise CorruptSegmentError(
+            f"overlay {overlay.overlay_id} at {overlay.path} offset {overlay.offset} patches row {int(rows.max())} of segment {ref.segment_id}, which has {ref.num_rows} rows"
+        )
+    return rows
+
+
+def scatter(base: pa.Array, rows: npt.NDArray[np.integer], values: pa.Array) -> pa.Array:
+    """The base array with `values` at `rows`; any type."""
+    if not len(rows):
+        return base
+    at = np.arange(len(base))
+    at[rows] = len(base) + np.arange(len(rows))
+    return pa.concat_arrays([base, values]).take(pa.array(at))

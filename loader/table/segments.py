@@ -1,0 +1,99 @@
+"""Opening the segments, overlays and pending labels that a snapshot names, and reading their columns by id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID, Feature
+from loader.segment.reader import SegmentReader
+from loader.segment.writer import encode_segment
+from loader.storage import Storage
+from loader.table.merge import NO_ORDER
+
+ROW_NAME, ORDER_NAME = "__row", "__order"
+
+
+class Section(Protocol):
+    """Anything that says where a stored segment is."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+
+def open_segment(storage: Storage, section: Section) -> SegmentReader:
+    """A reader of the segment in this section."""
+    return SegmentReader(storage.section(section.path, section.offset, section.num_bytes))
+
+
+def column_ids_of(reader: SegmentReader) -> set[int]:
+    """Ids of the columns that the segment has, hidden ones included."""
+    return set(reader.columns["column_id"].tolist())
+
+
+def read_by_id(reader: SegmentReader, column_ids: Iterable[int], rows: npt.NDArray[np.integer] | range | None = None) -> dict[int, pa.Array]:
+    """Columns of a segment by id; ids that the segment does not have are left out.
+
+    Args:
+        reader: The segment.
+        column_ids: What to read.
+        rows: Row numbers to read, in any order; default all.
+    """
+    there = column_ids_of(reader)
+    wanted = [column_id for column_id in column_ids if column_id in there]
+    if not wanted:
+        return {}
+    table = reader.read(columns=wanted, rows=rows)
+    return {column_id: _one_chunk(table.column(at)) for at, column_id in enumerate(wanted)}
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
+
+
+def one_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """The array in the table's type: a segment may hold an older, narrower one."""
+    return array if array.type.equals(kind) else array.cast(kind)
+
+
+def encode_overlay(columns: pa.Table, column_ids: Sequence[int], rows: npt.NDArray[np.integer] | None, orders: npt.NDArray[np.int64] | None) -> memoryview:
+    """Operands as a segment: with the rows they patch, or without (pending labels).
+
+    Args:
+        columns: The operands by column; null where a column is not touched.
+        column_ids: Ids of those columns.
+        rows: The patched row of each, sorted; repeats allowed.
+        orders: The order value of each, if the patch has an order.
+    """
+    arrays: list[pa.Array | pa.ChunkedArray] = list(columns.columns)
+    names, ids = list(columns.column_names), list(column_ids)
+    if rows is not None:
+        arrays.append(pa.array(rows.astype(np.uint32)))
+        names.append(ROW_NAME)
+        ids.append(ROW_COLUMN_ID)
+    if orders is not None:
+        arrays.append(pa.array(orders))
+        names.append(ORDER_NAME)
+        ids.append(ORDER_COLUMN_ID)
+    return encode_segment(pa.Table.from_arrays(arrays, names=names), column_ids=ids, features=int(Feature.OVERLAY)).data
+
+
+def operand_rows(read: dict[int, pa.Array]) -> npt.NDArray[np.uint32]:
+    """The patched rows of an overlay, u32[n]."""
+    return read[ROW_COLUMN_ID].to_numpy(zero_copy_only=False).astype(np.uint32, copy=False)
+
+
+def operand_orders(read: dict[int, pa.Array], num_rows: int) -> npt.NDArray[np.int64]:
+    """The order values of an overlay, i64[n]; NO_ORDER where it has none."""
+    if ORDER_COLUMN_ID not in read:
+        return np.full(num_rows, NO_ORDER)
+    return read[ORDER_COLUMN_ID].fill_null(NO_ORDER).to_numpy(zero_copy_only=False)

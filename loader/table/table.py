@@ -1,0 +1,282 @@
+"""The table handle: what users call. Owns no algorithm; each method hands over to the module that does."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from loader.catalog import admin
+from loader.catalog.read import load_head, load_offsets, load_pending, load_snapshots, load_view, resolve_snapshot
+from loader.catalog.records import Attribution, Snapshot, SnapshotView, SourceOffsets, TableSpec
+from loader.schema import Schema
+from loader.table import reading
+from loader.table.append import Append
+from loader.table.compaction.run import CompactionOptions, CompactionReport, Progress, compact
+from loader.table.context import TableContext
+from loader.table.patch import Patch
+from loader.table.rows import Data
+from loader.table.times import time_value
+
+if TYPE_CHECKING:
+    from loader.lake import Lake
+    from loader.scan import Scan
+
+Moment = int | str | datetime.date | datetime.datetime
+SnapshotLike = int | str | Snapshot | None
+
+
+class Table:
+    """A table of a lake. Safe to share between threads; writes of one process go one at a time. Picklable by the lake's location.
+
+    Attributes:
+        lake: Where it lies.
+        name: Its name.
+    """
+
+    def __init__(self, lake: Lake, context: TableContext) -> None:
+        self.lake = lake
+        self._context = context
+        self.name = context.spec.name
+
+    def __reduce__(self) -> tuple[Callable[[Lake, str], Table], tuple[Lake, str]]:
+        return _reopen, (self.lake, self.name)
+
+    def __repr__(self) -> str:
+        return f"Table({self.name!r} in {self.lake.location!r})"
+
+    @property
+    def spec(self) -> TableSpec:
+        """The definition: keys, buckets, order, merge rules."""
+        return self._context.spec
+
+    @property
+    def schema(self) -> Schema:
+        return self.spec.schema
+
+    @property
+    def primary_key(self) -> list[str]:
+        return self.spec.primary_key
+
+    @property
+    def bucket_by(self) -> list[str]:
+        return self.spec.bucket_by
+
+    @property
+    def buckets(self) -> int:
+        return self.spec.buckets
+
+    @property
+    def cluster_by(self) -> list[str]:
+        return self.spec.cluster_by
+
+    @property
+    def time_column(self) -> str | None:
+        return None if self.spec.time_column is None else self.spec.time_column.name
+
+    @property
+    def partition_by(self) -> str | None:
+        return self.spec.partition_by
+
+    @property
+    def merge(self) -> dict[str, str]:
+        return self.spec.merge
+
+    @property
+    def attribution(self) -> Attribution | None:
+        return self.spec.attribution
+
+    @property
+    def durability(self) -> str:
+        return self.spec.durability
+
+    def append(
+        self,
+        data: Data,
+        on_conflict: str = "check",
+        *,
+        watermark: Moment | None = None,
+        offsets: SourceOffsets | None = None,
+        commit_id: str | None = None,
+    ) -> Snapshot:
+        """Add rows with new keys; labels that were waiting for them are applied.
+
+        Args:
+            data: A pyarrow Table, RecordBatch or RecordBatchReader, or the path of a Parquet file.
+            on_conflict: "check" refuses keys that exist; "trust" skips that probe, for a caller who knows that they are new.
+            watermark: Up to where the data is complete, in the time column's unit or as a time; it never goes back.
+            offsets: What was consumed from a source, committed with the rows. Offsets that were committed before drop the data.
+            commit_id: A name for this commit; the same one again returns the first one's snapshot.
+
+        Returns:
+            The snapshot that holds the rows; they are durable.
+
+        Raises:
+            KeyExistsError: A key is in the table, or stands twice in the data. Nothing was written.
+            SchemaError: The data does not fit the schema.
+            ConflictError: The offsets neither continue nor repeat what is committed.
+            CatalogBusyError: Another process is writing for longer than the time-out.
+            StorageFullError: No space left. Nothing was committed.
+        """
+        with self._writing():
+            return Append(self._context, data, on_conflict=on_conflict, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+
+    def patch(
+        self,
+        data: Data,
+        columns: Sequence[str] | None = None,
+        *,
+        order: str | None = None,
+        on_missing: str = "hold",
+        watermark: Moment | None = None,
+        offsets: SourceOffsets | None = None,
+        commit_id: str | None = None,
+    ) -> Snapshot:
+        """Change columns of rows found by key, each by the column's merge rule.
+
+        Args:
+            data: The primary key and the operands, by column. A null operand leaves its column untouched. A key may come several times.
+            columns: Which columns to change; default all but the key and `order`.
+            order: A column of `data` (integer, date or timestamp) that orders operands of the rules `last` and `first`, whatever order they
+                arrive in. Operands without an order count as older than those with one, and among themselves go by commit.
+            on_missing: "hold" keeps a label whose row has not come until it is appended; "drop" drops it.
+            watermark, offsets, commit_id: As for `append`.
+
+        Raises:
+            SchemaError: The key is missing, or a column decides where rows lie and so cannot change.
+            ColumnNotFoundError: A column is not in the table or the data.
+        """
+        with self._writing():
+            return Patch(
+                self._context,
+                data,
+                columns=None if columns is None else list(columns),
+                order=order,
+                on_missing=on_missing,
+                watermark=self._moment(watermark),
+                offsets=offsets,
+                commit_id=commit_id,
+            ).run()
+
+    def compact(self, *, full: bool = False, options: CompactionOptions | None = None, progress: Progress | None = None) -> CompactionReport:
+        """Merge small segments and fold overlays into them, re-clustered; earlier snapshots stay readable.
+
+        Args:
+            full: Rewrite every group of segments that is not one clean, sorted run, not only those worth it by size.
+            options: Limits of memory and sizes.
+            progress: Called with a CompactionProgress after each step.
+        """
+        self.lake.check_process()
+        return compact(self._context, full=full, options=options or CompactionOptions(), progress=progress)
+
+    def view(self, snapshot: SnapshotLike = None) -> SnapshotView:
+        """What makes up a snapshot: plain data, for planners."""
+        with self.lake.database.read() as connection:
+            return load_view(connection, self.spec, snapshot)
+
+    def to_arrow(
+        self, columns: Sequence[str] | None = None, where: str | None = None, snapshot: SnapshotLike = None, closed_before: Moment | None = None
+    ) -> pa.Table:
+        """Read rows of a snapshot.
+
+        Args:
+            columns: Names, in the order wanted; default all.
+            where: A SQL boolean expression.
+            snapshot: A number, a tag or a Snapshot; default the newest.
+            closed_before: Only rows whose attribution window is closed at this time, or at the "watermark".
+
+        Raises:
+            ColumnNotFoundError: A column is not in the schema.
+            SnapshotNotFoundError: No such snapshot or tag.
+        """
+        return reading.read_view(self.view(snapshot), self.lake.storage, columns=columns, where=where, closed_before=closed_before)
+
+    def scan(
+        self, columns: Sequence[str] | None = None, where: str | None = None, snapshot: int | str | None = None, closed_before: Moment | None = None
+    ) -> Scan:
+        """What to read for training; see `loader.DataLoader`."""
+        from loader.scan import Scan
+
+        return Scan.of(self, columns=columns, where=where, snapshot=snapshot, closed_before=closed_before)
+
+    def history(self) -> list[Snapshot]:
+        """All snapshots that are kept, oldest first."""
+        with self.lake.database.read() as connection:
+            return load_snapshots(connection, self.spec)
+
+    def tag(self, name: str, snapshot: SnapshotLike = None) -> int:
+        """Give a snapshot (default the newest) a name that keeps it; returns its number.
+
+        Raises:
+            AlreadyExistsError: The tag stands at another snapshot.
+        """
+        if not name or name.isdigit():
+            raise ValueError(f"{name!r} is not a name for a tag: use letters, so that it is not taken for a number")
+        with self.lake.database.write() as connection:
+            snapshot_id = resolve_snapshot(connection, self.spec, snapshot)
+            admin.set_tag(connection, self.spec, name, snapshot_id)
+        return snapshot_id
+
+    def tags(self) -> dict[str, int]:
+        """Tag names and the snapshots they stand at."""
+        with self.lake.database.read() as connection:
+            return admin.load_tags(connection, self.spec)
+
+    def offsets(self, pipeline: str, source: str) -> dict[str, int]:
+        """{partition: next offset} that a pipeline has committed from a source; partitions as text."""
+        with self.lake.database.read() as connection:
+            return {partition: following for partition, (following, _, _) in load_offsets(connection, self.spec.id, pipeline, source).items()}
+
+    def describe(self) -> dict[str, Any]:
+        """The definition and the present state, as JSON values."""
+        spec = self.spec
+        with self.lake.database.read() as connection:
+            view = load_view(connection, spec, load_head(connection, spec))
+            tags = admin.load_tags(connection, spec)
+            waiting = load_pending(connection, spec.id, range(spec.buckets))
+        held = sum(entry.num_held - len(entry.met or b"") // 4 for entry in waiting)
+        overlays = [overlay for segment in view.segments for overlay in segment.overlays]
+        return {
+            "name": spec.name,
+            "columns": [{"id": column.id, "name": column.name, "type": str(column.type), "nullable": column.nullable} for column in spec.schema],
+            "primary_key": spec.primary_key,
+            "bucket_by": spec.bucket_by,
+            "buckets": spec.buckets,
+            "cluster_by": spec.cluster_by,
+            "time_column": self.time_column,
+            "partition_by": spec.partition_by,
+            "merge": spec.merge,
+            "attribution": None if spec.attribution is None else vars(spec.attribution),
+            "durability": spec.durability,
+            "snapshot": view.snapshot_id,
+            "watermark": view.watermark,
+            "num_rows": view.num_rows,
+            "num_segments": len(view.segments),
+            "num_overlays": len(overlays),
+            "num_pending": held,
+            "segment_bytes": sum(segment.num_bytes for segment in view.segments),
+            "overlay_bytes": sum(overlay.num_bytes for overlay in overlays),
+            "tags": tags,
+        }
+
+    def bytes_by_column(self, snapshot: SnapshotLike = None) -> dict[str, int]:
+        """Stored bytes of each column in the live segments."""
+        return reading.bytes_by_column(self.view(snapshot), self.lake.storage)
+
+    def _writing(self) -> Any:
+        self.lake.check_process()
+        return self._context.lock
+
+    def _moment(self, watermark: Moment | None) -> int | None:
+        if watermark is None:
+            return None
+        column = self.spec.time_column
+        if column is None:
+            raise ValueError(f"a watermark needs a time column, and table {self.name!r} has none: create it with time_column=…")
+        return time_value(watermark, column.type)
+
+
+def _reopen(lake: Lake, name: str) -> Table:
+    return lake.table(name)
