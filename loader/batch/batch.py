@@ -117,7 +117,7 @@ class Batch(Mapping[str, Any]):
             return self._arrays.wide[index]
         for group, matrix in zip(self._layout.columns.groups, self._arrays.fixed, strict=True):
             if index in group.columns:
-                return matrix[group.columns.index(index)]
+                return np.asarray(matrix[group.columns.index(index)])
         raise AssertionError(f"column {index} is in no group")
 
     def _convert(self, values: npt.NDArray[Any], value_type: ValueType | None = None) -> Any:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from loader.batch.gather import LENGTH_SHIFT, gather_fixed, gather_lists, list_offsets
 from loader.decode.arrow import widened
-from loader.decode.result import DecodedColumn
+from loader.decode.result import DecodedColumn, FixedColumn
 from loader.errors import SchemaError
 from loader.scan.columns import ReadColumn
 
@@ -162,7 +162,7 @@ class WindowFill:
             self._validity[index].append(validity)
             if index in self._pools:
                 self._add_lists(index, column, take)
-            else:
+            elif isinstance(column, FixedColumn):
                 if column.item_validity is not None:
                     raise SchemaError(f"column {self._columns.read[index].name!r} has nulls inside its lists: {NULL_ITEMS}")
                 self._staged[index].append(column.values[take] if sparse else column.values[take].copy())

@@ -51,7 +51,7 @@ def decode(
     """
     present = np.flatnonzero(block.chunk_offsets >= 0)
     memory = None if arena is None else arena.memory
-    leaves = [columns[i].leaf for i in present]
+    leaves = [columns[i].leaf for i in present.tolist()]
     decoded = decode_block(block.slab, block.chunk_offsets[present], block.chunk_bytes[present], leaves, threads=threads, arena=memory)
     if arena is not None:
         arena.memory = decoded.arena

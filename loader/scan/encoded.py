@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import pyarrow as pa
 from loader.segment.layout import PADDING_BYTES
 
 BUFFERS_VERSION = 1
-Buffer = bytes | memoryview | pa.Buffer | npt.NDArray[Any]
+Buffer: TypeAlias = Any  # anything with the buffer protocol: bytes, memoryview, pyarrow.Buffer, uint8 array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ A fetcher is rebuilt anywhere from a `FetchSpec`, which is plain data. It keeps 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import random
 import threading
@@ -138,12 +139,12 @@ class BlockFetcher:
 
     def reader(self, path: str, offset: int, num_bytes: int) -> SegmentReader:
         """The opened segment at a section of a stored object."""
-        return self._readers.get((path, offset, num_bytes), lambda: retry(lambda: SegmentReader(self._storage.section(path, offset, num_bytes))))
+        return self._readers.get((path, offset, num_bytes), lambda: retry(functools.partial(SegmentReader, self._storage.section(path, offset, num_bytes))))
 
     def fold(self, ref: SegmentRef) -> Resolved:
         """The patches and deletes of a segment, for the columns read."""
         ids = [column.id for column in self._columns]
-        return self._folds.get(ref.segment_id, lambda: retry(lambda: fold(self._view, ref, ids, self._storage)))
+        return self._folds.get(ref.segment_id, lambda: retry(functools.partial(fold, self._view, ref, ids, self._storage)))
 
     def sources(self, ref: SegmentRef) -> dict[tuple[str, int, int], list[int]]:
         """Which section holds which columns (as indices): the newest column file that has it, else the segment, if that has it."""
@@ -164,9 +165,8 @@ class BlockFetcher:
         for (path, offset, size), members in self.sources(place.ref).items():
             chunks = self.reader(path, offset, size).chunks([self._columns[i].id for i in members], [place.block])[:, 0]
             ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
-            parts = retry(
-                lambda path=path, ranges=ranges: self._storage.read_ranges(path, ranges, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
-            )
+            read = functools.partial(self._storage.read_ranges, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
+            parts = retry(functools.partial(read, path, ranges))
             for index, chunk, part in zip(members, chunks, parts, strict=True):
                 self._verify(place, path, index, chunk, part)
                 found.append((index, part))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from loader.catalog.admin import add_pin, load_selection, save_selection
 from loader.catalog.records import SegmentRef, SnapshotView
 from loader.decode.arrow import to_arrow
 from loader.decode.result import FixedColumn
@@ -137,10 +139,9 @@ def open_fetcher(spec: FetchSpec) -> BlockFetcher:
     Raises:
         StateMismatchError: The lake gives another plan than the one the spec was made of.
     """
-    import loader
-
-    table = loader.connect(spec.location, catalog=spec.catalog, create=False).table(spec.table)
-    plan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before).plan()
+    connect = importlib.import_module("loader").connect  # the package imports us
+    table = connect(spec.location, catalog=spec.catalog, create=False).table(spec.table)
+    plan: Plan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before).plan()
     if (plan.selection_hash, plan.num_rows) != (spec.selection, spec.num_rows):
         raise StateMismatchError(
             f"table {spec.table!r} at snapshot {spec.snapshot} selects {plan.num_rows:,} rows (selection {plan.selection_hash}) and the rank's plan has "
@@ -152,15 +153,18 @@ def open_fetcher(spec: FetchSpec) -> BlockFetcher:
 def make_plan(scan: Scan) -> Plan:
     """Plan a scan: pin, prune, count or load, and list the blocks."""
     view = scan.table.view(scan.snapshot)
-    scan.table.lake.pin(view.table, view.snapshot_id, "plan", ttl_seconds=PIN_SECONDS)
+    database = scan.table.lake.database
     closed_before = scan.closed_before_value(view)
     read, label = resolve_columns(view, scan.columns, closed_before)
     definition = {"table": view.spec.id, "snapshot": view.snapshot_id, "where": scan.where, "closed_before": closed_before}
     name = selection_hash(definition)
-    stored = scan.table.lake.catalog.load_selection(view.table, view.snapshot_id, name)
+    with database.read() as connection:
+        stored = load_selection(connection, view.spec.id, view.snapshot_id, name)
     selection = Selection.from_bytes(stored) if stored is not None else select(scan, view, closed_before)
-    if stored is None and (scan.where is not None or closed_before is not None):
-        scan.table.lake.catalog.save_selection(view.table, view.snapshot_id, name, selection.to_bytes())
+    with database.write() as connection:
+        pin = add_pin(connection, view.spec, view.snapshot_id, f"plan {name}", PIN_SECONDS)
+        if stored is None and (scan.where is not None or closed_before is not None):
+            save_selection(connection, view.spec.id, view.snapshot_id, name, selection.to_bytes(), pin.id)
     by_id = {ref.segment_id: ref for ref in view.segments}
     kept = np.flatnonzero(selection.blocks["selected"])
     blocks = selection.blocks[kept]

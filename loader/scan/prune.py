@@ -73,4 +73,4 @@ def possible_blocks(stats: npt.NDArray[Any], column: ReadColumn, low: float | No
         possible &= most >= low
     if high is not None:
         possible &= least <= high
-    return possible | ~known
+    return np.asarray(possible | ~known, np.bool_)

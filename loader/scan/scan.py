@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from loader.catalog.records import SnapshotView
 from loader.scan.plan import Plan, make_plan
 from loader.scan.predicate import parse
+from loader.table.reading import WATERMARK, closed_time
 from loader.table.times import time_value
 
 if TYPE_CHECKING:
     from loader.table.table import Table
-
-WATERMARK = "watermark"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,19 +77,8 @@ class Scan:
         """
         if self.closed_before is None:
             return None
-        if self.closed_before == WATERMARK:
-            if view.watermark is None:
-                raise ValueError(
-                    f"closed_before='watermark': snapshot {view.snapshot_id} of table {view.table!r} has no watermark; commit with watermark=…, or give a time"
-                )
-            return view.watermark
-        value = int(self.closed_before)
-        if view.watermark is not None and value > view.watermark:
-            raise ValueError(
-                f"closed_before is {value} and the watermark of table {view.table!r} at snapshot {view.snapshot_id} is {view.watermark}: labels of rows in between "
-                "may still come; use closed_before='watermark' or an earlier time"
-            )
-        return value
+        closed_time(view, self.closed_before)
+        return view.watermark if self.closed_before == WATERMARK else int(self.closed_before)
 
     def __repr__(self) -> str:
         parts = [repr(self.table.name), f"{len(self.columns)} columns"]

@@ -88,7 +88,7 @@ class DataLoader:
             each canonical shard. True is "windows", False "none".
         shuffle_run_rows: Neighbouring rows that stay together.
         window_rows: Rows a window mixes.
-        canonical_shards: Parts of the order that can be read apart. Default 8 a rank, fewer for small plans, 1 a rank without shuffling; a state brings its own.
+        canonical_shards: Parts of the order that can be read apart. Default 8 a rank, fewer for small plans, 1 a rank unshuffled; a state brings its own.
         seed: Of the order.
         rank: Default from torch.distributed where it is initialised, else 0. With tensor or pipeline parallelism pass the data-parallel rank.
         world_size: Likewise.
@@ -132,7 +132,7 @@ class DataLoader:
         own_rank, own_world = distributed_rank(rank, world_size)
         self.options = LoaderOptions(
             global_batch_size=global_batch_size,
-            shuffle={True: "windows", False: "none"}.get(shuffle, shuffle) if isinstance(shuffle, bool) else shuffle,
+            shuffle=shuffle if isinstance(shuffle, str) else "windows" if shuffle else "none",
             shuffle_run_rows=shuffle_run_rows,
             window_rows=window_rows,
             canonical_shards=canonical_shards,
@@ -246,7 +246,7 @@ class DataLoader:
     def _open_stream(self) -> BlockStream:
         if self._stream is None:
             return ThreadBlockStream(self.plan.fetcher().fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes)
-        if isinstance(self._stream, type) or not hasattr(self._stream, "open"):
+        if isinstance(self._stream, type) or not isinstance(self._stream, BlockStream):
             return self._stream(self.plan.fetch_spec())
         return self._stream
 
