@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -22,10 +22,10 @@ class FetchActor:
 
     Args:
         spec: Plain data from which the fetcher is made again on this host.
-        make_fetcher: Usually `BlockFetcher`.
+        make_fetcher: Usually `loader.scan.plan.open_fetcher`.
     """
 
-    def __init__(self, spec: Mapping[str, Any], make_fetcher: Callable[[Any], Fetcher]) -> None:
+    def __init__(self, spec: Any, make_fetcher: Callable[[Any], Fetcher]) -> None:
         self._fetcher = make_fetcher(spec)
 
     def __call__(self, descriptors: pa.Table) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ object store; decoding is the rank's.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from loader.distributed.actors import FetchActor, Fetcher
@@ -17,6 +17,8 @@ from loader.distributed.wire import unpack
 from loader.errors import HeadraceError
 from loader.extras import require
 from loader.scan.encoded import EncodedBlock, FetchRequest
+from loader.scan.fetch import FetchSpec
+from loader.scan.plan import open_fetcher
 
 TASKS_IN_FLIGHT = 2  # an actor's next task waits at the actor, not at the scheduler
 
@@ -25,14 +27,14 @@ class RayBlockStream:
     """A `BlockStream` whose blocks Ray Data actors fetch.
 
     Args:
-        spec: The plan's fetch spec: plain data.
-        make_fetcher: Makes a fetcher from the spec, in the actor.
+        spec: `plan.fetch_spec()`: plain data, from which an actor makes its fetcher.
         num_actors: Fetch actors of this rank.
         prefetch_bytes: Encoded bytes that may wait in the object store.
         prefetch_blocks: Blocks held ready in this process.
         blocks_per_task: Blocks that one Ray task fetches; more saves scheduling where blocks are small.
         cpus_per_actor: Logical CPUs an actor reserves. 0 by default: actors wait for storage, and must start even where the ranks hold every CPU.
         resources: More options for the actors, as for `ray.remote`: `resources`, `label_selector`, `memory`.
+        make_fetcher: How an actor makes it.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -40,15 +42,15 @@ class RayBlockStream:
 
     def __init__(
         self,
-        spec: Mapping[str, Any],
+        spec: FetchSpec,
         *,
-        make_fetcher: Callable[[Any], Fetcher],
         num_actors: int = 1,
         prefetch_bytes: int = 64 << 20,
         prefetch_blocks: int = 2,
         blocks_per_task: int = 1,
         cpus_per_actor: float = 0.0,
         resources: Mapping[str, Any] | None = None,
+        make_fetcher: Callable[[Any], Fetcher] = open_fetcher,
     ) -> None:
         require("ray.data", extra="ray")
         if min(num_actors, prefetch_bytes, blocks_per_task) < 1 or prefetch_blocks < 0 or cpus_per_actor < 0:
@@ -61,7 +63,7 @@ class RayBlockStream:
         self._prefetch_bytes, self._prefetch_blocks = prefetch_bytes, prefetch_blocks
         self._remote_options = {"num_cpus": cpus_per_actor, **(resources or {})}
 
-    def open(self, requests: Sequence[FetchRequest]) -> Iterator[EncodedBlock]:
+    def open(self, requests: Iterable[FetchRequest]) -> Iterator[EncodedBlock]:
         """Start fetching at once; the blocks come in the order of the requests. Closing the iterator stops the actors.
 
         Raises:

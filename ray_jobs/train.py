@@ -1,0 +1,213 @@
+"""Train a ranking model: `python -m ray_jobs.train --config configs/quickstart.yaml train.ranks=2 …`, alone or under `ray job submit`.
+
+Resolves the experiment, pins the snapshot, writes down the plan, and lets Ray Train run the ranks (`ray_jobs.training.worker`). A run of the same
+name goes on from its newest checkpoint; Ctrl-C ends the cluster cleanly and leaves a run that can go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.logging import RichHandler
+
+import loader.config
+from loader.config import ExperimentConfig
+from loader.errors import ConfigError, HeadraceError
+from loader.extras import require
+from loader.scan import order
+from ray_jobs.training import cluster, data, journal
+from ray_jobs.training.journal import RunFolder
+from ray_jobs.training.watch import Watcher
+
+logger = logging.getLogger("headrace.train")
+
+_LOOK_SECONDS = 0.5
+_PIN_SECONDS = 24 * 3600
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; 0 when the run finished, 1 for an error it can name, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m ray_jobs.train", description="Train a ranking model on a Headrace table with Ray Train.")
+    parser.add_argument("--config", required=True, help="experiment file, such as configs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the experiment, such as train.epochs=2")
+    options = parser.parse_args(arguments)
+    handler = RichHandler(console=Console(stderr=True), show_path=False, omit_repeated_times=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
+    try:
+        train(loader.config.load(options.config, options.overrides))
+    except HeadraceError as error:
+        logger.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        logger.warning("interrupted; the same command goes on from the newest checkpoint")
+        return _INTERRUPTED
+    return 0
+
+
+def train(config: ExperimentConfig) -> dict[str, Any]:
+    """Run an experiment to its end and return what result.json holds.
+
+    Raises:
+        ConfigError: A finished or different run has this name.
+        HeadraceError: Whatever stopped the ranks.
+    """
+    require("torch", extra="torch")
+    require("ray", extra="ray")
+    config, plan = prepare(config)
+    run = RunFolder(Path(config.run.path))
+    logger.info("%s: %s", config.run.name, _describe(config, plan))
+    watcher = Watcher(run, batches_per_epoch=plan["batches_per_epoch"], epochs=config.train.epochs)
+    room = 2 * config.train.ranks * config.loader.prefetch_bytes
+    with cluster.connect(ranks=config.train.ranks, object_store_bytes=room):
+        _fit(config, run, watcher)
+    result: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))
+    logger.info("%s", _describe_result(result))
+    return result
+
+
+def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]:
+    """Resolve paths and the snapshot, pin it, and write config.yaml and plan.json; a run that exists must be the same, and is continued."""
+    folder = Path(config.run.folder).absolute()
+    location = config.lake.location if "://" in config.lake.location else str(Path(config.lake.location).absolute())
+    config = _change(config, run={"folder": str(folder)}, lake={"location": location})
+    run = RunFolder(Path(config.run.path))
+    if run.result.exists():
+        raise ConfigError(f"{run.path}: this run is finished: give another run.name, or remove the folder")
+    if run.config.exists():
+        before = loader.config.load(run.config)
+        config = _change(config, lake={"snapshot": before.lake.snapshot})
+        if config != before:
+            raise ConfigError(f"{run.path}: a run of this name began with another experiment: give another run.name, or remove the folder")
+        return config, json.loads(run.plan.read_text(encoding="utf-8"))
+    with data.open_lake(config) as lake:
+        scan = data.make_scan(config, lake)
+        plan = scan.plan()
+        config = _change(config, lake={"snapshot": plan.snapshot})
+        lake.pin(config.lake.table, plan.snapshot, f"run:{config.run.name}", ttl_seconds=_PIN_SECONDS)
+        run.path.mkdir(parents=True, exist_ok=True)
+        if config.train.record_ids:
+            run.ids.mkdir(exist_ok=True)
+            np.save(run.ids / "planned.npy", data.planned_positions(plan))
+    described = _plan_numbers(config, plan.num_rows, plan.snapshot)
+    journal.write_json(run.plan, described)
+    config.dump(run.config)
+    return config, described
+
+
+def _plan_numbers(config: ExperimentConfig, num_rows: int, snapshot: int) -> dict[str, Any]:
+    size = config.loader.global_batch_size
+    batches = order.num_batches(num_rows, 0, size, config.loader.remainder)
+    if not batches:
+        raise ConfigError(f"the plan has {num_rows:,} rows, fewer than loader.global_batch_size = {size:,}, and loader.remainder = drop would train on none")
+    return {
+        "table": config.lake.table,
+        "snapshot": snapshot,
+        "rows": num_rows,
+        "rows_per_epoch": min(batches * size, num_rows),
+        "batches_per_epoch": batches,
+        "ranks": config.train.ranks,
+        "epochs": config.train.epochs,
+        "seeds": list(config.train.seeds),
+    }
+
+
+def _fit(config: ExperimentConfig, run: RunFolder, watcher: Watcher) -> None:
+    """Run the ranks while this thread says how they do; Ctrl-C reaches this thread, not Ray's."""
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            _make_trainer(config, run).fit()
+        except BaseException as error:  # noqa: BLE001 (carried to the other thread)
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, name="headrace-fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_LOOK_SECONDS)
+        watcher.look()
+    watcher.look()
+    if failure:
+        raise _cause(failure[0])
+
+
+def _make_trainer(config: ExperimentConfig, run: RunFolder) -> Any:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from ray_jobs.training.worker import train_worker
+
+    on_gpu = _use_gpu(config)
+    resources = {"GPU": 1.0, "CPU": 1.0} if on_gpu else {"CPU": 1.0}
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config.model_dump(mode="json"), "run": str(run.path)},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=config.train.ranks, use_gpu=on_gpu, resources_per_worker=resources),
+        run_config=ray.train.RunConfig(
+            name=run.checkpoints.name,
+            storage_path=str(run.path),
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _use_gpu(config: ExperimentConfig) -> bool:
+    import ray
+
+    available = ray.cluster_resources().get("GPU", 0)
+    if config.train.device == "cuda" and available < config.train.ranks:
+        raise ConfigError(f"train.device = cuda needs {config.train.ranks} GPUs and the cluster has {available:g}: lower train.ranks, or set train.device=cpu")
+    return config.train.device != "cpu" and available >= config.train.ranks
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of the rank that stopped the run, as it was raised there, where it is one of ours."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in [*failures.values(), error]:
+        seen: BaseException | None = failure
+        while seen is not None:
+            for candidate in (seen, getattr(seen, "cause", None)):
+                if isinstance(candidate, HeadraceError):
+                    return candidate
+            seen = seen.__cause__
+    return error
+
+
+def _change(config: ExperimentConfig, **sections: dict[str, Any]) -> ExperimentConfig:
+    return config.model_copy(update={name: getattr(config, name).model_copy(update=values) for name, values in sections.items()})
+
+
+def _describe(config: ExperimentConfig, plan: dict[str, Any]) -> str:
+    train_config = config.train
+    stream = "Ray Data actors" if train_config.stream == "ray" else "threads"
+    return (
+        f"{plan['rows']:,} rows of {plan['table']!r} at snapshot {plan['snapshot']}; {train_config.ranks} ranks, {train_config.epochs} epochs of "
+        f"{plan['batches_per_epoch']:,} batches, seeds {', '.join(map(str, plan['seeds']))}; blocks by {stream}"
+    )
+
+
+def _describe_result(result: dict[str, Any]) -> str:
+    quality = "".join(
+        f", test {name.replace('_', ' ')} {result[name]['mean']:.4f} ± {result[name]['spread']:.4f}" for name in ("auc", "log_loss") if name in result
+    )
+    return (
+        f"done: {result['rows_trained']:,} samples in {result['steps']:,} steps at {result['samples_per_second']:,.0f}/s, "
+        f"waited {result['wait_share']:.1%} for data, {result['restarts']} restarts{quality}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

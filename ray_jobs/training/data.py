@@ -1,0 +1,66 @@
+"""From an experiment's `lake`, `data` and `loader` sections to the loaders of one rank. The same plans on every rank and after every restart."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import loader
+from loader.config import ExperimentConfig
+from loader.distributed import RayBlockStream
+from loader.scan.plan import Plan
+
+
+def open_lake(config: ExperimentConfig) -> Any:
+    """The experiment's lake; it must exist."""
+    return loader.connect(config.lake.location, catalog=config.lake.catalog, create=False)
+
+
+def make_scan(config: ExperimentConfig, lake: Any, *, test: bool = False) -> Any:
+    """The rows that train, or those that test."""
+    data = config.data
+    where, closed_before = (data.test_where, data.test_closed_before) if test else (data.where, data.closed_before)
+    return lake.table(config.lake.table).scan(columns=data.columns, where=where, closed_before=closed_before, snapshot=config.lake.snapshot)
+
+
+def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: int, test: bool = False) -> Any:
+    """The loader of one rank. Test rows come unshuffled, and none of them is dropped."""
+    options = config.loader
+    return loader.DataLoader(
+        scan,
+        global_batch_size=options.global_batch_size,
+        shuffle="none" if test else options.shuffle,
+        shuffle_run_rows=options.shuffle_run_rows,
+        window_rows=options.window_rows,
+        canonical_shards=options.canonical_shards,
+        seed=options.seed,
+        rank=rank,
+        world_size=world_size,
+        remainder="pad" if test else options.remainder,
+        device="cpu",
+        output="dict",
+        decode="rank",
+        stream=make_stream(config),
+        prefetch_bytes=options.prefetch_bytes,
+        threads=options.threads,
+    )
+
+
+def make_stream(config: ExperimentConfig) -> Any:
+    """Who fetches: None for threads of the rank, or what makes a stream of its Ray Data actors."""
+    if config.train.stream == "threads":
+        return None
+    return functools.partial(RayBlockStream, num_actors=config.train.fetch_actors, prefetch_bytes=config.loader.prefetch_bytes)
+
+
+def planned_positions(plan: Plan) -> npt.NDArray[np.int64]:
+    """int64 [rows, 2], (segment id, row) of every row of a plan, from its selection alone: no order, no batch, no fetch has a say in it."""
+    parts = [np.zeros((0, 2), np.int64)]
+    for index in range(plan.num_blocks):
+        place = plan.place(index)
+        rows = np.arange(place.num_rows) if place.selected is None else np.flatnonzero(np.unpackbits(place.selected, count=place.num_rows, bitorder="little"))
+        parts.append(np.stack([np.full(len(rows), place.ref.segment_id, np.int64), place.row_start + rows], axis=1))
+    return np.concatenate(parts)
