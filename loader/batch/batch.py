@@ -182,7 +182,9 @@ class Batch(Mapping[str, Any]):
 
     def to_arrow(self) -> pa.RecordBatch:
         """The samples as Arrow, in the types of the schema, nulls as nulls; padding is left out."""
-        return pa.record_batch([self.to_arrow_column(name) for name in self._layout.names], names=list(self._layout.names))
+        read = [self._layout.columns.read[self._index(name)] for name in self._layout.names]
+        schema = pa.schema([pa.field(column.name, column.type, nullable=column.nullable) for column in read])
+        return pa.record_batch([self.to_arrow_column(name) for name in self._layout.names], schema=schema)
 
     def to_arrow_column(self, name: str) -> pa.Array:
         index = self._index(name)
