@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from loader.segment.reader import SegmentReader as SegmentReader
     from loader.segment.writer import WriteOptions as WriteOptions
     from loader.segment.writer import write_segment as write_segment
-    from loader.table.compaction.run import CompactionOptions as CompactionOptions
+    from loader.table.compaction.pick import CompactionOptions as CompactionOptions
     from loader.table.table import Table as Table
     from loader.train import DataLoader as DataLoader
 
@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Attribution": "loader.catalog.records",
-    "CompactionOptions": "loader.table.compaction.run",
+    "CompactionOptions": "loader.table.compaction.pick",
     "DataLoader": "loader.train",
     "HeadraceError": "loader.errors",
     "Jagged": "loader.batch.jagged",

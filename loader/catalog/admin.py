@@ -135,3 +135,8 @@ def load_selection(connection: sqlite3.Connection, table_id: int, snapshot_id: i
 def add_stage(connection: sqlite3.Connection, table_id: int, prefix: str, owner: str) -> None:
     """Lease a prefix to a writer: the files that it writes before it commits."""
     connection.execute("insert into staged values (?, ?, ?, 0, ?)", (prefix, table_id, owner, now_micros() + STAGED_LEASE_SECONDS * 1_000_000))
+
+
+def drop_stage(connection: sqlite3.Connection, prefix: str) -> None:
+    """Give a lease back; all files under the prefix are committed or garbage."""
+    connection.execute("delete from staged where prefix = ?", (prefix,))

@@ -12,8 +12,8 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from loader.catalog.admin import add_stage
-from loader.catalog.commit import STAGED_LEASE_SECONDS, renew_stage
+from loader.catalog.admin import add_stage, drop_stage
+from loader.catalog.commit import STAGED_LEASE_SECONDS, renew_stage, throw_away
 from loader.catalog.garbage import staged_path
 from loader.catalog.records import INLINE_PREFIX, CommitPlan
 from loader.catalog.sqlite import SqliteCatalog
@@ -80,6 +80,17 @@ class Stage:
         """A plan that `account` saw was committed: nothing of this stage is left over."""
         self._unused.clear()
         self._renewed_at = time.monotonic() if self._prefix else self._renewed_at
+
+    def close(self) -> None:
+        """Hand what is left over to garbage and give the lease back."""
+        if not self._prefix:
+            return
+        with self._catalog.write() as connection:
+            throw_away(connection, self._table_id, sorted(self._unused), reason="written and not committed")
+            drop_stage(connection, self._prefix)
+        self._prefix = ""
+        self.committed()
+        self._renewed_at = -float(STAGED_LEASE_SECONDS)
 
 
 def place(sections: Sequence[Buffer], stage: Stage, inline: dict[str, bytes]) -> Placed:

@@ -14,7 +14,8 @@ from loader.catalog.records import Attribution, Snapshot, SnapshotView, SourceOf
 from loader.schema import Schema
 from loader.table import reading
 from loader.table.append import Append
-from loader.table.compaction.run import CompactionOptions, CompactionReport, Progress, compact
+from loader.table.compaction.pick import CompactionOptions
+from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
 from loader.table.patch import Patch
 from loader.table.rows import Data
