@@ -112,6 +112,11 @@ def bar(share: float, width: int = 16) -> str:
     return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
+def bars(share: float) -> Text:
+    """A bar as a table's cell: never wrapped."""
+    return Text(bar(share), no_wrap=True)
+
+
 def size(num_bytes: int) -> str:
     """Bytes in the unit that reads best."""
     value = float(num_bytes)
@@ -120,15 +125,6 @@ def size(num_bytes: int) -> str:
             return f"{num_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     raise AssertionError
-
-
-def instant(value: Any) -> str:
-    """A time for people: UTC, to the second. Numbers are milliseconds since 1970."""
-    if value is None:
-        return ""
-    if isinstance(value, (int, float)):
-        value = datetime.datetime.fromtimestamp(value / 1000, tz=datetime.timezone.utc)
-    return value.strftime("%Y-%m-%d %H:%M:%S") if isinstance(value, datetime.datetime) else str(value)
 
 
 @contextlib.contextmanager
@@ -144,3 +140,14 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
             shown.update(task, completed=done, total=total)
 
         yield advance
+
+
+@contextlib.contextmanager
+def counter(text: str) -> Iterator[Callable[[int], None]]:
+    """A running count of rows and rows a second, where the total is not known; yields `count(rows)`."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,.0f} rows"), TimeElapsedColumn())
+    with Progress(*columns, console=messages, transient=True) as shown:
+        task = shown.add_task(text, total=None)
+        yield lambda rows: shown.update(task, completed=rows)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from loader.cli import output
 from loader.cli.output import DEFAULT_LAKE, CatalogOption, JsonOption, LakeOption
@@ -75,7 +74,7 @@ def _column_rows(layout: SegmentLayout) -> list[list[Any]]:
             column.type,
             output.size(column.num_bytes),
             f"{column.num_bytes / rows:.2f}",
-            Text(output.bar(column.num_bytes / largest), no_wrap=True),
+            output.bars(column.num_bytes / largest),
             column.encoding,
             column.reason,
         ]
