@@ -186,7 +186,8 @@ class Storage:
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise ForkedProcessError(
-                f"storage {self.url} was opened in process {self._pid} and is used in its forked child {os.getpid()}: open it there, or start workers with spawn"
+                f"storage {self.url} was opened in process {self._pid} and is used in its forked child {os.getpid()}: "
+                "open it there, or start workers with spawn"
             )
 
 

@@ -23,8 +23,8 @@ def create_table(connection: sqlite3.Connection, spec: TableSpec) -> TableSpec:
         raise AlreadyExistsError(f"table {spec.name!r} is already there: open it with lake.table({spec.name!r}), or drop it first")
     attribution = None if spec.attribution is None else json.dumps(dataclasses.asdict(spec.attribution))
     cursor = connection.execute(
-        "insert into tables (name, head, schema_id, primary_key, bucket_by, buckets, cluster_by, time_column, partition_by, merge, attribution, durability, properties, "
-        "created_at) values (?, 0, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, '{}', ?)",
+        "insert into tables (name, head, schema_id, primary_key, bucket_by, buckets, cluster_by, time_column, partition_by, merge, attribution, durability, "
+        "properties, created_at) values (?, 0, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, '{}', ?)",
         (
             spec.name,
             json.dumps(spec.primary_key_ids),
@@ -89,7 +89,7 @@ def set_tag(connection: sqlite3.Connection, spec: TableSpec, name: str, snapshot
 
 def load_tags(connection: sqlite3.Connection, spec: TableSpec) -> dict[str, int]:
     rows = connection.execute("select name, snapshot_id from pins where table_id = ? and kind = 'tag' order by name", (spec.id,))
-    return {name: snapshot_id for name, snapshot_id in rows}
+    return dict(rows.fetchall())
 
 
 def add_pin(connection: sqlite3.Connection, spec: TableSpec, snapshot_id: int, owner: str, ttl_seconds: float | None) -> Pin:

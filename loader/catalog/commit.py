@@ -93,7 +93,8 @@ def replayed(connection: sqlite3.Connection, plan: CommitPlan, offsets: SourceOf
     newest = max((epoch for _, epoch, _ in committed.values()), default=0)
     if offsets.epoch < newest:
         raise FencedError(
-            f"pipeline {offsets.pipeline!r} of table {plan.spec.name!r} runs with epoch {newest}, this writer has {offsets.epoch}: a newer owner took over, stop this one"
+            f"pipeline {offsets.pipeline!r} of table {plan.spec.name!r} runs with epoch {newest}, this writer has {offsets.epoch}: "
+            "a newer owner took over, stop this one"
         )
     if not ranges:
         return None
@@ -142,12 +143,13 @@ def _inputs(connection: sqlite3.Connection, plan: CommitPlan) -> tuple[int, int]
 
 def _write(connection: sqlite3.Connection, plan: CommitPlan) -> int:
     spec = plan.spec
+    head: int
     head, watermark = connection.execute("select head, watermark from tables where id = ?", (spec.id,)).fetchone()
     new = head + 1
     if plan.watermark is not None:
         watermark = plan.watermark if watermark is None else max(watermark, plan.watermark)
     before = connection.execute("select num_rows from snapshots where table_id = ? and id = ?", (spec.id, head)).fetchone()
-    num_rows = (before[0] if before else 0) + _row_change(connection, plan)
+    num_rows = (int(before[0]) if before else 0) + _row_change(connection, plan)
     connection.execute(
         "insert into snapshots (table_id, id, commit_id, kind, schema_id, watermark, num_rows, created_at, summary) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (spec.id, new, plan.commit_id, plan.kind, spec.schema_id, watermark, num_rows, now_micros(), json.dumps(plan.summary)),
@@ -179,7 +181,8 @@ def _insert_segments(connection: sqlite3.Connection, plan: CommitPlan, new: int)
     for segment in plan.segments:
         cursor = connection.execute(
             "insert into segments (table_id, segment_uuid, bucket, time_partition, level, path, section_offset, num_bytes, schema_id, num_rows, live_rows, "
-            "sequence_min, sequence_max, key_min, key_max, time_min, time_max, block_rows, added_in) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "sequence_min, sequence_max, key_min, key_max, time_min, time_max, block_rows, added_in) "
+            "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 plan.spec.id,
                 segment.uuid,
@@ -231,7 +234,8 @@ def _insert_overlays(connection: sqlite3.Connection, plan: CommitPlan, new: int,
 
 def _insert_pending(connection: sqlite3.Connection, plan: CommitPlan, new: int) -> None:
     connection.executemany(
-        "insert into pending (table_id, bucket, sequence, path, section_offset, num_bytes, num_held, keys, column_ids, added_in) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "insert into pending (table_id, bucket, sequence, path, section_offset, num_bytes, num_held, keys, column_ids, added_in) "
+        "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (plan.spec.id, held.bucket, new, held.path, held.offset, held.num_bytes, held.num_held, held.keys, json.dumps(list(held.column_ids)), new)
             for held in plan.pending

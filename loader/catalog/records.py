@@ -335,6 +335,10 @@ class CommitPlan:
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     written: bool = False
 
+    def paths(self) -> set[str]:
+        """Every path that the commit refers to."""
+        return {s.path for s in self.segments} | {o.path for o in self.overlays} | {p.path for p in self.pending}
+
 
 def is_time_type(kind: pa.DataType) -> bool:
     """Whether a column of this type can be a time column."""

@@ -162,7 +162,8 @@ def _integer_words(array: pa.Array) -> U64:
     elif pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
         array = array.view(pa.int64())
     values = array.fill_null(0).to_numpy(zero_copy_only=False)
-    return values.view(np.uint64) if values.dtype.itemsize == 8 else values.astype(np.int64).view(np.uint64)
+    words: U64 = (values if values.dtype.itemsize == 8 else values.astype(np.int64)).view(np.uint64)
+    return words
 
 
 def _fold(low: U64, high: U64, words: U64) -> tuple[U64, U64]:
@@ -276,7 +277,7 @@ class KeyIndex:
         """Which keys pass the range and the Bloom filter: no false negatives, about 0.5% false positives."""
         if len(self) == 0:
             return np.zeros(len(keys), bool)
-        passed = (keys.low >= self.keys.low[0]) & (keys.low <= self.keys.low[-1])
+        passed: npt.NDArray[np.bool_] = (keys.low >= self.keys.low[0]) & (keys.low <= self.keys.low[-1])
         at = np.flatnonzero(passed)
         block, bits = _bloom_bits(keys.low[at], len(self._bloom) // 8)
         found = np.ones(len(at), bool)

@@ -1,6 +1,7 @@
 """Getting encoded segments into the lake: packing sections into one object, and a writer's leased names.
 
-A commit's sections lie end to end in one object, each 64-byte aligned. An object of at most INLINE_BYTES goes into the catalog, in the commit's own transaction.
+A commit's sections lie end to end in one object, each 64-byte aligned. An object of at most INLINE_BYTES goes into the catalog,
+in the commit's own transaction.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Stage:
         """Tell a plan which of this stage's files it leaves unused, and how far they are accounted for."""
         if not self._prefix:
             return
-        used = {section.path for section in (*plan.segments, *plan.overlays, *plan.pending)}
+        used = {path for path in plan.paths() if path in self._unused}
         plan.staged = (self._prefix, self._next)
         plan.garbage = sorted(self._unused - used)
 

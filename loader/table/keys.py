@@ -147,9 +147,10 @@ class KeyDirectory:
         ref = self._refs[ordinal]
         left = np.flatnonzero(ordinals < 0)
         wanted = keys.take(left)
-        if ref.key_min is not None and ref.key_max is not None and len(left):
-            if signed(int(wanted.low.max())) < ref.key_min or signed(int(wanted.low.min())) > ref.key_max:
-                return
+        if not len(left) or ref.key_min is None or ref.key_max is None:
+            return
+        if signed(int(wanted.low.max())) < ref.key_min or signed(int(wanted.low.min())) > ref.key_max:
+            return
         if ordinal not in self._opened:
             self._opened[ordinal] = self._index(ordinal)
         self._opened.move_to_end(ordinal)

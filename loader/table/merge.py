@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -153,15 +154,14 @@ def _zero(kind: pa.DataType) -> pa.Scalar:
     return pa.scalar(0, pa.int64()).cast(pa.int32() if kind.bit_width == 32 and pa.types.is_temporal(kind) else pa.int64()).cast(kind)
 
 
-def _to_numpy(values: pa.Array) -> npt.NDArray[np.generic]:
-    if pa.types.is_boolean(values.type):
-        return values.to_numpy(zero_copy_only=False)
+def _to_numpy(values: pa.Array) -> npt.NDArray[Any]:
     if pa.types.is_temporal(values.type):
         values = values.view(pa.int32() if values.type.bit_width == 32 else pa.int64())
-    return values.to_numpy(zero_copy_only=False)
+    plain: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return plain
 
 
-def _from_numpy(values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.Array:
+def _from_numpy(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_temporal(kind):
         return pa.array(values).view(kind)
     return pa.array(values, kind)

@@ -62,6 +62,7 @@ class Patch:
         self.seen = 0
         self.written: dict[int, tuple[NewOverlay, npt.NDArray[np.int64]]] = {}  # segment id -> its overlay and the operands in it
         self.payload: tuple[str, int, int] | None = None
+        self.payload_rows = np.zeros(0, np.int64)
         self.inline: dict[str, bytes] = {}
 
     def run(self) -> Snapshot:
@@ -86,7 +87,7 @@ class Patch:
         held = self._hold(missing) if len(missing) and self.on_missing == "hold" else []
         failpoints.hit("patch.staged")
         overlays = [overlay for overlay, _ in self.written.values()]
-        used = {section.path for section in (*overlays, *held)}
+        used = {overlay.path for overlay in overlays} | {pending.path for pending in held}
         return CommitPlan(
             spec=context.spec,
             kind="patch",
@@ -112,7 +113,7 @@ class Patch:
         order = order[hits.segment_ids[order] >= 0]
         segment_ids, starts = np.unique(hits.segment_ids[order], return_index=True)
         parts = dict(zip(segment_ids.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
-        self.written = {segment_id: kept for segment_id, kept in self.written.items() if np.array_equal(kept[1], parts.get(segment_id))}
+        self.written = {segment_id: kept for segment_id, kept in self.written.items() if segment_id in parts and np.array_equal(kept[1], parts[segment_id])}
         new = [segment_id for segment_id in parts if segment_id not in self.written]
         if not new:
             return

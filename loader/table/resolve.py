@@ -133,7 +133,8 @@ def _checked_rows(ref: SegmentRef, overlay: OverlayRef, read: dict[int, pa.Array
     rows = operand_rows(read)
     if len(rows) and int(rows.max()) >= ref.num_rows:
         raise CorruptSegmentError(
-            f"overlay {overlay.overlay_id} at {overlay.path} offset {overlay.offset} patches row {int(rows.max())} of segment {ref.segment_id}, which has {ref.num_rows} rows"
+            f"overlay {overlay.overlay_id} at {overlay.path} offset {overlay.offset} patches row {int(rows.max())} "
+            f"of segment {ref.segment_id}, which has {ref.num_rows} rows"
         )
     return rows
 

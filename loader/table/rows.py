@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import uuid
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from loader.segment.writer import EncodedSegment, WriteOptions, encode_segment
 from loader.table.merge import ORDER_BASE_ID
 from loader.table.times import partition_of, time_words
 
-Data = pa.Table | pa.RecordBatch | pa.RecordBatchReader | str | os.PathLike[str]
+Data: TypeAlias = pa.Table | pa.RecordBatch | pa.RecordBatchReader | str | os.PathLike[str]
 SEQUENCE_NAME = "__sequence"
 ORDER_NAME_PREFIX = "__order_of_"
 
@@ -162,7 +163,8 @@ def cluster_order(
     if not arrays or not table.num_rows:
         return None
     keys = pa.Table.from_arrays(arrays, names=names)
-    return pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in names]).to_numpy().astype(np.int64)
+    order: npt.NDArray[np.int64] = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in names]).to_numpy().astype(np.int64)
+    return order
 
 
 def encode_sections(spec: TableSpec, rows: PreparedRows) -> list[EncodedRows]:

@@ -89,11 +89,13 @@ def encode_overlay(columns: pa.Table, column_ids: Sequence[int], rows: npt.NDArr
 
 def operand_rows(read: dict[int, pa.Array]) -> npt.NDArray[np.uint32]:
     """The patched rows of an overlay, u32[n]."""
-    return read[ROW_COLUMN_ID].to_numpy(zero_copy_only=False).astype(np.uint32, copy=False)
+    rows: npt.NDArray[np.uint32] = read[ROW_COLUMN_ID].to_numpy(zero_copy_only=False).astype(np.uint32, copy=False)
+    return rows
 
 
 def operand_orders(read: dict[int, pa.Array], num_rows: int) -> npt.NDArray[np.int64]:
     """The order values of an overlay, i64[n]; NO_ORDER where it has none."""
     if ORDER_COLUMN_ID not in read:
         return np.full(num_rows, NO_ORDER)
-    return read[ORDER_COLUMN_ID].fill_null(NO_ORDER).to_numpy(zero_copy_only=False)
+    orders: npt.NDArray[np.int64] = read[ORDER_COLUMN_ID].fill_null(NO_ORDER).to_numpy(zero_copy_only=False)
+    return orders

@@ -167,7 +167,7 @@ class Table:
         Args:
             full: Rewrite every group of segments that is not one clean, sorted run, not only those worth it by size.
             options: Limits of memory and sizes.
-            progress: Called with a CompactionProgress after each step.
+            progress: Called with (rows rewritten, rows known to need it) after each piece.
         """
         self.lake.check_process()
         return compact(self._context, full=full, options=options or CompactionOptions(), progress=progress)
@@ -195,7 +195,11 @@ class Table:
         return reading.read_view(self.view(snapshot), self.lake.storage, columns=columns, where=where, closed_before=closed_before)
 
     def scan(
-        self, columns: Sequence[str] | None = None, where: str | None = None, snapshot: int | str | None = None, closed_before: Moment | None = None
+        self,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        snapshot: int | str | None = None,
+        closed_before: int | str | datetime.datetime | None = None,
     ) -> Scan:
         """What to read for training; see `loader.DataLoader`."""
         from loader.scan import Scan

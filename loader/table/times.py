@@ -70,7 +70,8 @@ def time_words(column: pa.ChunkedArray | pa.Array) -> I64:
         array = array.view(pa.int32())
     elif not pa.types.is_integer(array.type):
         array = array.view(pa.int64())
-    return array.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+    words: I64 = array.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+    return words
 
 
 def partition_of(times: I64, kind: pa.DataType, unit: str | None) -> I64:

@@ -45,6 +45,10 @@ class CompactionTask:
     segments: tuple[SegmentRef, ...]
 
     @property
+    def num_rows(self) -> int:
+        return sum(segment.live_rows for segment in self.segments)
+
+    @property
     def num_bytes(self) -> int:
         return sum(total_bytes(segment) for segment in self.segments)
 

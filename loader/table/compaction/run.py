@@ -25,25 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_ROUNDS = 16
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CompactionProgress:
-    """How far a compaction is.
-
-    Attributes:
-        task, num_tasks: The task at work, from 1, of this round.
-        bucket, partition: Where it is.
-        rows_done, num_rows: Of the task.
-    """
-
-    task: int
-    num_tasks: int
-    bucket: int
-    partition: int
-    rows_done: int
-    num_rows: int
-
-
-Progress = Callable[[CompactionProgress], None]
+Progress = Callable[[int, int], None]  # rows rewritten so far, rows known to need it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,17 +70,21 @@ def compact(context: TableContext, *, full: bool, options: CompactionOptions, pr
     started = time.monotonic()
     stage = context.new_stage()
     done: list[_Done] = []
-    abandoned = 0
+    abandoned, seen = 0, 0
     try:
         for _ in range(MAX_ROUNDS):
             with context.catalog.read() as connection:
                 view = load_view(connection, context.spec, load_head(connection, context.spec))
             tasks = pick(view, options, full=full)
             failpoints.hit("compaction.picked")
-            results = [_run_task(context, task, options, stage, _reporter(progress, number, len(tasks), task)) for number, task in enumerate(tasks, 1)]
-            committed = [result for result in results if result is not None]
+            total = seen + sum(task.num_rows for task in tasks)
+            committed = []
+            for task in tasks:
+                result = _run_task(context, task, options, stage, _reporter(progress, seen, total))
+                seen += task.num_rows
+                committed += [] if result is None else [result]
             done += committed
-            abandoned += len(results) - len(committed)
+            abandoned += len(tasks) - len(committed)
             if full or not committed:
                 break
     finally:
@@ -106,16 +92,12 @@ def compact(context: TableContext, *, full: bool, options: CompactionOptions, pr
     return _report(done, abandoned, time.monotonic() - started)
 
 
-def _reporter(progress: Progress | None, number: int, num_tasks: int, task: CompactionTask) -> Callable[[int], None]:
-    num_rows = sum(segment.live_rows for segment in task.segments)
+def _reporter(progress: Progress | None, before: int, total: int) -> Callable[[int], None]:
+    """A task's own progress as the whole run's."""
 
     def report(rows_done: int) -> None:
         if progress is not None:
-            progress(
-                CompactionProgress(
-                    task=number, num_tasks=num_tasks, bucket=task.bucket, partition=task.partition, rows_done=rows_done, num_rows=num_rows
-                )
-            )
+            progress(before + rows_done, total)
 
     return report
 
@@ -131,7 +113,9 @@ def _run_task(context: TableContext, task: CompactionTask, options: CompactionOp
 
     snapshot = context.commit(attempt, stage)
     if snapshot is None:
-        logger.info("compaction of table %s bucket %d partition %d abandoned: its segments were rewritten by another", context.spec.name, task.bucket, task.partition)
+        logger.info(
+            "compaction of table %s bucket %d partition %d abandoned: its segments were rewritten by another", context.spec.name, task.bucket, task.partition
+        )
         return None
     with context.lock:
         for segment, index in zip(rewritten.segments, rewritten.indexes, strict=True):
@@ -169,9 +153,7 @@ def _plan(context: TableContext, task: CompactionTask, rewritten: Rewritten, sta
     )
 
 
-def _carry_over(
-    context: TableContext, rewritten: Rewritten, gained: list[tuple[int, OverlayRef]], stage: Stage, inline: dict[str, bytes]
-) -> list[NewOverlay]:
+def _carry_over(context: TableContext, rewritten: Rewritten, gained: list[tuple[int, OverlayRef]], stage: Stage, inline: dict[str, bytes]) -> list[NewOverlay]:
     """The gained overlays by position in the run, each with the sequence of its own commit."""
     targets: list[tuple[int, OverlayRef, int]] = []
     sections = []
