@@ -133,7 +133,7 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=messages, transient=True) as shown:
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as shown:
         task = shown.add_task(text, total=None)
 
         def advance(done: int, total: int) -> None:
@@ -148,6 +148,6 @@ def counter(text: str) -> Iterator[Callable[[int], None]]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,.0f} rows"), TimeElapsedColumn())
-    with Progress(*columns, console=messages, transient=True) as shown:
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as shown:
         task = shown.add_task(text, total=None)
         yield lambda rows: shown.update(task, completed=rows)

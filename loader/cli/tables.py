@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loader.cli import output
 from loader.cli.output import DEFAULT_LAKE, CatalogOption, JsonOption, LakeOption
+
+if TYPE_CHECKING:
+    from loader.table.table import Table
 
 TableArgument = Annotated[str, typer.Argument(help="Name of a table.", metavar="TABLE")]
 
@@ -56,6 +59,7 @@ def describe(
     with output.open_lake(lake, catalog) as opened:
         handle = opened.table(table)
         description, by_column = handle.describe(), handle.bytes_by_column()
+        watermark = _moment(handle, description["watermark"])
         refs = handle.view().segments if segments else ()
     for column in description["columns"]:
         column["num_bytes"] = by_column.get(column["name"], 0)
@@ -67,7 +71,7 @@ def describe(
     if as_json:
         output.print_json(description | ({"segments": listed} if segments else {}))
         return
-    _print_description(description)
+    _print_description(description | {"watermark": watermark})
     if segments:
         output.console.print()
         output.print_table(list(listed[0]) if listed else ["no segments"], [list(entry.values()) for entry in listed])
@@ -98,6 +102,16 @@ def _print_description(description: dict[str, Any]) -> None:
     )
 
 
+def _moment(table: Table, value: int | None) -> str | None:
+    """A watermark as a time, where the time column is one."""
+    import pyarrow as pa
+
+    if value is None or table.time_column is None:
+        return None
+    kind = table.schema.column(table.time_column).type
+    return str(pa.scalar(value, pa.int64()).cast(kind)) if pa.types.is_timestamp(kind) else f"{value:,}"
+
+
 def _words(value: Any) -> Any:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {item}" for key, item in value.items()) or None
@@ -115,7 +129,8 @@ def history(
     with output.open_lake(lake, catalog) as opened:
         handle = opened.table(table)
         snapshots, tags = handle.history(), handle.tags()
-    snapshots = snapshots[-limit:] if limit else snapshots
+        snapshots = snapshots[-limit:] if limit else snapshots
+        watermarks = [_moment(handle, snapshot.watermark) for snapshot in snapshots]
     named: dict[int, list[str]] = {}
     for tag, number in tags.items():
         named.setdefault(number, []).append(tag)
@@ -130,10 +145,10 @@ def history(
                 snapshot.created_at.strftime("%Y-%m-%d %H:%M:%S"),
                 snapshot.kind,
                 snapshot.num_rows,
-                snapshot.watermark,
-                ", ".join(f"{value:,} {key.replace('_', ' ')}" if isinstance(value, int) else f"{key}: {value}" for key, value in snapshot.summary.items()),
+                watermark,
+                ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in snapshot.summary.items() if isinstance(value, int) and value),
                 ", ".join(named.get(snapshot.id, [])),
             ]
-            for snapshot in snapshots
+            for snapshot, watermark in zip(snapshots, watermarks, strict=True)
         ],
     )
