@@ -84,7 +84,9 @@ def _leaf_type(kind: pa.DataType) -> LeafType | None:
         return LeafType(value_type=ValueType.UINT8, depth=1)
     if is_list(kind):
         item = _leaf_type(kind.value_type)
-        return None if item is None or item.depth >= MAX_DEPTH else dataclasses.replace(item, depth=item.depth + 1)
+        # Arrow's own kernels multiply the buffers of string views in lists until memory ends
+        views_inside = pt.is_string_view(kind.value_type) or pt.is_binary_view(kind.value_type)
+        return None if item is None or views_inside or item.depth >= MAX_DEPTH else dataclasses.replace(item, depth=item.depth + 1)
     if pt.is_fixed_size_list(kind):
         item = _leaf_type(kind.value_type)
         return None if item is None or item.depth or item.fixed_size or not kind.list_size else dataclasses.replace(item, fixed_size=kind.list_size)

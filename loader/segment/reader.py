@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from loader.decode.arrow import to_arrow
+from loader.decode.arrow import take, to_arrow
 from loader.decode.result import DecodedBlock, decode_block
 from loader.encodings.leaf import LeafType, leaf_type
 from loader.errors import ColumnNotFoundError, CorruptSegmentError, TruncatedSegmentError, did_you_mean
@@ -38,6 +38,14 @@ from loader.segment.source import open_source, source_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TAIL_READ_BYTES = 64 << 10
+
+
+def _reorder(column: pa.ChunkedArray, rows: Array) -> pa.Array | pa.ChunkedArray:
+    try:
+        return column.take(pa.array(rows))
+    except pa.ArrowNotImplementedError:
+        # Arrow cannot take from string views and lists of them
+        return pa.chunked_array([piece for row in rows.tolist() for piece in column.slice(row, 1).chunks], column.type).combine_chunks()
 
 
 class SegmentReader:
@@ -289,10 +297,11 @@ class SegmentReader:
             raise CorruptSegmentError(f"{self.name}: column {field.name!r} is {field.type} in the Arrow schema and type {stated} in the columns")
         return field
 
-    def _block_table(self, schema: pa.Schema, ids: Sequence[int], block: int, verify: bool | None) -> pa.Table:
+    def _block_table(self, schema: pa.Schema, ids: Sequence[int], block: int, verify: bool | None, rows: Array | None = None) -> pa.Table:
         decoded = self.read_block(block, ids, verify=verify)
         try:
-            arrays = [to_arrow(column, field.type) for column, field in zip(decoded.columns, schema, strict=True)]
+            columns = [column if rows is None else take(column, rows) for column in decoded.columns]
+            arrays = [to_arrow(column, field.type) for column, field in zip(columns, schema, strict=True)]
         except CorruptSegmentError as error:
             raise CorruptSegmentError(f"{self.name}, block {block}: {error}; fetch or write the file again") from None
         return pa.Table.from_arrays(arrays, schema=schema)
@@ -318,10 +327,11 @@ class SegmentReader:
         parts = []
         for block in np.unique(owner).tolist():
             inside = rows[order[owner[order] == block]] - starts[block]
-            parts.append(self._block_table(schema, ids, block, verify).take(pa.array(inside)))
+            parts.append(self._block_table(schema, ids, block, verify, inside))
         back = np.empty(rows.size, np.int64)
         back[order] = np.arange(rows.size)
-        return pa.concat_tables(parts).take(pa.array(back))
+        whole = pa.concat_tables(parts)
+        return whole if np.array_equal(back, np.arange(rows.size)) else pa.Table.from_arrays([_reorder(column, back) for column in whole.columns], schema=schema)
 
     def layout(self) -> SegmentLayout:
         """What `headrace inspect` prints."""
