@@ -183,6 +183,8 @@ def _cause(error: BaseException) -> BaseException:
                 if isinstance(candidate, HeadraceError):
                     return candidate
             seen = seen.__cause__
+    if not failures and isinstance(error, require("ray.exceptions", extra="ray").RayError):
+        return HeadraceError(f"Ray lost the run: {str(error).splitlines()[0]} The same command goes on from the newest checkpoint")
     return error
 
 

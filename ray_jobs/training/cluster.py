@@ -37,6 +37,7 @@ def connect(*, ranks: int, object_store_bytes: int) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**common)
     else:
+        os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # ours must not end because another program fills this machine
         size = max(object_store_bytes, _MIN_OBJECT_STORE_BYTES)
         ray.init(address="local", num_cpus=max(ranks, os.cpu_count() or 1), object_store_memory=size, include_dashboard=False, **common)
     try:
