@@ -37,3 +37,7 @@ class BuildNative(build_ext):
 setup(
     ext_modules=[Extension("loader.kernels._native", sources=["loader/kernels/host.cpp"], language="c++", optional=True)], cmdclass={"build_ext": BuildNative}
 )
+setup(
+    ext_modules=[Extension("loader.kernels._native", sources=["loader/kernels/host.cpp"], language="c++", optional=True)],
+    cmdclass={"build_ext": BuildNative},
+)

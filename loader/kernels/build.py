@@ -20,9 +20,10 @@ from collections.abc import Sequence
 FOLDER = pathlib.Path(__file__).resolve().parent
 LIBRARY = "_native.so"
 SOURCES = ("assemble.cu", "crc32c.h", "decode.cu", "encode.h", "host.cpp", "host_shim.h", "lanes.cuh", "threads.h", "verify.h")
-FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Wextra")
+FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden")
+WARNINGS = ("-Wall", "-Wextra", "-Wno-maybe-uninitialized")
 OPTIMISE = ("-O3",)
-SANITIZE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+SANITIZE = ("-O0", "-g1", "-DHEADRACE_PORTABLE_ONLY", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 
 class BuildError(RuntimeError):
@@ -30,8 +31,8 @@ class BuildError(RuntimeError):
 
 
 def source_hash() -> str:
-    """16 hex digits of the kernel sources: a library carries the hash of those that it was compiled from."""
-    digest = hashlib.sha256()
+    """16 hex digits of the kernel sources and flags: a library carries the hash of those that it was compiled from."""
+    digest = hashlib.sha256(repr(FLAGS + OPTIMISE).encode())
     for name in SOURCES:
         digest.update(name.encode() + b"\0" + (FOLDER / name).read_bytes() + b"\0")
     return digest.hexdigest()[:16]
@@ -71,7 +72,7 @@ def _compile(target: pathlib.Path, arguments: Sequence[str]) -> pathlib.Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
         made = pathlib.Path(folder, target.name)
-        result = subprocess.run([*command, *FLAGS, *arguments, "-o", str(made)], capture_output=True, text=True, check=False)
+        result = subprocess.run([*command, *FLAGS, *WARNINGS, *arguments, "-o", str(made)], capture_output=True, text=True, check=False)
         if result.returncode:
             raise BuildError(f"{command[0]} could not compile {arguments[-1]}:\n{result.stderr.strip()[-4000:]}")
         made.replace(target)

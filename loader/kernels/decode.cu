@@ -22,6 +22,9 @@ struct Task {
     const ProgramSource* sources;
     u32 id, vector;
     u64* error;
+#if defined(HEADRACE_GPU)
+    Stream* near;  // shared memory of the warp: four streams
+#endif
 };
 
 FN u32 words_of(u32 width, u32 num_values) { return ((num_values + LANES - 1) / LANES * width + 31) / 32 * LANES; }
@@ -70,7 +73,7 @@ template <class T> FN void stream_row(const Stream& s, u32 row, T add, T* RESTRI
 #if defined(HEADRACE_GPU)
 
 struct Near {
-    Stream even, odd;
+    const Stream* by_parity;
 };
 
 FN u32 stream_value(const Stream& s, u32 i) {
@@ -82,21 +85,20 @@ FN u32 stream_value(const Stream& s, u32 i) {
     return (__funnelshift_r(LOAD(word), high, shift) & bits_mask(s.width)) + s.base;
 }
 
-FN void open_near(const Task& t, const ProgramSource& source, u32 rank, Near& near) {
-    const u32 vector = rank / VECTOR;
-    near.even = stream_at(t, source, vector + (vector & 1));
-    near.odd = stream_at(t, source, vector + (~vector & 1));
+FN void open_near(const Task& t, const ProgramSource& source, u32 rank, u32 half, Near& near) {
+    const u32 vector = rank / VECTOR, lane = lane_id();
+    if (lane < 2) t.near[half * 2 + lane] = stream_at(t, source, vector + ((vector ^ lane) & 1));
+    near.by_parity = t.near + half * 2;
+    __syncwarp();
 }
 
 // x = value number `rank` + set bits below the lane, or 0 where the lane's bit is not set.
 FN void expand_row(const Near& near, u32 rank, u32 bits, u32* x) {
     const u32 r = rank + __popc(bits & ((1u << lane_id()) - 1u));
-    const bool odd = r / VECTOR & 1;
-    const Stream s = {odd ? near.odd.words : near.even.words, odd ? near.odd.base : near.even.base, odd ? near.odd.width : near.even.width};
-    x[0] = bits >> lane_id() & 1 ? stream_value(s, r % VECTOR) : 0;
+    x[0] = bits >> lane_id() & 1 ? stream_value(near.by_parity[r / VECTOR & 1], r % VECTOR) : 0;
 }
 
-FN void rank_row(u32 rank, u32 bits, u32* x) { x[0] = rank + __popc(bits & (2u << lane_id()) - 1u) - 1u; }
+FN void rank_row(u32 rank, u32 bits, u32* x) { x[0] = rank + __popc(bits & ((2u << lane_id()) - 1u)) - 1u; }
 
 FN u32 count_bits(u32 bits) { return __popc(bits); }
 
@@ -107,7 +109,7 @@ struct Near {
     u32 values[2 * VECTOR + LANES];
 };
 
-FN void open_near(const Task& t, const ProgramSource& source, u32 rank, Near& near) {
+FN void open_near(const Task& t, const ProgramSource& source, u32 rank, u32, Near& near) {
     const u32 vector = rank / VECTOR;
     near.first = vector * VECTOR;
     for (u32 k = 0; k < 2; ++k) {
@@ -242,8 +244,8 @@ template <int KIND, int STEP, int OUT> FN void decode_rows(const Task& t) {
         if (two) high = stream_at(t, source[1], t.vector);
     }
     if (KIND == OP_NULLS) {
-        open_near(t, source[0], rank, near_low);
-        if (two) open_near(t, source[1], rank, near_high);
+        open_near(t, source[0], rank, 0, near_low);
+        if (two) open_near(t, source[1], rank, 1, near_high);
     }
     const u32 first_rank = rank;
     for (u32 row = 0; row * LANES < num_values; ++row) {
@@ -334,9 +336,10 @@ FN void decode_vector(const Task& t) {
 // Contract: grid ceil(num_items / 8), block 256; a warp decodes one vector of one op of a level. `ops` and `first_items` start at the
 // level's first op; first_items[k] = vectors of the level before op k, first_items[num_ops] = all of them. `first_op` is the number of
 // ops[0] in the program, for reports. Reads the slab and regions of earlier launches; ops of one launch write regions of their own.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 decode_stage(const u8* slab, u8* arena, const ProgramOp* ops, const ProgramSource* sources, const u32* first_items, u32 first_op, u32 num_ops, u64* error) {
-    const u32 item = blockIdx.x * WARPS_PER_BLOCK + threadIdx.x / 32;
+    __shared__ Stream near[WARPS_PER_BLOCK][4];
+    const u32 warp = threadIdx.x / 32, item = blockIdx.x * WARPS_PER_BLOCK + warp;
     if (item >= LOAD(first_items + num_ops)) return;
     u32 found = 0;
     for (u32 end = num_ops; end - found > 1;) {
@@ -344,7 +347,7 @@ decode_stage(const u8* slab, u8* arena, const ProgramOp* ops, const ProgramSourc
         if (LOAD(first_items + middle) <= item) found = middle;
         else end = middle;
     }
-    const Task t = {slab, arena, ops + found, sources, first_op + found, item - LOAD(first_items + found), error};
+    const Task t = {slab, arena, ops + found, sources, first_op + found, item - LOAD(first_items + found), error, near[warp]};
     decode_vector(t);
 }
 

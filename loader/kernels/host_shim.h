@@ -240,10 +240,11 @@ template <class T> inline T atomicMin(T* address, T value) {
     return old;
 }
 
+#define SHIM_EXPORT extern "C" __attribute__((used, visibility("default")))
 #define SHIM_KERNEL(kernel) \
-    extern "C" int shim_##kernel(const unsigned* grid_and_block, void** arguments) { return shim::launch(kernel, grid_and_block, arguments); }
-extern "C" inline __attribute__((used)) const char* shim_error() { return shim::error.c_str(); }
-extern "C" inline __attribute__((used)) void shim_schedule(unsigned schedule) {
+    SHIM_EXPORT int shim_##kernel(const unsigned* grid_and_block, void** arguments) { return shim::launch(kernel, grid_and_block, arguments); }
+SHIM_EXPORT inline const char* shim_error() { return shim::error.c_str(); }
+SHIM_EXPORT inline void shim_schedule(unsigned schedule) {
     shim::greedy = schedule >= 1000;
     shim::schedule = schedule % 1000;
 }

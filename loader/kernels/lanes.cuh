@@ -74,8 +74,8 @@ static_assert(sizeof(ProgramSource) == 32, "mirrors program.PROGRAM_SOURCE");
 #define RESTRICT __restrict__
 #define PER_LANE(type, name) type name[1]
 #define AT(lane) 0
-#define FOR_LANES(l) for (u32 l = lane_id(), once_##l = 1; once_##l; once_##l = 0)
-#define FOR_FIRST_LANES(l, live) for (u32 l = lane_id(), once_##l = l < (live); once_##l; once_##l = 0)
+#define FOR_LANES(l) for ([[maybe_unused]] u32 l = lane_id(), once_##l = 1; once_##l; once_##l = 0)
+#define FOR_FIRST_LANES(l, live) for ([[maybe_unused]] u32 l = lane_id(), once_##l = l < (live); once_##l; once_##l = 0)
 #define IS_FULL_ROW(live) false
 #define LOAD(address) __ldg(address)
 

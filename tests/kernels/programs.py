@@ -206,8 +206,10 @@ def random_program(seed: int, *, max_count: int = 4200, num_ops: int = 12) -> Bu
     """A program of `num_ops` random ops and what they need."""
     b = ProgramBuilder(seed)
     for _ in range(num_ops):
-        count = int(b.rng.choice([1, 31, 32, 33, VECTOR - 1, VECTOR, VECTOR + 1, int(b.rng.integers(1, max_count + 1))]))
-        width = int(b.rng.integers(0, 33))
-        [lambda c: add_copy(b, c), lambda c: add_rank(b, c), lambda c: add_dictionary(b, c), lambda c: add_direct(b, c, width),
-         lambda c: add_nulls(b, c, width), lambda c: add_scan(b, c, width)][int(b.rng.integers(0, 6))](min(count, max_count))  # fmt: skip
+        count = min(int(b.rng.choice([1, 31, 32, 33, VECTOR - 1, VECTOR, VECTOR + 1, int(b.rng.integers(1, max_count + 1))])), max_count)
+        width, choice = int(b.rng.integers(0, 33)), int(b.rng.integers(0, 6))
+        if choice < 3:
+            (add_copy, add_rank, add_dictionary)[choice](b, count)
+        else:
+            (add_direct, add_nulls, add_scan)[choice - 3](b, count, width)
     return b.finish()

@@ -1,0 +1,49 @@
+"""No bytes and no op table make the native executor crash, write where it must not, or read out of bounds."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from loader.kernels import build
+
+FUZZ = pathlib.Path(__file__).with_name("fuzz.py")
+
+
+def run_fuzz(library: pathlib.Path, first: int, count: int, **environment: str) -> int:
+    """Number of damaged programs that were refused; fails with the child's words if it dies."""
+    result = subprocess.run(
+        [sys.executable, str(FUZZ), str(library), str(first), str(count)], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+    assert result.returncode == 0, result.stderr[-6000:]
+    found = re.fullmatch(r"(\d+) of \d+ refused\n", result.stdout)
+    assert found is not None, result.stdout
+    return int(found[1])
+
+
+def test_damaged_programs_never_crash(library_path: pathlib.Path) -> None:
+    count = int(os.environ.get("HEADRACE_FUZZ", "1500"))
+    refused = run_fuzz(library_path, 0, count)
+    assert 0.2 * count < refused < 0.95 * count
+
+
+def test_damaged_programs_are_clean_under_address_and_undefined_behaviour_sanitizers(build_folder: pathlib.Path) -> None:
+    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False).stdout.strip()
+    if not os.path.isabs(runtime):
+        pytest.skip("gcc has no libasan")
+    target = build_folder / "sanitized.so"
+    if not target.exists():
+        build.compile_library(target, optimise=build.SANITIZE)
+    options = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    overrun = (
+        "import numpy as np; from loader.kernels import native; data = np.zeros(4096, np.uint8); "
+        f"native.NativeLibrary({str(target)!r})._library.headrace_crc32c(data.ctypes.data, 4097, 0)"
+    )
+    planted = subprocess.run([sys.executable, "-c", overrun], capture_output=True, text=True, env={**os.environ, **options}, cwd=FUZZ.parents[2], check=False)
+    assert "heap-buffer-overflow" in planted.stderr, "the sanitizer does not see one byte past an array"
+    assert run_fuzz(target, 10_000, int(os.environ.get("HEADRACE_FUZZ", "300")), **options) > 50
