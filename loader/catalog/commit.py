@@ -15,7 +15,7 @@ import numpy as np
 
 from loader import failpoints
 from loader.catalog.read import find_commit, load_bucket_changes, load_head, load_offsets, load_snapshot
-from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets
+from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets, TableSpec
 from loader.catalog.sqlite import SqliteCatalog
 from loader.errors import ConflictError, FencedError, StorageError
 
@@ -54,7 +54,7 @@ def commit(catalog: SqliteCatalog, plan: CommitPlan) -> Snapshot | Stale:
     try:
         with catalog.write(durability=plan.spec.durability) as connection:
             failpoints.hit("commit.begun")
-            found = _already_there(connection, plan) or _stale(connection, plan)
+            found = answered(connection, plan.spec, plan.commit_id, plan.offsets) or _stale(connection, plan)
             if found is not None:
                 return found
             new = _write(connection, plan)
@@ -73,27 +73,33 @@ def commit(catalog: SqliteCatalog, plan: CommitPlan) -> Snapshot | Stale:
         return load_snapshot(connection, plan.spec, new)
 
 
-def _already_there(connection: sqlite3.Connection, plan: CommitPlan) -> Snapshot | None:
-    load_head(connection, plan.spec)
-    known = find_commit(connection, plan.spec, plan.commit_id)
-    if known is not None or plan.offsets is None:
+def answered(connection: sqlite3.Connection, spec: TableSpec, commit_id: str, offsets: SourceOffsets | None) -> Snapshot | None:
+    """The snapshot that an earlier commit of this name, or of these offsets, made; None where there is none.
+
+    Raises:
+        TableNotFoundError: The table was dropped.
+        FencedError, ConflictError: As `replayed`.
+    """
+    load_head(connection, spec)
+    known = find_commit(connection, spec, commit_id)
+    if known is not None or offsets is None:
         return known
-    return replayed(connection, plan, plan.offsets)
+    return replayed(connection, spec, offsets)
 
 
-def replayed(connection: sqlite3.Connection, plan: CommitPlan, offsets: SourceOffsets) -> Snapshot | None:
+def replayed(connection: sqlite3.Connection, spec: TableSpec, offsets: SourceOffsets) -> Snapshot | None:
     """The snapshot that holds these offsets already, or None where they come next.
 
     Raises:
         FencedError: The epoch is older than the committed one.
         ConflictError: They neither continue nor repeat what is committed.
     """
-    committed = load_offsets(connection, plan.spec.id, offsets.pipeline, offsets.source)
+    committed = load_offsets(connection, spec.id, offsets.pipeline, offsets.source)
     ranges = {str(partition): span for partition, span in offsets.ranges.items()}
     newest = max((epoch for _, epoch, _ in committed.values()), default=0)
     if offsets.epoch < newest:
         raise FencedError(
-            f"pipeline {offsets.pipeline!r} of table {plan.spec.name!r} runs with epoch {newest}, this writer has {offsets.epoch}: "
+            f"pipeline {offsets.pipeline!r} of table {spec.name!r} runs with epoch {newest}, this writer has {offsets.epoch}: "
             "a newer owner took over, stop this one"
         )
     if not ranges:
@@ -101,10 +107,10 @@ def replayed(connection: sqlite3.Connection, plan: CommitPlan, offsets: SourceOf
     if all(partition not in committed or start == committed[partition][0] for partition, (start, _) in ranges.items()):
         return None
     if all(partition in committed and end <= committed[partition][0] for partition, (_, end) in ranges.items()):
-        return load_snapshot(connection, plan.spec, max(committed[partition][2] for partition in ranges))
+        return load_snapshot(connection, spec, max(committed[partition][2] for partition in ranges))
     shown = {partition: (span, committed[partition][0] if partition in committed else None) for partition, span in ranges.items()}
     raise ConflictError(
-        f"offsets of pipeline {offsets.pipeline!r}, source {offsets.source!r} neither continue nor repeat what table {plan.spec.name!r} holds: "
+        f"offsets of pipeline {offsets.pipeline!r}, source {offsets.source!r} neither continue nor repeat what table {spec.name!r} holds: "
         f"{{partition: ((start, end), committed next)}} = {shown}: read again from table.offsets(...)"
     )
 

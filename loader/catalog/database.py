@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from loader.catalog import admin
 from loader.catalog.read import load_spec
@@ -19,7 +19,7 @@ def catalog_path(catalog: str) -> Path:
         ValueError: Another kind of database.
     """
     if catalog.startswith("sqlite:///"):
-        return Path(unquote(urlsplit(catalog).path[1:] if not catalog.startswith("sqlite:////") else urlsplit(catalog).path.replace("//", "/", 1))).absolute()
+        return Path(unquote(catalog.removeprefix("sqlite:///"))).absolute()  # a fourth slash begins an absolute path
     if "://" in catalog:
         raise ValueError(f"catalog {catalog.split('://', 1)[0]}://… is not supported by this version: use sqlite:///path on a local disk")
     return Path(catalog).expanduser().absolute()

@@ -16,8 +16,8 @@ from loader.errors import SnapshotNotFoundError, TableNotFoundError, did_you_mea
 from loader.schema import Schema
 
 _SPEC = (
-    "select t.id, t.name, t.schema_id, t.primary_key, t.bucket_by, t.buckets, t.cluster_by, t.time_column, t.partition_by, t.merge, t.attribution, t.durability, "
-    "s.json from tables t join schemas s on s.table_id = t.id and s.id = {schema} where t.dropped_at is null and "
+    "select t.id, t.name, t.schema_id, t.primary_key, t.bucket_by, t.buckets, t.cluster_by, t.time_column, t.partition_by, t.merge, t.attribution, "
+    "t.durability, s.json from tables t join schemas s on s.table_id = t.id and s.id = {schema} where t.dropped_at is null and "
 )
 _SNAPSHOT = "select id, kind, commit_id, created_at, watermark, num_rows, summary from snapshots where table_id = ?"
 _LIVE = "table_id = ? and added_in <= ? and (removed_in is null or removed_in > ?)"

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from loader.catalog.commit import Stale, commit
+from loader.catalog.commit import Stale, answered, commit
 from loader.catalog.inline import LakeStorage
 from loader.catalog.read import load_head, load_segment_changes
-from loader.catalog.records import CommitPlan, Snapshot, TableSpec
+from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets, TableSpec
 from loader.catalog.sqlite import SqliteCatalog
 from loader.errors import ConflictError
 from loader.segment.key_index import Keys, bucket_of
@@ -55,6 +55,11 @@ class TableContext:
             self.directory = KeyDirectory(self.storage)  # half applied: begin again at the next refresh
             raise
         return head
+
+    def answered(self, commit_id: str, offsets: SourceOffsets | None) -> Snapshot | None:
+        """The snapshot of an earlier commit of this name or these offsets, if there is one."""
+        with self.catalog.read() as connection:
+            return answered(connection, self.spec, commit_id, offsets)
 
     def key_buckets(self, keys: Keys) -> tuple[int, ...]:
         """The distinct buckets of keys, sorted."""

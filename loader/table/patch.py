@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader import failpoints
-from loader.catalog.read import find_commit
 from loader.catalog.records import CommitPlan, NewOverlay, NewPending, Snapshot, SourceOffsets, TableSpec
 from loader.errors import ColumnNotFoundError, SchemaError
 from loader.schema import conform
@@ -67,8 +66,7 @@ class Patch:
 
     def run(self) -> Snapshot:
         context = self.context
-        with context.catalog.read() as connection:
-            known = find_commit(connection, context.spec, self.commit_id)
+        known = context.answered(self.commit_id, self.offsets)
         if known is not None:
             return known
         done = context.commit(self._attempt, context.stage)

@@ -20,7 +20,7 @@ from loader.segment.reader import SegmentReader
 from loader.storage import Storage
 from loader.table.merge import ORDER_BASE_ID, ORDERED_RULES, RULES_WITH_BASE, Folded, Operands, fold_base
 from loader.table.merge import fold as fold_operands
-from loader.table.segments import one_type, open_segment, operand_orders, operand_rows, read_by_id
+from loader.table.segments import column_ids_of, one_type, open_segment, operand_orders, operand_rows, read_by_id
 
 DELETES = "deletes"
 
@@ -122,9 +122,9 @@ def _read_operands(ref: SegmentRef, columns: Sequence[Column], storage: Storage)
 
 def _with_base(rule: str, column: Column, folded: Folded, reader: SegmentReader) -> Folded:
     order_id = ORDER_BASE_ID + column.id
-    read = read_by_id(reader, [column.id, *([order_id] if rule in ORDERED_RULES else [])], rows=folded.rows)
-    if rule == "last" and order_id not in read:
+    if rule == "last" and order_id not in column_ids_of(reader):
         return folded
+    read = read_by_id(reader, [column.id, *([order_id] if rule in ORDERED_RULES else [])], rows=folded.rows)
     base = one_type(read[column.id], column.type) if column.id in read else pa.nulls(len(folded.rows), column.type)
     return fold_base(rule, folded, base, read.get(order_id))
 
