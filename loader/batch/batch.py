@@ -45,6 +45,8 @@ class BatchLayout:
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise ValueError(f"output is {self.output!r}; it must be one of {', '.join(OUTPUTS)}")
+        if self.output == "dict":
+            require("torch", extra="torch")  # missing: say so now, not at the first batch
         for column in self.columns.read:
             if self.output == "dict" and column.name in self.names and is_bytes(column.type):
                 raise SchemaError(

@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 START_MASK = np.uint64(0xFFFF_FFFF)
 LENGTH_SHIFT = np.uint64(32)
 ITEM_BYTES = (1, 2, 4, 8)
+PARALLEL_BYTES = 8 << 20  # below this, starting threads costs more than they save
 
 
 def gather_fixed(values: Array, rows: npt.NDArray[np.uint32], out: Array, *, threads: int = 1) -> None:
@@ -30,7 +31,7 @@ def gather_fixed(values: Array, rows: npt.NDArray[np.uint32], out: Array, *, thr
     """
     library = native.load()
     if library is not None and values.ndim == 1 and values.itemsize in ITEM_BYTES and len(rows):
-        library.gather_fixed(values, rows, out, threads)
+        library.gather_fixed(values, rows, out, _threads(out, threads))
     else:
         np.take(values, rows, axis=0, out=out, mode="clip")
 
@@ -60,9 +61,13 @@ def gather_lists(pool: Array, base: int, views: npt.NDArray[np.uint64], out: Arr
     base = base if pool.itemsize < out.itemsize else 0
     library = native.load()
     if library is not None:
-        library.gather_lists(pool, base, views, out, threads)
+        library.gather_lists(pool, base, views, out, _threads(out, threads))
     else:
         gather_lists_reference(pool, base, views, out)
+
+
+def _threads(out: Array, threads: int) -> int:
+    return threads if out.nbytes >= PARALLEL_BYTES else 1
 
 
 def gather_lists_reference(pool: Array, base: int, views: npt.NDArray[np.uint64], out: Array) -> None:

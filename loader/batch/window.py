@@ -163,9 +163,16 @@ class WindowFill:
             if index in self._pools:
                 self._add_lists(index, column, take)
             elif isinstance(column, FixedColumn):
-                if column.item_validity is not None:
-                    raise SchemaError(f"column {self._columns.read[index].name!r} has nulls inside its lists: {NULL_ITEMS}")
+                self._check_items(index, column)
                 self._staged[index].append(column.values[take] if sparse else column.values[take].copy())
+
+    def _check_items(self, index: int, column: FixedColumn) -> None:
+        """Refuse nulls inside fixed-size lists; those of a list that is null itself are not seen."""
+        if column.item_validity is None:
+            return
+        holes = (column.item_validity == 0).any(axis=1)
+        if (holes if column.validity is None else holes & (column.validity != 0)).any():
+            raise SchemaError(f"column {self._columns.read[index].name!r} has nulls inside its lists: {NULL_ITEMS}")
 
     def _add_lists(self, index: int, column: Any, take: slice | npt.NDArray[np.int64]) -> None:
         """Stage the views of a piece and its pool; the pool shrinks to the lists it shows where those are fewer."""

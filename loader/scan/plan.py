@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loader.catalog.admin import add_pin, load_selection, save_selection
-from loader.catalog.records import SegmentRef, SnapshotView
+from loader.catalog.records import Pin, SegmentRef, SnapshotView
 from loader.decode.arrow import to_arrow
 from loader.decode.result import FixedColumn
 from loader.errors import StateMismatchError
@@ -55,10 +54,12 @@ class Plan:
         segment_index: int64 [blocks], index in `segments`.
         row_starts: int64 [blocks], first row of each block in its segment.
         bits: By index in `blocks`, the selected rows of partly selected blocks.
+        pin: Keeps the snapshot readable for a day, or until `release`.
     """
 
     scan: Scan
     view: SnapshotView
+    pin: Pin
     columns: tuple[str, ...]
     read: tuple[ReadColumn, ...]
     label: LabelFill | None
@@ -101,6 +102,10 @@ class Plan:
             num_rows=int(key["num_rows"]),
             selected=self.bits.get(block),
         )
+
+    def release(self) -> None:
+        """Let the snapshot go; call it when nothing reads the plan any more."""
+        self.scan.table.lake.unpin(self.pin)
 
     def fetcher(self) -> BlockFetcher:
         """A fetcher of the plan's blocks in this process."""
@@ -153,18 +158,16 @@ def open_fetcher(spec: FetchSpec) -> BlockFetcher:
 def make_plan(scan: Scan) -> Plan:
     """Plan a scan: pin, prune, count or load, and list the blocks."""
     view = scan.table.view(scan.snapshot)
-    database = scan.table.lake.database
+    lake = scan.table.lake
     closed_before = scan.closed_before_value(view)
     read, label = resolve_columns(view, scan.columns, closed_before)
     definition = {"table": view.spec.id, "snapshot": view.snapshot_id, "where": scan.where, "closed_before": closed_before}
     name = selection_hash(definition)
-    with database.read() as connection:
-        stored = load_selection(connection, view.spec.id, view.snapshot_id, name)
+    pin = lake.pin(view.table, view.snapshot_id, f"plan {name}", PIN_SECONDS)
+    stored = lake.catalog.load_selection(view.table, view.snapshot_id, name)
     selection = Selection.from_bytes(stored) if stored is not None else select(scan, view, closed_before)
-    with database.write() as connection:
-        pin = add_pin(connection, view.spec, view.snapshot_id, f"plan {name}", PIN_SECONDS)
-        if stored is None and (scan.where is not None or closed_before is not None):
-            save_selection(connection, view.spec.id, view.snapshot_id, name, selection.to_bytes(), pin.id)
+    if stored is None and (scan.where is not None or closed_before is not None):
+        lake.catalog.save_selection(view.table, view.snapshot_id, name, selection.to_bytes(), pin.id)
     by_id = {ref.segment_id: ref for ref in view.segments}
     kept = np.flatnonzero(selection.blocks["selected"])
     blocks = selection.blocks[kept]
@@ -175,6 +178,7 @@ def make_plan(scan: Scan) -> Plan:
     return Plan(
         scan=scan,
         view=view,
+        pin=pin,
         columns=scan.columns,
         read=read,
         label=label,

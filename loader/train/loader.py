@@ -154,7 +154,7 @@ class DataLoader:
         self._clock: StageClock | None = None
         self._prefetcher: Prefetcher | None = None
         self._epoch, self._position = 0, 0
-        self._started = self._begun = False
+        self._started = self._begun = self._closed = False
         self._adopt(scan)
 
     def _adopt(self, scan: Scan, order: Order | None = None) -> None:
@@ -201,6 +201,8 @@ class DataLoader:
     def __iter__(self) -> Iterator[Any]:
         if os.getpid() != self._process:
             raise ForkedProcessError(f"this DataLoader was made in process {self._process} and is used in its fork {os.getpid()}: start workers with spawn")
+        if self._closed:
+            raise RuntimeError("this DataLoader is closed: make a new one, and load this one's state_dict() to continue")
         self._stop()
         if self._begun:
             self._epoch, self._position = self._epoch + 1, 0
@@ -308,6 +310,7 @@ class DataLoader:
             order = dataclasses.replace(order, shards=saved.order.shards)
         same_table = saved.table == self.plan.table
         if same_table and self._scan.snapshot is None and saved.snapshot != self.plan.snapshot:
+            self.plan.release()
             self._adopt(self._scan.at(saved.snapshot), order)
         elif order != self._order:
             check_memory(self.plan, order, self.options)
@@ -330,8 +333,11 @@ class DataLoader:
             prefetcher.close()
 
     def close(self) -> None:
-        """Stop all threads. The loader's position stays, and a new `iter()` would start the next epoch."""
+        """Stop all threads and let the snapshot go. The loader keeps its position and statistics, and gives no more batches."""
         self._stop()
+        if not self._closed:
+            self._closed = True
+            self.plan.release()
 
     def __enter__(self) -> DataLoader:
         return self
