@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from loader.catalog.records import SourceOffsets
 from loader.ingest.merge import I64, Round, rounds
 from loader.ingest.source import Source, SourceBatch, merge_ranges
-from loader.table import Table
+from loader.table.table import Table
 from loader.table.times import from_seconds, time_words
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Stream:
         time_column: The source's column with the event's time; needed as soon as streams are merged, and for the watermark.
         columns: {column of the table: column of the source}; default, every column of the source under its own name.
         on_conflict: For appends: `check` refuses a key that exists, `trust` does not look.
+        order: For patches, the column that orders operands of `last` and `first`, by its name after `columns`.
         on_missing: For patches: `hold` keeps one whose row has not come yet, `drop` forgets it.
     """
 
@@ -47,6 +49,7 @@ class Stream:
     time_column: str | None = None
     columns: Mapping[str, str] | None = None
     on_conflict: Literal["check", "trust"] = "check"
+    order: str | None = None
     on_missing: Literal["hold", "drop"] = "hold"
 
 
@@ -186,13 +189,11 @@ class _Loop:
         if stream.write == "append":
             self._table.append(records, on_conflict=stream.on_conflict, **elsewhere)
         else:
-            self._table.patch(records, on_missing=stream.on_missing, **elsewhere)
+            self._table.patch(records, order=stream.order, on_missing=stream.on_missing, **elsewhere)
         self._commits += 1
         self._rows[stream.source.name] += sum(batch.num_rows for batch in part)
 
 
 def _no_times(num_rows: int) -> I64:
     """A single stream without times: everything happens now, in the order of the source."""
-    import numpy as np
-
     return np.zeros(num_rows, np.int64)

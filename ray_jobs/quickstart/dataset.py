@@ -103,9 +103,8 @@ class Manifest:
 
 
 def table_schema() -> pa.Schema:
-    """A sample with its label, and with plain lists: how a list is stored is the segment writer's choice."""
-    fields = [pa.field(field.name, pa.list_(field.type.value_type)) if pa.types.is_list_view(field.type) else field for field in SAMPLE_SCHEMA]
-    return pa.schema([*fields, pa.field(LABEL, pa.int8())])
+    """A sample with its label."""
+    return SAMPLE_SCHEMA.append(pa.field(LABEL, pa.int8()))
 
 
 def prepare(

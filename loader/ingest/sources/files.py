@@ -56,9 +56,7 @@ class FileSource:
                     yield SourceBatch(records=part, partition=partition, start=row + begin, end=row + begin + part.num_rows)
             row += num_rows
         if row < skip:
-            raise ConflictError(
-                f"{path} has {row} rows, but {skip} of them are committed: it was replaced or cut short; put the old file back, or rename the new one"
-            )
+            raise ConflictError(f"{path} has {row} rows, but {skip} of them are committed: it was replaced or cut short; put the old one back")
 
 
 def _list_files(paths: Sequence[str | Path]) -> dict[str, Path]:
