@@ -36,13 +36,13 @@ def task_bounds(num_requests: int, blocks_per_task: int, max_tasks: int = MAX_TA
     return [(first, min(first + each, num_requests)) for first in range(0, num_requests, each)]
 
 
-def make_datasource(requests: Sequence[FetchRequest], *, blocks_per_task: int = 1) -> Any:
-    """A `ray.data.Datasource` over the requests, in their order.
+def make_datasource(descriptors: pa.Table, *, blocks_per_task: int = 1) -> Any:
+    """A `ray.data.Datasource` over described requests, in their order.
 
     Raises:
         MissingDependencyError: Ray is not installed.
     """
-    return _datasource_class()(describe(requests), task_bounds(len(requests), blocks_per_task))
+    return _datasource_class()(descriptors, task_bounds(descriptors.num_rows, blocks_per_task))
 
 
 @functools.cache

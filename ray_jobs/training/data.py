@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,11 @@ import numpy.typing as npt
 import loader
 from loader.config import ExperimentConfig
 from loader.distributed import RayBlockStream
+from loader.distributed.ahead import at_epoch, epoch_requests
+from loader.distributed.datasource import MAX_TASKS
+from loader.scan.encoded import FetchRequest
 from loader.scan.plan import Plan
+from loader.train.state import LoaderState
 
 
 def open_lake(config: ExperimentConfig) -> Any:
@@ -26,7 +30,7 @@ def make_scan(config: ExperimentConfig, lake: Any, *, test: bool = False) -> Any
     return lake.table(config.lake.table).scan(columns=data.columns, where=where, closed_before=closed_before, snapshot=config.lake.snapshot)
 
 
-def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: int, test: bool = False) -> Any:
+def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: int, stream: RayBlockStream | None = None, test: bool = False) -> Any:
     """The loader of one rank. Test rows come unshuffled, and none of them is dropped."""
     options = config.loader
     return loader.DataLoader(
@@ -43,17 +47,45 @@ def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: i
         device="cpu",
         output="dict",
         decode="rank",
-        stream=make_stream(config),
+        stream=stream,
         prefetch_bytes=options.prefetch_bytes,
         threads=options.threads,
     )
 
 
-def make_stream(config: ExperimentConfig) -> Any:
-    """Who fetches: None for threads of the rank, or what makes a stream of its Ray Data actors."""
+def make_stream(config: ExperimentConfig, plan: Plan) -> RayBlockStream | None:
+    """Who fetches the training blocks: None for threads of the rank, or its Ray Data actors."""
     if config.train.stream == "threads":
         return None
-    return functools.partial(RayBlockStream, num_actors=config.train.fetch_actors, prefetch_bytes=config.loader.prefetch_bytes)
+    return RayBlockStream(plan.fetch_spec(), num_actors=config.train.fetch_actors, prefetch_bytes=config.loader.prefetch_bytes)
+
+
+def coming_reads(config: ExperimentConfig, batches: Any, *, epochs_left: Sequence[int], position: int) -> list[list[FetchRequest]]:
+    """What a rank will read from where its loader is: the rest of this epoch and as many of the next as one Ray read takes well.
+
+    Args:
+        config: For the batch size and remainder.
+        batches: The rank's loader, before its first `iter()`.
+        epochs_left: Numbers of the epochs to train, the one under way first.
+        position: Rows of that epoch that are trained.
+    """
+    state = LoaderState.from_dict(batches.state_dict())
+    options, reads = batches.options, []
+    for epoch in epochs_left:
+        requests = epoch_requests(
+            batches.plan,
+            at_epoch(state.order, epoch),
+            position=position,
+            rank=options.rank,
+            world_size=options.world_size,
+            global_batch_size=config.loader.global_batch_size,
+            remainder=config.loader.remainder,
+        )
+        reads.append(list(requests))
+        position = 0
+        if sum(map(len, reads)) >= MAX_TASKS:
+            break
+    return reads
 
 
 def planned_positions(plan: Plan) -> npt.NDArray[np.int64]:

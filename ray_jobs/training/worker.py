@@ -66,13 +66,10 @@ class Worker:
         if config.train.record_ids:
             self.records = RecordWriter(run.ids, attempt=self.attempt, rank=self.rank)
             stack.callback(self.records.close)
-        self.batches = data.make_loader(config, self.scan, rank=self.rank, world_size=self.world_size)
-        stack.callback(self.batches.close)
+        self.batches = self._open_batches(stack)
 
     def run(self) -> None:
         """Train and test the seeds that are left; rank 0 writes the result."""
-        if self._loader_state is not None:
-            self.batches.load_state_dict(self._loader_state)
         seeds = self.config.train.seeds
         while self.progress.seed_index < len(seeds):
             trainee = _Trainee(self.config, seeds[self.progress.seed_index], self.device)
@@ -99,6 +96,24 @@ class Worker:
             seed = seeds[min(self.progress.seed_index, len(seeds) - 1)]
             self._event("resume" if attempt else "start", attempt=attempt, ranks=self.world_size, seed=seed, step=self.progress.step)
         return attempt
+
+    def _open_batches(self, stack: contextlib.ExitStack) -> Any:
+        """The loader of the training rows, where the checkpoint left it. Fetching begins now, while the model is still being built."""
+        stream = data.make_stream(self.config, self.plan)
+        batches = data.make_loader(self.config, self.scan, rank=self.rank, world_size=self.world_size, stream=stream)
+        if self._loader_state is not None:
+            batches.load_state_dict(self._loader_state)
+        if stream is not None:
+            stack.callback(stream.close)
+            stream.expect(data.coming_reads(self.config, batches, epochs_left=self._epochs_left(), position=self.progress.rows_seen))
+        stack.callback(batches.close)
+        return batches
+
+    def _epochs_left(self) -> list[int]:
+        """Epochs to train, seed after seed, the one under way first."""
+        progress, train = self.progress, self.config.train
+        each = list(range(train.epochs))
+        return each[progress.epoch :] + each * (len(train.seeds) - progress.seed_index - 1)
 
     def _event(self, kind: str, **fields: Any) -> None:
         journal.append(self.run_folder.events, {"event": kind, **fields})

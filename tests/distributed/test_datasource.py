@@ -27,7 +27,7 @@ def test_tasks_cover_the_requests_in_order(num_requests: int, blocks_per_task: i
 def test_reading_tasks_twice_gives_the_same_descriptors() -> None:
     pytest.importorskip("ray.data")
     requests = [FetchRequest(sequence=index, shard=index % 3, block=7 * index) for index in range(10)]
-    source = make_datasource(requests, blocks_per_task=4)
+    source = make_datasource(describe(requests), blocks_per_task=4)
     once, again = ([pa.concat_tables(task()) for task in source.get_read_tasks(parallelism)] for parallelism in (1, 16))
     assert pa.concat_tables(once).equals(describe(requests)) and pa.concat_tables(again).equals(describe(requests))
     assert [table.num_rows for table in once] == [4, 4, 2]

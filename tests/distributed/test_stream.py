@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from loader.distributed import RayBlockStream
-from loader.distributed.stream import _BlockIterator
+from loader.distributed.read import Read
 from loader.distributed.wire import pack
 from loader.errors import CorruptSegmentError, HeadraceError
 from loader.scan.encoded import EncodedBlock, FetchRequest
@@ -93,22 +93,51 @@ def test_nothing_wanted_is_nothing_read(ray_cluster: None) -> None:
     assert list(make_stream({}).open([])) == []
 
 
-def test_a_block_out_of_turn_is_refused() -> None:
-    requests = make_requests(3)
+def rows_of(requests: list[FetchRequest], *indices: int) -> Read:
     fetcher = FakeFetcher({})
-    rows = [pack(fetcher.fetch(requests[index])) for index in (0, 2)]
-    blocks = _BlockIterator(requests, iter(rows))
+    return Read(lambda: [pack(fetcher.fetch(requests[index])) for index in indices], ahead=1)
+
+
+def test_a_block_out_of_turn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests, stream = make_requests(3), make_stream({})
+    monkeypatch.setattr(stream, "_start", lambda table: rows_of(requests, 0, 2))
+    blocks = stream.open(requests)
     assert next(blocks).request == requests[0]
-    with pytest.raises(HeadraceError, match="read lost its order"):
+    with pytest.raises(HeadraceError, match="lost or reordered blocks"):
         next(blocks)
 
 
-def test_a_read_that_ends_early_is_refused() -> None:
-    requests = make_requests(2)
-    blocks = _BlockIterator(requests, iter([pack(FakeFetcher({}).fetch(requests[0]))]))
+def test_a_read_that_ends_early_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests, stream = make_requests(2), make_stream({})
+    monkeypatch.setattr(stream, "_start", lambda table: rows_of(requests, 0))
+    blocks = stream.open(requests)
     next(blocks)
     with pytest.raises(HeadraceError, match="after 1 of 2 blocks"):
         next(blocks)
+
+
+def test_epochs_that_were_expected_share_one_read(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs = [make_requests(6, seed) for seed in range(3)]
+    stream, starts = make_stream({}, blocks_per_task=4), []
+    start = stream._start
+    monkeypatch.setattr(stream, "_start", lambda table: starts.append(table.num_rows) or start(table))
+    stream.expect(epochs)
+    for epoch in epochs:
+        assert [block.request for block in stream.open(epoch)] == epoch
+    assert starts == [18]
+    assert [block.request for block in stream.open(epochs[1])] == epochs[1]
+    assert starts == [18, 6]
+
+
+def test_what_was_not_expected_is_read_all_the_same(ray_cluster: None) -> None:
+    epochs = [make_requests(6, seed) for seed in range(2)]
+    stream = make_stream({})
+    stream.expect(epochs)
+    assert [block.request for block in stream.open(epochs[1])] == epochs[1]
+    blocks = stream.open(epochs[0])
+    next(blocks)
+    blocks.close()  # type: ignore[attr-defined]
+    assert [block.request for block in stream.open(epochs[0])] == epochs[0]
 
 
 def test_wire_rows_keep_odd_buffers() -> None:
