@@ -35,9 +35,6 @@ class BuildNative(build_ext):
 
 
 setup(
-    ext_modules=[Extension("loader.kernels._native", sources=["loader/kernels/host.cpp"], language="c++", optional=True)], cmdclass={"build_ext": BuildNative}
-)
-setup(
     ext_modules=[Extension("loader.kernels._native", sources=["loader/kernels/host.cpp"], language="c++", optional=True)],
     cmdclass={"build_ext": BuildNative},
 )
