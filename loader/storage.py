@@ -93,7 +93,7 @@ class Storage:
     def open(url: str | os.PathLike[str]) -> Storage:
         """Open a local folder (a path or a `file://` url), `memory://name`, or any url that obstore knows."""
         text = os.fspath(url)
-        scheme = urlsplit(text).scheme
+        scheme = text.split("://", 1)[0]
         if "://" not in text:
             return LocalStorage(Path(text).expanduser().absolute())
         if scheme == "file":

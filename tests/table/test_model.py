@@ -1,0 +1,115 @@
+"""Appends, patches, compactions and time travel in any order give what a plain in-memory model gives."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import tempfile
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import loader
+from loader import CompactionOptions
+from tests.table.model import RULES, SCHEMA, Model, by_key
+
+KEYS = [(user, item) for user in range(4) for item in ("a", "bb", "a long item name")]
+SMALL = CompactionOptions(min_segments=2, memory_bytes=2_000, max_overlays=1)
+START = datetime.datetime(2024, 1, 1)
+
+value = {
+    "latest": st.integers(-(1 << 40), 1 << 40),
+    "oldest": st.integers(0, 100),
+    "peak": st.floats(-10, 10, width=32),
+    "low": st.integers(-100, 100),
+    "total": st.integers(-1000, 1000),
+    "hits": st.integers(0, 5),
+    "seen": st.booleans(),
+    "tags": st.lists(st.integers(0, 9), max_size=4),
+}
+keys = st.sampled_from(KEYS)
+
+
+def row_of(key: tuple[int, str], draw: Any) -> dict[str, Any]:
+    row = {"user": key[0], "item": key[1], "ts": START + datetime.timedelta(hours=draw(st.integers(0, 60)))}
+    return row | {name: draw(st.none() | value[name]) for name in RULES}
+
+
+def check_same(got: dict[Any, Any], wanted: dict[Any, Any]) -> None:
+    assert got.keys() == wanted.keys()
+    for key, row in wanted.items():
+        assert got[key] == row, f"row {key}"
+
+
+class TableMachine(RuleBasedStateMachine):
+    @initialize(buckets=st.sampled_from([1, 3]), by_user=st.booleans(), partition=st.sampled_from([None, "day"]))
+    def create(self, buckets: int, by_user: bool, partition: str | None) -> None:
+        self.folder = tempfile.mkdtemp(prefix="headrace-model-")
+        self.lake = loader.connect(self.folder)
+        self.table = self.lake.create_table(
+            "t",
+            SCHEMA,
+            primary_key=["user", "item"],
+            bucket_by=["user"] if by_user else None,
+            buckets=buckets,
+            cluster_by=["user", "ts"],
+            time_column="ts",
+            partition_by=partition,
+            merge={name: rule for name, rule in RULES.items() if rule != "last"},
+            durability="relaxed",
+        )
+        self.model = Model()
+
+    def teardown(self) -> None:
+        if hasattr(self, "lake"):
+            self.lake.close()
+            shutil.rmtree(self.folder)
+
+    @rule(data=st.data(), chosen=st.lists(keys, min_size=1, max_size=6, unique=True), trust=st.booleans())
+    def append(self, data: Any, chosen: list[tuple[int, str]], trust: bool) -> None:
+        new = [key for key in chosen if key not in self.model.rows]
+        rows = [row_of(key, data.draw) for key in new]
+        self.table.append(pa.Table.from_pylist(rows, SCHEMA), on_conflict="trust" if trust else "check")
+        self.model.append(rows)
+
+    @rule(data=st.data(), chosen=st.lists(keys, min_size=1, max_size=6), ordered=st.booleans(), drop=st.booleans(), names=st.sets(st.sampled_from(sorted(RULES)), min_size=1))
+    def patch(self, data: Any, chosen: list[tuple[int, str]], ordered: bool, drop: bool, names: set[str]) -> None:
+        labels = []
+        for user, item in chosen:
+            label = {"user": user, "item": item} | {name: data.draw(st.none() | value[name]) for name in names}
+            labels.append(label | ({"at": data.draw(st.integers(0, 20))} if ordered else {}))
+        fields = [SCHEMA.field(name) for name in ("user", "item", *sorted(names))] + ([pa.field("at", pa.int64())] if ordered else [])
+        order = "at" if ordered else None
+        self.table.patch(pa.Table.from_pylist(labels, pa.schema(fields)), order=order, on_missing="drop" if drop else "hold")
+        self.model.patch(labels, order=order, drop=drop)
+
+    @rule(full=st.booleans())
+    def compact(self, full: bool) -> None:
+        report = self.table.compact(full=full, options=SMALL)
+        assert report.num_abandoned == 0
+        self.model.compact(len(report.snapshots))
+
+    @rule()
+    def reopen(self) -> None:
+        self.lake.close()
+        self.lake = loader.connect(self.folder, create=False)
+        self.table = self.lake.table("t")
+
+    @precondition(lambda self: hasattr(self, "model"))
+    @invariant()
+    def head_is_right(self) -> None:
+        check_same(by_key(self.table.to_arrow()), self.model.shown())
+        assert self.table.view().num_rows == len(self.model.rows)
+
+    @rule(data=st.data())
+    def time_travel(self, data: Any) -> None:
+        snapshot = data.draw(st.sampled_from(sorted(self.model.snapshots)))
+        check_same(by_key(self.table.to_arrow(snapshot=snapshot)), self.model.snapshots[snapshot])
+        assert [entry.id for entry in self.table.history()] == list(range(1, self.model.sequence + 1))
+
+
+TestTable = TableMachine.TestCase
+TestTable.settings = settings(max_examples=25, stateful_step_count=14, deadline=None, derandomize=True)
