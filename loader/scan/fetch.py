@@ -176,7 +176,9 @@ class BlockFetcher:
             at += -(-part.nbytes // ALIGNMENT) * ALIGNMENT
         slab = empty_slab(at)
         for index, part in found:
-            slab[offsets[index] : offsets[index] + part.nbytes] = np.frombuffer(part, np.uint8)
+            start, stop = int(offsets[index]), int(offsets[index]) + part.nbytes
+            slab[start:stop] = np.frombuffer(part, np.uint8)
+            slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
         return slab, offsets, num_bytes
 
     def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: memoryview) -> None:

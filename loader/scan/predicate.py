@@ -305,7 +305,7 @@ def _bounds(tree: Any, compiler: _Compiler) -> dict[str, tuple[float | None, flo
         lows, highs = [x for x in (old_low, low) if x is not None], [x for x in (old_high, high) if x is not None]
         bounds[name] = (max(lows) if lows else None, min(highs) if highs else None)
 
-    def stored(column: Any, literal: Any) -> float | None:
+    def stored(column: Any, literal: Any) -> Any:
         kind = compiler.schema.field(column.name).type
         value = compiler.visit(literal).literal
         if _family(kind) not in ("number", "time") or value is None or isinstance(value, bool):
@@ -329,5 +329,7 @@ def _bounds(tree: Any, compiler: _Compiler) -> dict[str, tuple[float | None, flo
                 operator, left, right = MIRRORED[operator], right, left
             if isinstance(left, exp.Column) and not right.find(exp.Column):
                 value = stored(left, right)
-                narrow(left.name, value if operator != "less" and operator != "less_equal" else None, value if not operator.startswith("greater") else None)
+                strict = 1 if isinstance(value, int) and operator in ("less", "greater") else 0  # whole numbers: the neighbour
+                low = value + strict if value is not None and not operator.startswith("less") else None
+                narrow(left.name, low, value - strict if value is not None and not operator.startswith("greater") else None)
     return bounds

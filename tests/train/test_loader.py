@@ -55,7 +55,14 @@ def global_batches(table, world, batch=48, **options):
     remainder=st.sampled_from(["drop", "pad", "uneven"]),
 )
 def test_the_union_over_ranks_is_the_plan_exactly_once(table, world, shards, batch, window, prefetch, mode, run_rows, remainder):
-    options = dict(canonical_shards=shards, window_rows=window, prefetch_bytes=prefetch, shuffle=mode, shuffle_run_rows=run_rows, remainder=remainder)
+    options = {
+        "canonical_shards": shards,
+        "window_rows": window,
+        "prefetch_bytes": prefetch,
+        "shuffle": mode,
+        "shuffle_run_rows": run_rows,
+        "remainder": remainder,
+    }
     parts = global_batches(table, world, batch, **options)
     seen = [row for rank_parts in parts for part in rank_parts for row in part]
     assert len(seen) == len(set(seen)) == (600 - 600 % batch if remainder == "drop" else 600)
@@ -121,9 +128,9 @@ def test_deleted_rows_are_not_read(tmp_path):
     lake.close()
 
 
-@pytest.mark.parametrize("stop_at", range(0, 13))
+@pytest.mark.parametrize("stop_at", range(13))
 def test_resume_at_every_batch_gives_the_remaining_batches_at_any_world_size(table, stop_at):
-    options = dict(canonical_shards=4, remainder="pad")
+    options = {"canonical_shards": 4, "remainder": "pad"}
     want = [sorted(row for part in parts for row in part) for parts in global_batches(table, 1, **options)]
     first = make(table, rank=0, world_size=1, **options)
     iterator = iter(first)
