@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from loader.cli import output
 from loader.errors import MissingDependencyError
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -20,25 +22,33 @@ def register(app: typer.Typer) -> None:
 
 def quickstart(context: typer.Context) -> int:
     """The main job on real data: stream, label, compact, train, kill, resume, report. --small takes a slice."""
-    return _main("ray_jobs.quickstart", "quickstart", context.args)
+    logging.getLogger().setLevel(logging.INFO)
+    return int(_import("ray_jobs.quickstart", "quickstart").main(context.args) or 0)
 
 
 def train(
     config: Annotated[Path, typer.Option("--config", "-c", help="The experiment: a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, with dotted keys: train.epochs=2", metavar="[KEY=VALUE]...")] = None,
 ) -> int:
-    """Train the model of an experiment file."""
-    return _main("ray_jobs.train", "ray", ["--config", str(config), *(overrides or [])])
+    """Train the model of an experiment file. A run of the same name goes on from its newest checkpoint."""
+    from loader import config as experiments
 
-
-def _main(module: str, extra: str, arguments: list[str]) -> int:
-    """Call `main(arguments)` of a job; a package that it lacks is named with the extra that brings it."""
+    experiment = experiments.load(config, overrides or [])
+    logging.getLogger().setLevel(logging.INFO)
     try:
-        job: Any = importlib.import_module(module)
+        _import("ray_jobs.train", "ray").train(experiment)
+    except KeyboardInterrupt:
+        return output.fail("stopped; the same command goes on from the newest checkpoint", code=130)
+    return 0
+
+
+def _import(module: str, extra: str) -> Any:
+    """A job's module; a package that it lacks is named with the extra that brings it."""
+    try:
+        return importlib.import_module(module)
     except MissingDependencyError:
         raise
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] in ("loader", "ray_jobs"):
             raise
         raise MissingDependencyError(f"{error.name} is not installed and this needs it: pip install 'headrace[{extra}]'", name=error.name) from error
-    return int(job.main(arguments) or 0)
