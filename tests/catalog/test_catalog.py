@@ -1,0 +1,237 @@
+"""The catalog: versions, locks, markers, pins, selections, garbage; and tables that later parts need no migration for."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loader
+from loader.catalog.commit import GARBAGE_GRACE_SECONDS, STAGED_LEASE_SECONDS, now_micros
+from loader.catalog.garbage import collect
+from loader.catalog.sqlite import SQLITE_CATALOG_VERSION
+from loader.catalog.tables import CATALOG_VERSION, ddl, metadata
+from loader.errors import CatalogBusyError, ConflictError, NotFoundError, StorageError, StorageFullError, UnsupportedVersionError
+from loader.lake import MARKER, Lake
+from tests.table.samples import create, labels, rows
+
+MakeLake = Callable[..., Lake]
+
+
+def test_the_tables_that_the_design_names_are_there_on_both_databases() -> None:
+    named = "tables schemas snapshots segments segment_stats column_files overlays inline_data buckets pending source_offsets staged selections pins garbage catalog_version"
+    assert set(metadata.tables) == set(named.split())
+    assert CATALOG_VERSION == SQLITE_CATALOG_VERSION
+    assert len(ddl("postgresql")) == len(ddl("sqlite"))
+
+
+def test_a_newer_catalog_is_refused_by_name(make_lake: MakeLake) -> None:
+    lake = make_lake()
+    with lake.database.write() as connection:
+        connection.execute("update catalog_version set version = 2, written_by = 'headrace 9.1'")
+    lake.close()
+    with pytest.raises(UnsupportedVersionError, match=r"version 2, written by headrace 9.1; this Headrace reads up to version 1: upgrade"):
+        make_lake()
+
+
+def test_a_newer_lake_is_refused_by_name(make_lake: MakeLake) -> None:
+    lake = make_lake()
+    marker = Path(lake.location) / MARKER
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"version": 7}))
+    with pytest.raises(UnsupportedVersionError, match="version 7"):
+        make_lake()
+
+
+def test_readers_do_not_make_a_lake(make_lake: MakeLake, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no lake at"):
+        make_lake("nowhere", create=False)
+    assert not (tmp_path / "nowhere").exists()
+    make_lake("here")
+    assert make_lake("here", create=False).tables() == []
+
+
+def test_a_lost_or_foreign_catalog_is_not_replaced_by_an_empty_one(make_lake: MakeLake) -> None:
+    one, two = make_lake("one"), make_lake("two")
+    with pytest.raises(StorageError, match="belongs to another lake"):
+        loader.connect(one.location, catalog=f"sqlite:///{two.location}/catalog.sqlite")
+    one.close()
+    for file in Path(one.location).glob("catalog.sqlite*"):
+        file.unlink()
+    with pytest.raises(StorageError, match="is missing: restore it"):
+        make_lake("one")
+
+
+def test_a_catalog_beside_the_lake(make_lake: MakeLake, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/elsewhere/c.sqlite"
+    lake = make_lake("files", catalog=url)
+    create(lake).append(rows(0, 5))
+    assert not (tmp_path / "files" / "catalog.sqlite").exists()
+    assert loader.connect(tmp_path / "files", catalog=url, create=False).table("samples").to_arrow().num_rows == 5
+    with pytest.raises(ValueError, match="not supported by this version"):
+        make_lake("files", catalog="postgresql://host/db")
+    with pytest.raises(ValueError, match="needs catalog="):
+        loader.connect("memory://objects")
+
+
+def test_files_may_lie_in_an_object_store(tmp_path: Path) -> None:
+    lake = loader.connect(f"memory://{tmp_path.name}", catalog=f"sqlite:///{tmp_path}/c.sqlite")
+    table = create(lake)
+    table.append(rows(0, 40_000))
+    table.compact(full=True)
+    assert table.to_arrow(["item"]).num_rows == 40_000
+    lake.close()
+
+
+def test_a_second_writer_waits_and_then_says_who_it_waits_for(make_lake: MakeLake) -> None:
+    lake = make_lake(busy_timeout_seconds=0.05)
+    table = create(lake)
+    queue = os.open(f"{lake.location}/catalog.sqlite-queue", os.O_RDWR)
+    fcntl.flock(queue, fcntl.LOCK_EX)
+    with pytest.raises(CatalogBusyError, match=r"another process is writing to the catalog .* more than 0.05 s"):
+        table.append(rows(0, 3))
+    assert table.to_arrow().num_rows == 0, "reading goes on meanwhile"
+    os.close(queue)
+    table.append(rows(0, 3))
+
+
+def test_a_lock_by_another_program_is_reported_too(make_lake: MakeLake) -> None:
+    lake = make_lake(busy_timeout_seconds=0.05)
+    table = create(lake)
+    other = sqlite3.connect(f"{lake.location}/catalog.sqlite", isolation_level=None)
+    other.execute("begin immediate")
+    with pytest.raises(CatalogBusyError, match="another process is writing"):
+        table.append(rows(0, 3))
+    other.execute("rollback")
+    other.close()
+    table.append(rows(0, 3))
+
+
+def test_a_full_disk_under_the_catalog_is_named(make_lake: MakeLake) -> None:
+    lake = make_lake()
+    table = create(lake)
+    with lake.database.read() as connection:
+        pages = connection.execute("pragma page_count").fetchone()[0]
+        connection.execute(f"pragma max_page_count = {pages + 5}")
+    with pytest.raises(StorageFullError, match="no space left to write .*catalog.sqlite"):
+        table.append(rows(0, 1000))
+    with lake.database.read() as connection:
+        connection.execute("pragma max_page_count = 1000000")
+    assert table.append(rows(0, 1000)).num_rows == 1000
+
+
+def test_pins_hold_a_table_and_expire(lake: Lake) -> None:
+    create(lake).append(rows(0, 3))
+    pin = lake.pin("samples", None, "job 7", ttl_seconds=None)
+    lake.pin("samples", 1, "short", ttl_seconds=-1)
+    assert pin.snapshot_id == 1
+    with pytest.raises(ConflictError, match="pinned by 'job 7' at snapshot 1"):
+        lake.drop_table("samples")
+    lake.unpin(pin)
+    lake.drop_table("samples")
+
+
+def test_a_selection_is_stored_once(lake: Lake) -> None:
+    create(lake).append(rows(0, 3))
+    assert lake.catalog.load_selection("samples", 1, "abc") is None
+    lake.catalog.save_selection("samples", 1, "abc", b"first")
+    lake.catalog.save_selection("samples", 1, "abc", b"second")
+    assert lake.catalog.load_selection("samples", 1, "abc") == b"first"
+
+
+def test_threads_share_a_lake(lake: Lake) -> None:
+    table = create(lake)
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(4):
+                start = (number * 4 + turn) * 10
+                table.append(rows(start, start + 10))
+                table.to_arrow(["item"])
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and table.to_arrow().num_rows == 120
+
+
+def files_of(lake: Lake) -> set[str]:
+    return {str(path.relative_to(lake.location)) for path in Path(lake.location).glob("data/**/*") if path.is_file()}
+
+
+def test_a_dropped_table_goes_after_its_grace(lake: Lake) -> None:
+    table = create(lake)
+    table.append(rows(0, 40_000))
+    table.append(rows(40_000, 40_010))
+    lake.drop_table("samples")
+    assert lake.collect_garbage().deleted_paths == 0 and len(files_of(lake)) == 1
+    later = now_micros() + (GARBAGE_GRACE_SECONDS + 1) * 1_000_000
+    assert collect(lake.database, lake.storage.files, now=later).deleted_paths == 2
+    assert files_of(lake) == set()
+    with lake.database.read() as connection:
+        assert connection.execute("select (select count(*) from garbage) + (select count(*) from inline_data)").fetchone() == (0,)
+
+
+def test_what_a_dead_writer_left_is_found_by_name_and_the_living_are_spared(make_lake: MakeLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = make_lake()
+    table = create(lake)
+    table.append(rows(0, 20_000))
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("killed before the commit")
+
+    monkeypatch.setattr("loader.table.context.commit", fail)
+    with pytest.raises(RuntimeError):
+        table.append(rows(20_000, 40_000))
+    monkeypatch.undo()
+    kept = {ref.path for ref in table.view().segments}
+    assert len(files_of(lake)) == 2
+    assert collect(lake.database, lake.storage.files).expired_stages == 0 and len(files_of(lake)) == 2, "its lease runs"
+    later = now_micros() + (STAGED_LEASE_SECONDS + 1) * 1_000_000
+    assert collect(lake.database, lake.storage.files, now=later).expired_stages == 1
+    assert files_of(lake) == kept
+    with pytest.raises(ConflictError, match="lease .* ran out"):
+        table.append(rows(20_000, 40_000))
+    assert make_lake().table("samples").append(rows(20_000, 40_000)).num_rows == 40_000
+
+
+def test_a_commit_that_went_another_way_leaves_its_file_to_garbage(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = create(lake)
+    table.append(rows(0, 20_000))
+    monkeypatch.setattr("loader.table.context.commit", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    with pytest.raises(RuntimeError):
+        table.append(rows(20_000, 40_000))
+    monkeypatch.undo()
+    table.patch(labels([1], clicks=[1]))
+    with lake.database.read() as connection:
+        garbage = [path for (path,) in connection.execute("select path from garbage")]
+    assert len(garbage) == 1 and garbage[0] in files_of(lake) and garbage[0] not in {ref.path for ref in table.view().segments}
+
+
+def test_a_lost_answer_is_looked_up(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = create(lake)
+    table.append(rows(0, 3))
+    real = type(lake.database).write
+    import contextlib
+
+    @contextlib.contextmanager
+    def lossy(self: Any, **options: Any) -> Any:
+        with real(self, **options) as connection:
+            yield connection
+        raise StorageError("the disk went away after the commit")
+
+    monkeypatch.setattr(type(lake.database), "write", lossy)
+    snapshot = table.append(rows(3, 6))
+    monkeypatch.undo()
+    assert snapshot.id == 2 and len(table.history()) == 2 and table.to_arrow().num_rows == 6
