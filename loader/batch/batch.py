@@ -62,12 +62,15 @@ class Batch(Mapping[str, Any]):
     The batch owns its memory: nothing is recycled while it, or a tensor of it, is alive. A transform may return a batch with other columns: `replace`.
     """
 
-    def __init__(self, layout: BatchLayout, arrays: BatchArrays, columns: dict[str, Any] | None = None, validity: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, layout: BatchLayout, arrays: BatchArrays, columns: dict[str, Any] | None = None, validity: dict[str, Any] | None = None, *, changed: bool = False
+    ) -> None:
         self._layout = layout
         self._arrays = arrays
         self._columns: dict[str, Any] = {} if columns is None else columns
         self._names = layout.names if columns is None else tuple(columns)
         self._validity = validity
+        self._changed = changed  # some columns are no longer what was read
 
     @property
     def num_rows(self) -> int:
@@ -159,11 +162,11 @@ class Batch(Mapping[str, Any]):
         """The batch with other or more columns, for transforms; a value of None removes the column."""
         merged = {**{name: self[name] for name in self._names}, **columns}
         kept = {name: value for name, value in merged.items() if value is not None}
-        return Batch(self._layout, self._arrays, kept, {name: valid for name, valid in self.validity.items() if name in kept})
+        return Batch(self._layout, self._arrays, kept, {name: valid for name, valid in self.validity.items() if name in kept}, changed=True)
 
     def _map(self, change: Callable[[Any], Any]) -> Batch:
         columns = {name: change(self[name]) for name in self._names}
-        return Batch(self._layout, self._arrays, columns, {name: change(valid) for name, valid in self.validity.items()})
+        return Batch(self._layout, self._arrays, columns, {name: change(valid) for name, valid in self.validity.items()}, changed=self._changed)
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on a device (TorchRec's Pipelineable)."""
@@ -183,7 +186,13 @@ class Batch(Mapping[str, Any]):
         return {name: value.to_nested() if isinstance(value, Jagged) else value for name, value in self.items()}
 
     def to_arrow(self) -> pa.RecordBatch:
-        """The samples as Arrow, in the types of the schema, nulls as nulls; padding is left out."""
+        """The samples as Arrow, in the types of the schema, nulls as nulls; padding is left out.
+
+        Raises:
+            ValueError: Columns were replaced: Arrow shows them as they were read.
+        """
+        if self._changed:
+            raise ValueError("to_arrow gives columns as they were read, and replace() changed some of this batch: convert before it")
         read = [self._layout.columns.read[self._index(name)] for name in self._layout.names]
         schema = pa.schema([pa.field(column.name, column.type, nullable=column.nullable) for column in read])
         return pa.record_batch([self.to_arrow_column(name) for name in self._layout.names], schema=schema)

@@ -213,6 +213,7 @@ class _Count:
     """One block to look at."""
 
     ref: SegmentRef
+    verdict: Verdict
     block: int
     row_start: int
     num_rows: int
@@ -227,30 +228,17 @@ def select(scan: Scan, view: SnapshotView, closed_before: int | None) -> Selecti
     if last_time is not None and time is not None and time.name not in names:
         names.append(time.name)
     counter = _Counter(scan, view, predicate, tuple(names), time, last_time, closed_before)
-    keys: list[tuple[int, int, int, int]] = []
-    bits: dict[int, npt.NDArray[np.uint8]] = {}
-    work = []
-    for ref in view.segments:
-        verdict = judge_segment(ref, predicate, time, last_time)
-        if verdict is Verdict.NONE:
-            continue
-        deleted = ref.live_rows < ref.num_rows
-        possible = counter.possible_blocks(ref) if verdict is Verdict.COUNT else np.ones(len(ref.block_rows), np.bool_)
-        start = 0
-        for block, num_rows in enumerate(ref.block_rows):
-            if possible[block]:
-                if verdict is Verdict.COUNT or deleted:
-                    work.append((len(keys), _Count(ref=ref, block=block, row_start=start, num_rows=num_rows), verdict))
-                keys.append((ref.segment_id, block, num_rows, num_rows))
-            start += num_rows
-    blocks = np.array(keys, BLOCK_KEY)
+    verdicts = [(ref, judge_segment(ref, predicate, time, last_time)) for ref in view.segments]
+    open_refs = [(ref, verdict) for ref, verdict in verdicts if verdict is not Verdict.NONE]
+    items: list[_Count] = []
     with ThreadPoolExecutor(COUNT_THREADS, thread_name_prefix="headrace-count") as pool:
-        for (index, item, _), mask in zip(work, pool.map(lambda entry: counter.mask(entry[1], entry[2]), work), strict=True):
-            selected = int(np.count_nonzero(mask))
-            blocks["selected"][index] = selected
-            if 0 < selected < item.num_rows:
-                bits[index] = np.packbits(mask, bitorder="little")
-    return Selection(blocks=blocks, bits=bits)
+        for (ref, verdict), possible in zip(open_refs, pool.map(lambda pair: counter.possible_blocks(*pair), open_refs), strict=True):
+            starts = np.cumsum((0, *ref.block_rows[:-1])).tolist()
+            rows = zip(range(len(ref.block_rows)), starts, ref.block_rows, strict=True)
+            items += [_Count(ref=ref, verdict=verdict, block=b, row_start=start, num_rows=n) for b, start, n in rows if possible[b]]
+        found = list(pool.map(counter.count, items))
+    keys = [(item.ref.segment_id, item.block, item.num_rows, selected) for item, (selected, _) in zip(items, found, strict=True)]
+    return Selection(blocks=np.array(keys, BLOCK_KEY), bits={index: bits for index, (_, bits) in enumerate(found) if bits is not None})
 
 
 class _Counter:
@@ -272,9 +260,11 @@ class _Counter:
         self._read, self._label = resolve_columns(view, names, closed_before)
         self._fetcher = BlockFetcher(view, scan.table.lake.storage, self._read)
 
-    def possible_blocks(self, ref: SegmentRef) -> npt.NDArray[np.bool_]:
+    def possible_blocks(self, ref: SegmentRef, verdict: Verdict) -> npt.NDArray[np.bool_]:
         """Which blocks of a segment the statistics leave open."""
         possible = np.ones(len(ref.block_rows), np.bool_)
+        if verdict is not Verdict.COUNT:
+            return possible
         bounds = dict(self._predicate.bounds) if self._predicate is not None else {}
         if self._time is not None and self._last_time is not None:
             low, high = bounds.get(self._time.name, (None, None))
@@ -292,7 +282,15 @@ class _Counter:
                 possible &= possible_blocks(self._fetcher.reader(*own).stats(column.id), column, *bounds[column.name])
         return possible
 
-    def mask(self, item: _Count, verdict: Verdict) -> npt.NDArray[np.bool_]:
+    def count(self, item: _Count) -> tuple[int, npt.NDArray[np.uint8] | None]:
+        """How many rows of a block are selected, and which, as bits; None where all or none are."""
+        if item.verdict is not Verdict.COUNT and item.ref.live_rows == item.ref.num_rows:
+            return item.num_rows, None
+        mask = self._mask(item)
+        selected = int(np.count_nonzero(mask))
+        return selected, np.packbits(mask, bitorder="little") if 0 < selected < item.num_rows else None
+
+    def _mask(self, item: _Count) -> npt.NDArray[np.bool_]:
         """bool [rows of the block]: which are selected."""
         rows = slice(item.row_start, item.row_start + item.num_rows)
         mask = np.ones(item.num_rows, np.bool_)
@@ -300,7 +298,7 @@ class _Counter:
             deleted = self._fetcher.fold(item.ref).deleted
             if deleted is not None:
                 mask &= ~deleted[rows]
-        if verdict is not Verdict.COUNT or not self._read:
+        if item.verdict is not Verdict.COUNT:
             return mask
         place = BlockPlace(ref=item.ref, block=item.block, row_start=item.row_start, num_rows=item.num_rows, selected=None)
         decoded = decode(self._fetcher.fetch_place(FetchRequest(sequence=0, shard=0, block=item.block), place), self._read, label=self._label)

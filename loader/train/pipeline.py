@@ -89,13 +89,13 @@ def run(work: Work, stream: BlockStream, clock: StageClock, recorder: StatsRecor
                 pad_to = work.global_batch_size // work.world_size if work.remainder == "pad" else 0
                 arrays = assemble(work.batch_layout.columns, parts, pad_to=pad_to, threads=work.threads)
                 batch: Any = Batch(work.batch_layout, arrays)
+                if work.batch_layout.output == "arrow":
+                    batch = batch.to_arrow()
             del parts
             windows.release(slices)
             with clock.stage("transform"):
                 for transform in work.transforms:
                     batch = transform(batch)
-                if work.batch_layout.output == "arrow":
-                    batch = batch.to_arrow()
             yield batch, arrays.num_samples
     finally:
         close = getattr(blocks, "close", None)

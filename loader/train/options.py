@@ -1,0 +1,116 @@
+"""The options of a DataLoader, checked: what is wrong by itself, and what cannot fit into memory. Owns the defaults that depend on the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+
+from loader.scan.order import REMAINDERS, Order
+from loader.scan.plan import Plan
+
+SHARDS_PER_RANK = 8
+MIN_BLOCKS_A_SHARD = 2
+MEMORY_SHARE = 0.8
+DECODE_PLACES = ("rank", "actor", "cpu")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """Everything a `DataLoader` is told, checked. See there."""
+
+    global_batch_size: int
+    shuffle: str
+    shuffle_run_rows: int
+    window_rows: int
+    canonical_shards: int | None
+    seed: int
+    rank: int
+    world_size: int
+    remainder: str
+    device: str
+    output: str
+    decode: str
+    prefetch_bytes: int
+    threads: int
+    memory_bytes: int | None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank is {self.rank} and world_size {self.world_size}; rank must be at least 0 and below world_size")
+        if self.global_batch_size < 1 or self.global_batch_size % self.world_size:
+            near = max(round(self.global_batch_size / self.world_size), 1) * self.world_size
+            raise ValueError(f"global_batch_size is {self.global_batch_size}; it must be a multiple of world_size {self.world_size}, such as {near}")
+        if self.remainder not in REMAINDERS:
+            raise ValueError(f"remainder is {self.remainder!r}; it must be one of {', '.join(REMAINDERS)}")
+        if self.decode not in DECODE_PLACES:
+            raise ValueError(f"decode is {self.decode!r}; it must be one of {', '.join(DECODE_PLACES)}")
+        if self.decode == "actor":
+            raise ValueError("decode='actor' is not implemented yet: use 'rank', which decodes in the trainer's process")
+        if self.device != "cpu" and self.device != "auto":
+            raise ValueError(f"device is {self.device!r}, and batches are made on the CPU: use device='cpu' and batch.to({self.device!r})")
+        for name in ("prefetch_bytes", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def default_order(plan: Plan, options: LoaderOptions) -> Order:
+    """The order of epoch 0; small plans get fewer shards, so that most blocks lie in one shard and are read once."""
+    shards = options.canonical_shards
+    if shards is None:
+        per_rank = min(SHARDS_PER_RANK, plan.num_blocks // (MIN_BLOCKS_A_SHARD * options.world_size)) if options.shuffle != "none" else 1
+        shards = options.world_size * max(per_rank, 1)
+    return Order(seed=options.seed, epoch=0, shards=shards, mode=options.shuffle, window_rows=options.window_rows, run_rows=options.shuffle_run_rows)
+
+
+def distributed_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Rank and world size as given, or of torch.distributed where that is initialised, or 0 of 1."""
+    if (rank is None) != (world_size is None):
+        raise ValueError(f"rank is {rank} and world_size is {world_size}: give both or neither")
+    if rank is not None and world_size is not None:
+        return rank, world_size
+    torch = sys.modules.get("torch")  # a process that never imported torch is in no process group
+    distributed = getattr(torch, "distributed", None)
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_rank()), int(distributed.get_world_size())
+    return 0, 1
+
+
+def window_memory(plan: Plan, order: Order, world_size: int) -> tuple[int, int]:
+    """(windows held at a time, rows of a window at most): a rank holds one window a shard and the one being filled."""
+    shards = order.shards // math.gcd(order.shards, world_size)
+    shard_rows = -(-plan.num_rows // order.shards)
+    largest = int(plan.blocks["selected"].max(initial=0))
+    rows = shard_rows if order.mode == "full" else min(shard_rows, (order.window_rows if order.permutes_rows else 0) + largest)
+    return shards + 1, rows
+
+
+def check_memory(plan: Plan, order: Order, options: LoaderOptions) -> None:
+    """Refuse a set-up whose windows cannot fit, with the arithmetic.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    windows, rows = window_memory(plan, order, options.world_size)
+    limit = options.memory_bytes if options.memory_bytes is not None else int(MEMORY_SHARE * available_bytes())
+    floor = sum(column.leaf.dtype.itemsize * column.leaf.values_per_entry if not column.leaf.depth else 8 for column in plan.read)
+    if windows * rows * floor * 64 <= limit:
+        return  # far below the limit whatever the lists hold: no need to open a segment
+    row_bytes = max(plan.row_bytes, floor) + 8
+    if windows * rows * row_bytes > limit:
+        name = "memory_bytes" if options.memory_bytes is not None else f"{MEMORY_SHARE:.0%} of the free memory"
+        raise ValueError(
+            f"windows need {windows} × {rows:,} rows × {row_bytes:,.0f} bytes = {windows * rows * row_bytes / 2**30:,.2f} GiB on this rank, and {name} is "
+            f"{limit / 2**30:,.2f} GiB: lower window_rows ({order.window_rows:,}) or canonical_shards ({order.shards}), or read fewer columns"
+        )
+
+
+def available_bytes() -> int:
+    """Memory that the system could give this process now."""
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
