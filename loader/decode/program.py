@@ -312,12 +312,12 @@ def _relocate_sources(tables: _Tables, regions: Array, region_bytes: Array) -> A
     region = np.where(plain, tables.region_starts[chunk] + np.where(plain, table["region"], 0), 0)
     sources = np.zeros(table.size, PROGRAM_SOURCE)
     start = tables.offsets[chunk]
-    sources["data"] = start + data
+    sources["data"] = np.where(packed | bits | (used & copied), start + data, 0)
     if plain.any():
         _refuse(plain & (count * 4 > region_bytes[region]), chunk, "a source is longer than its region")
         _refuse(plain & (_written_at(tables)[region] >= level), chunk, "a source is read before it is written")
-        sources["data"] = np.where(plain, regions["arena"][region], start + data)
-    sources["meta"] = start + meta
+        sources["data"] = np.where(plain, regions["arena"][region], sources["data"])
+    sources["meta"] = np.where(packed, start + meta, 0)
     sources["kind"], sources["value"], sources["count"], sources["num_words"] = kind, table["value"], table["count"], table["num_words"]
     return sources
 

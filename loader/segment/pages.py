@@ -18,15 +18,14 @@ ReadRanges = Callable[[Sequence[tuple[int, int]]], list[memoryview]]
 class SectionPages:
     """One section; `bytes` of it are valid once `require` or `all` has asked for them."""
 
-    def __init__(self, entry: Any, read: ReadRanges, where: str, *, verify: bool) -> None:
+    def __init__(self, entry: Any, read: ReadRanges, where: str) -> None:
         """
         Args:
             entry: Its directory record, bounds already checked.
             read: Fetches ranges of the segment.
             where: File name for errors.
-            verify: Whether checksums are compared.
         """
-        self._read, self._where, self._verify = read, where, verify
+        self._read, self._where = read, where
         self.kind, self.count = int(entry["kind"]), int(entry["count"])
         self._offset, self.num_bytes = int(entry["offset"]), int(entry["num_bytes"])
         self._checksums_offset = int(entry["checksums_offset"])
@@ -69,11 +68,11 @@ class SectionPages:
         runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(pages, cuts)]
         spans = [(first * SECTION_PAGE_BYTES, min(last * SECTION_PAGE_BYTES, self.num_bytes)) for first, last in runs]
         ranges = [(self._offset + start, stop - start) for start, stop in spans]
-        ranges += [(self._checksums_offset + 4 * first, 4 * (last - first)) for first, last in runs] if self._verify else []
+        ranges += [(self._checksums_offset + 4 * first, 4 * (last - first)) for first, last in runs]
         parts = self._read(ranges)
         for (start, stop), part in zip(spans, parts[: len(spans)], strict=True):
             self._content[start:stop] = np.frombuffer(part, np.uint8)
-        for (first, last), checksums in zip(runs, parts[len(spans) :], strict=False):
+        for (first, last), checksums in zip(runs, parts[len(spans) :], strict=True):
             self._compare(first, last, np.frombuffer(checksums, "<u4"))
         self._loaded[pages] = True
 

@@ -63,7 +63,7 @@ class SegmentReader:
         """
         Args:
             source: A path, bytes, or an object with `num_bytes` and `read_ranges([(offset, num_bytes)…]) -> list[memoryview]`.
-            verify: Compare checksums; structure and bounds are checked either way.
+            verify: Compare the checksums of chunks; the footer's are always compared, structure and bounds always checked.
 
         Raises:
             TruncatedSegmentError: The bytes end before the segment does.
@@ -81,7 +81,7 @@ class SegmentReader:
         tail = read_tail(tail_bytes, total, self.name)
         directory = self._read([(int(tail["directory_offset"]), int(tail["num_sections"]) * DIRECTORY_ENTRY.itemsize)])[0]
         entries = check_directory(directory, tail_bytes, self.name, total)
-        self._sections = {int(entry["kind"]): SectionPages(entry, self._read, self.name, verify=verify) for entry in entries}
+        self._sections = {int(entry["kind"]): SectionPages(entry, self._read, self.name) for entry in entries}
         self.num_rows, self.features = int(tail["num_rows"]), int(tail["features"])
         self.num_columns, self.num_blocks = int(tail["num_columns"]), int(tail["num_blocks"])
         if self._end_start == 0:
@@ -104,7 +104,7 @@ class SegmentReader:
         if header["magic"] != MAGIC or int(header["features"]) != self.features or int(header["header_bytes"]) != HEADER.itemsize:
             raise CorruptSegmentError(f"{self.name}: the header at offset 0 is not that of this segment; fetch or write the file again")
         check_version(int(header["version"]), int(header["features"]), self.name)
-        if self._verify and crc32c(bytes(raw[: HEADER.itemsize - 4])) != int(header["checksum"]):
+        if crc32c(bytes(raw[: HEADER.itemsize - 4])) != int(header["checksum"]):
             raise CorruptSegmentError(f"{self.name}: checksum of the header at offset 0 does not match; fetch or write the file again")
         return bytes(raw[24:40])
 
@@ -204,6 +204,16 @@ class SegmentReader:
             raise ColumnNotFoundError(f"{self.name} has no column with id {column}: it has {self.num_columns:,} columns, see `headrace inspect`")
         return row
 
+    def _rows_of(self, column_ids: Sequence[int]) -> Array:
+        """`column_index` of many ids, int64."""
+        ids = np.asarray(column_ids, np.int64)
+        known = self.columns["column_id"].astype(np.int64)
+        rows = np.searchsorted(known, ids)
+        missing = np.flatnonzero(known[np.minimum(rows, known.size - 1)] != ids) if known.size else np.arange(ids.size)
+        if missing.size:
+            self.column_index(int(ids[missing[0]]))
+        return rows
+
     def leaf(self, column: str | int) -> LeafType:
         """The physical type of a column."""
         record = self.columns[self.column_index(column)]
@@ -215,7 +225,7 @@ class SegmentReader:
         Raises:
             ColumnNotFoundError: An id is not in the segment.
         """
-        wanted = np.array([self.column_index(int(column)) for column in column_ids], np.int64)
+        wanted = self._rows_of(column_ids)
         numbers = np.asarray(blocks, np.int64)
         if numbers.size and not (int(numbers.min()) >= 0 and int(numbers.max()) < self.num_blocks):
             raise ValueError(f"blocks go from 0 to {self.num_blocks - 1}, not {numbers.min()} to {numbers.max()}")

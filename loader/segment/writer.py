@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -277,9 +276,9 @@ def write_segment(
     """
     target = Path(path)
     encoded = encode_segment(table, column_ids=range(1, table.num_columns + 1) if column_ids is None else column_ids, options=options)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(encoded.data)
             file.flush()
             os.fsync(file.fileno())
@@ -289,7 +288,7 @@ def write_segment(
         except FileExistsError:
             raise AlreadyExistsError(f"{target} exists: segments are never overwritten, choose another name or delete it first") from None
     finally:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,0 +1,206 @@
+"""The decode program: built for any number of chunks at once, exact on sound chunks, and refusing everything that does not hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loader.decode import cpu, reference
+from loader.decode.arrow import to_arrow
+from loader.decode.program import Program, build
+from loader.decode.result import FixedColumn, ListColumn, decode_block
+from loader.encodings.chooser import EncodeOptions
+from loader.encodings.chunk import encode_chunk
+from loader.encodings.leaf import LeafType, leaf_type
+from loader.encodings.shred import shred
+from loader.errors import CorruptSegmentError
+from loader.segment.layout import CHUNK_HEADER, OP, PADDING_BYTES, REGION, SOURCE, round_up
+from tests.segment.tables import Maker, columns, same
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclasses.dataclass
+class Slab:
+    """Chunks laid one after another, padding included."""
+
+    data: Array
+    offsets: Array
+    sizes: Array
+    leaves: list[LeafType]
+
+
+def chunk_of(array: pa.Array) -> Array:
+    leaf = leaf_type(array.type, "test")
+    return encode_chunk(shred(array, leaf), leaf, len(array), EncodeOptions()).data
+
+
+def slab_of(arrays: list[pa.Array]) -> Slab:
+    chunks = [chunk_of(array) for array in arrays]
+    sizes = np.array([chunk.size for chunk in chunks], np.int64)
+    offsets = np.cumsum([0, *(round_up(chunk.size) for chunk in chunks)])
+    data = np.zeros(int(offsets[-1]) + PADDING_BYTES, np.uint8)
+    for chunk, offset in zip(chunks, offsets, strict=False):
+        data[offset : offset + chunk.size] = chunk
+    return Slab(data, offsets[:-1], sizes, [leaf_type(array.type, "test") for array in arrays])
+
+
+def sample_arrays(rows: int = 300) -> list[pa.Array]:
+    few, sliding = Maker(np.random.default_rng(1), "few", 0.2), Maker(np.random.default_rng(2), "narrow", 0.0)
+    kinds = [pa.int64(), pa.bool_(), pa.string(), pa.list_(pa.int64()), pa.list_(pa.list_(pa.int16())), pa.list_(pa.float32(), 3)]
+    wide = pa.array(np.arange(rows) * (1 << 35))
+    return [*(few.array(kind, rows) for kind in kinds), sliding.array(pa.list_(pa.int32()), rows), wide, pa.array(np.zeros(rows))]
+
+
+@given(st.data())
+def test_many_chunks_in_one_program(data: st.DataObject) -> None:
+    count = data.draw(st.sampled_from([1, 900, 1025]))
+    arrays = data.draw(st.lists(columns(count=count), min_size=0, max_size=5))
+    slab = slab_of(arrays)
+    block = decode_block(slab.data, slab.offsets, slab.sizes, slab.leaves)
+    assert len(block.columns) == len(arrays)
+    for column, array in zip(block.columns, arrays, strict=True):
+        assert same(to_arrow(column, array.type), array)
+
+
+def test_native_and_reference_write_the_same_arena() -> None:
+    slab = slab_of(sample_arrays(3000))
+    program = build(slab.data, slab.offsets, slab.sizes)
+    one, two = (np.zeros(program.arena_bytes + PADDING_BYTES, np.uint8) for _ in range(2))
+    reference.execute(program, slab.data, one)
+    cpu.execute(program, slab.data, two, threads=3)
+    assert np.array_equal(one[: program.arena_bytes], two[: program.arena_bytes])
+
+
+def test_ops_are_sorted_by_level() -> None:
+    slab = slab_of(sample_arrays())
+    program = build(slab.data, slab.offsets, slab.sizes)
+    for level in range(program.level_starts.size - 1):
+        ops = program.ops[program.level_starts[level] : program.level_starts[level + 1]]
+        assert (ops["level"] == level).all()
+    assert program.level_starts[-1] == program.ops.size
+    assert (program.regions["arena"] % 64 == 0).all()
+
+
+def test_columns_share_the_arena() -> None:
+    values = np.random.default_rng(0).integers(0, 1000, 5000)
+    lists = pa.ListArray.from_arrays(np.arange(0, 5001, 1, dtype=np.int32), pa.array(values + (1 << 40)))
+    slab = slab_of([pa.array(values), lists])
+    arena = np.zeros(1 << 20, np.uint8)
+    block = decode_block(slab.data, slab.offsets, slab.sizes, slab.leaves, arena=arena)
+    fixed, listed = block.columns
+    assert isinstance(fixed, FixedColumn)
+    assert np.shares_memory(fixed.values, arena)
+    assert isinstance(listed, ListColumn)
+    assert isinstance(listed.child, FixedColumn)
+    # a pool of 64-bit values in a narrow range keeps 4 bytes an item and a base
+    assert listed.child.values.dtype == np.uint32
+    assert listed.base == listed.child.base == int(values.min()) + (1 << 40)
+
+
+def run(slab: Slab, array: pa.Array) -> None:
+    """Decode one chunk, with a small limit, by whatever executor there is, down to Arrow."""
+    program = build(slab.data, slab.offsets, slab.sizes, max_arena_bytes=1 << 22)
+    check_inside(program, slab)
+    block = decode_block(slab.data, slab.offsets, slab.sizes, slab.leaves)
+    to_arrow(block.columns[0], array.type)
+
+
+def check_inside(program: Program, slab: Slab) -> None:
+    """What `build` promises: every op writes and reads inside the arena, and the tables inside the slab."""
+    sizes = np.array([1, 2, 4, 8, 8])[program.ops["out_kind"]]
+    assert (program.ops["out"] + program.ops["count"] * sizes <= program.arena_bytes).all()
+    assert (program.ops["first_source"] + program.ops["num_sources"] <= program.sources.size).all()
+    assert (program.sources["data"] <= max(slab.data.size, program.arena_bytes)).all()
+
+
+@pytest.mark.parametrize("native", ["0", ""])
+def test_any_byte_of_the_tables_may_be_wrong(monkeypatch: pytest.MonkeyPatch, native: str) -> None:
+    monkeypatch.setenv("HEADRACE_NATIVE", native)
+    rng = np.random.default_rng(5)
+    refused = tried = 0
+    for array in sample_arrays():
+        sound = slab_of([array])
+        header = sound.data[: CHUNK_HEADER.itemsize].view(CHUNK_HEADER)[0]
+        tables = CHUNK_HEADER.itemsize + sum(
+            int(header[name]) * record.itemsize for name, record in (("num_regions", REGION), ("num_ops", OP), ("num_sources", SOURCE))
+        )
+        # the reference is slower: every third byte
+        for at in range(0, tables, 3 if native == "0" else 1):
+            damaged = dataclasses.replace(sound, data=sound.data.copy())
+            damaged.data[at] = rng.choice([0, 1, 2, 3, 4, 64, 128, 255]) if rng.random() < 0.7 else damaged.data[at] ^ (1 << rng.integers(8))
+            tried += 1
+            try:
+                run(damaged, array)
+            except CorruptSegmentError:
+                refused += 1
+    assert refused > tried / 3
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "value", "message"),
+    [
+        ("header", "num_bytes", 64, "states another length"),
+        ("header", "num_ops", 60_000, "tables pass its end"),
+        ("header", "arena_bytes", 1 << 50, "do not add up"),
+        ("region", "count", 1 << 60, "more than"),
+        ("region", "item_bytes", 3, "1, 2, 4 or 8 bytes"),
+        ("op", "kind", 9, "kind this version does not know"),
+        ("op", "out_region", 7, "region does not exist"),
+        ("op", "count", 299, "number of values"),
+        ("op", "out_offset", 8, "past its region"),
+        ("op", "level", 3, "level"),
+        ("op", "first_source", 5, "sources do not exist"),
+        ("source", "data", 1 << 31, "lie outside"),
+        ("source", "meta", 1 << 31, "lie outside"),
+        ("source", "num_words", 1 << 30, "lie outside"),
+        ("source", "count", 7, "number of values"),
+    ],
+)
+def test_errors_name_the_chunk_and_what_is_wrong(record: str, field: str, value: int, message: str) -> None:
+    slab = slab_of([pa.array(np.arange(300)), pa.array(np.arange(300))])
+    start, records = int(slab.offsets[1]), {"header": (CHUNK_HEADER, 0), "region": (REGION, 32), "op": (OP, 32 + 24), "source": (SOURCE, 32 + 24 + 64)}
+    dtype, position = records[record]
+    slab.data[start + position : start + position + dtype.itemsize].view(dtype)[field] = value
+    with pytest.raises(CorruptSegmentError, match=f"chunk 1 of the request is corrupt: .*{message}"):
+        build(slab.data, slab.offsets, slab.sizes)
+
+
+def test_a_limit_on_memory_holds() -> None:
+    slab = slab_of([pa.array(np.zeros(60_000))])
+    with pytest.raises(CorruptSegmentError, match="more than 1,000 bytes"):
+        build(slab.data, slab.offsets, slab.sizes, max_arena_bytes=1000)
+
+
+def test_a_view_outside_of_its_pool_is_refused() -> None:
+    column = ListColumn(views=np.array([3 | 2 << 32], np.uint64), validity=None, child=FixedColumn(values=np.arange(4)))
+    with pytest.raises(CorruptSegmentError, match="item 5 of a pool of 4"):
+        to_arrow(column, pa.list_(pa.int64()))
+
+
+def test_work_does_not_grow_with_columns_in_python() -> None:
+    import sys
+
+    def calls(num_chunks: int) -> int:
+        slab = slab_of([pa.array(np.arange(5))] * num_chunks)
+        count = 0
+
+        def profile(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        sys.setprofile(profile)
+        try:
+            build(slab.data, slab.offsets, slab.sizes)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    calls(1)
+    assert calls(200) <= calls(2) + 5
