@@ -7,11 +7,13 @@ name goes on from its newest checkpoint; Ctrl-C ends the cluster cleanly and lea
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler = RichHandler(console=Console(stderr=True), show_path=False, omit_repeated_times=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
     try:
-        train(loader.config.load(options.config, options.overrides))
+        config = loader.config.load(options.config, options.overrides)
+        with _ray_speaks_to(Path(config.run.path) / "ray.log"):
+            train(config)
     except HeadraceError as error:
         logger.error("%s", error)
         return 1
@@ -54,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _ray_speaks_to(path: Path) -> Iterator[None]:
+    """Ray prints the deaths of processes to standard output, where they would drown what the job says (on standard error)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        yield
+
+
 def train(config: ExperimentConfig) -> dict[str, Any]:
     """Run an experiment to its end and return what result.json holds.
 
@@ -61,12 +73,12 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
         ConfigError: A finished or different run has this name.
         HeadraceError: Whatever stopped the ranks.
     """
-    require("torch", extra="torch")
     require("ray", extra="ray")
     config, plan = prepare(config)
     run = RunFolder(Path(config.run.path))
     logger.info("%s: %s", config.run.name, _describe(config, plan))
     watcher = Watcher(run, batches_per_epoch=plan["batches_per_epoch"], epochs=config.train.epochs)
+    threading.Thread(target=_import_trainer, name="headrace-import", daemon=True).start()
     room = 2 * config.train.ranks * config.loader.prefetch_bytes
     with cluster.connect(ranks=config.train.ranks, object_store_bytes=room):
         _fit(config, run, watcher)
@@ -139,6 +151,12 @@ def _fit(config: ExperimentConfig, run: RunFolder, watcher: Watcher) -> None:
     watcher.look()
     if failure:
         raise _cause(failure[0])
+
+
+def _import_trainer() -> None:
+    """Importing torch takes as long as starting Ray; they need not wait for each other."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("ray_jobs.training.worker")
 
 
 def _make_trainer(config: ExperimentConfig, run: RunFolder) -> Any:

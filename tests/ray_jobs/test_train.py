@@ -1,0 +1,113 @@
+"""A whole run on a tiny table: two ranks fed by Ray Data actors, one killed; what survives is exact, and trains the model of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("ray.train")
+
+import loader
+import loader.config
+from loader.config import ExperimentConfig
+from loader.distributed import RayBlockStream
+from loader.errors import ConfigError, TableNotFoundError
+from ray_jobs import audit, train
+from ray_jobs.training import data, journal
+from ray_jobs.training.journal import RunFolder
+from tests.ray_jobs.conftest import PRODUCTS, ROWS
+
+
+def make_config(lake: Path, runs: Path, name: str, **train_options: Any) -> ExperimentConfig:
+    tree = {
+        "lake": {"location": str(lake), "table": "samples"},
+        "data": {
+            "dense": [{"column": "price"}],
+            "sparse": [{"column": "product", "num_embeddings": PRODUCTS + 1}],
+            "history": [{"column": "past", "embedding": "product", "pooling": "attention", "time_column": "past_ts"}],
+            "label": "label",
+            "time_column": "ts",
+            "where": f"ts < {ROWS * 4 // 5}",
+            "test_where": f"ts >= {ROWS * 4 // 5}",
+            "test_closed_before": "watermark",
+        },
+        "loader": {"global_batch_size": 256, "window_rows": 1024, "remainder": "pad"},
+        "train": {"ranks": 2, "epochs": 2, "seeds": [1, 2], "checkpoint_every_steps": 6, "log_every_steps": 1, "record_ids": True, "device": "cpu"}
+        | train_options,
+        "run": {"folder": str(runs), "name": name},
+    }
+    return loader.config.parse(tree, source="test")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_rank_loses_and_repeats_nothing(ray_cluster: None, tiny_lake: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_lake, tmp_path, "killed", stream="ray", seeds=[1, 1], kill_rank_at_step=10)
+    result = train.train(config)
+    run = RunFolder(tmp_path / "killed")
+    events = [event["event"] for event in journal.read(run.events)]
+    assert events.count("kill") == 1 and events.count("resume") == 1 and events.count("test") == 2
+    verdict = audit.audit(run.path)
+    assert verdict.exact and verdict.attempts == 2 and verdict.rolled_back > 0 and len(verdict.epochs) == 4
+    assert {epoch.trained for epoch in verdict.epochs} == {ROWS * 4 // 5}
+    assert result["restarts"] == 1 and result["rows_trained"] == 4 * result["rows_planned"]
+    disturbed, undisturbed = (seed["test"] for seed in result["seeds"])
+    assert disturbed == undisturbed and disturbed["auc"] > 0.8
+    with pytest.raises(ConfigError, match="is finished"):
+        train.train(config)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("skip", [0, 5])
+def test_batches_through_ray_equal_those_through_threads(ray_cluster: None, tiny_lake: Path, tmp_path: Path, skip: int) -> None:
+    config = make_config(tiny_lake, tmp_path, "batches")
+    with data.open_lake(config) as lake:
+        scan = data.make_scan(config, lake)
+        for rank in range(2):
+            expected = data.make_loader(config, scan, rank=rank, world_size=2)
+            states, batches = [], []
+            for batch in expected:
+                batches.append((batch.positions(), batch["price"], batch["past"].values, batch["past"].offsets))
+                states.append(expected.state_dict())
+            stream = RayBlockStream(expected.plan.fetch_spec())
+            through_ray = data.make_loader(config, scan, rank=rank, world_size=2, stream=stream)
+            if skip:
+                through_ray.load_state_dict(json.loads(json.dumps(states[skip - 1])))
+            stream.expect(data.coming_reads(config, through_ray, epochs_left=[0], position=skip * 256))
+            started = stream._read
+            for index, batch in enumerate(through_ray, start=skip):
+                assert stream._read in (started, None), "the loader asked for other blocks than were fetched ahead"
+                for arrived, wanted in zip((batch.positions(), batch["price"], batch["past"].values, batch["past"].offsets), batches[index], strict=True):
+                    np.testing.assert_array_equal(np.asarray(arrived), np.asarray(wanted))
+            assert index == len(batches) - 1
+            stream.close()
+
+
+def test_planned_positions_are_the_selected_rows(tiny_lake: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_lake, tmp_path, "plan")
+    with data.open_lake(config) as lake:
+        plan = data.make_scan(config, lake).plan()
+        positions = data.planned_positions(plan)
+    assert len(positions) == plan.num_rows == ROWS * 4 // 5
+    assert len(np.unique(positions, axis=0)) == len(positions)
+
+
+def test_a_run_of_another_experiment_is_not_continued(tiny_lake: Path, tmp_path: Path) -> None:
+    config, plan = train.prepare(make_config(tiny_lake, tmp_path, "again"))
+    assert plan["rows"] == ROWS * 4 // 5 and plan["batches_per_epoch"] == 19
+    assert train.prepare(make_config(tiny_lake, tmp_path, "again")) == (config, plan)
+    with pytest.raises(ConfigError, match="another run.name"):
+        train.prepare(make_config(tiny_lake, tmp_path, "again", epochs=3))
+
+
+def test_a_missing_table_is_one_line(tiny_lake: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_lake, tmp_path, "missing")
+    wrong = config.model_copy(update={"lake": config.lake.model_copy(update={"table": "sample"})})
+    with pytest.raises(TableNotFoundError, match="samples"):
+        train.prepare(wrong)
+    assert not (tmp_path / "missing").exists()
