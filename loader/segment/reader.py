@@ -341,7 +341,9 @@ class SegmentReader:
         back = np.empty(rows.size, np.int64)
         back[order] = np.arange(rows.size)
         whole = pa.concat_tables(parts)
-        return whole if np.array_equal(back, np.arange(rows.size)) else pa.Table.from_arrays([_reorder(column, back) for column in whole.columns], schema=schema)
+        if np.array_equal(back, np.arange(rows.size)):
+            return whole
+        return pa.Table.from_arrays([_reorder(column, back) for column in whole.columns], schema=schema)
 
     def layout(self) -> SegmentLayout:
         """What `headrace inspect` prints."""
