@@ -19,7 +19,7 @@ from loader.scan.selection import BLOCK_KEY, Selection
 from loader.scan.stream import ThreadBlockStream
 from loader.segment import writer
 
-quick = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+quick = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 NUM_ROWS, COMMIT_ROWS = 900, 150
 SCHEMA = pa.schema(
     [
