@@ -17,7 +17,7 @@ from loader.catalog.inline import LakeStorage
 from loader.catalog.read import load_spec, resolve_snapshot, table_names
 from loader.catalog.records import Attribution, Pin, Snapshot
 from loader.catalog.sqlite import SqliteCatalog
-from loader.errors import AlreadyExistsError, NotFoundError, StorageError, UnsupportedVersionError
+from loader.errors import NotFoundError, StorageError, UnsupportedVersionError
 from loader.schema import Schema
 from loader.storage import LocalStorage, Storage
 from loader.table.context import TableContext
@@ -202,7 +202,8 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
             raise StorageError(f"cannot create {path.parent}: {error.strerror or error}") from error
     database = SqliteCatalog(path, create=create and marker is None, busy_timeout_seconds=busy_timeout_seconds)
     if marker is None:
-        marker = _write_marker(files, database.lake_id)
+        with database.queue():  # several processes may create it at once
+            marker = _read_marker(files) or _write_marker(files, database.lake_id)
     if marker["lake_id"] != database.lake_id:
         raise StorageError(f"catalog {path} belongs to another lake ({database.lake_id}) than {text} ({marker['lake_id']}): give the right catalog=…")
     if isinstance(files, LocalStorage):
@@ -235,8 +236,5 @@ def _read_marker(files: Storage) -> dict[str, Any] | None:
 
 def _write_marker(files: Storage, lake_id: str) -> dict[str, Any]:
     marker = {"format": "headrace-lake", "version": LAKE_VERSION, "lake_id": lake_id}
-    try:
-        files.put(MARKER, json.dumps(marker).encode())
-    except AlreadyExistsError:  # another process created the lake at the same time
-        return _read_marker(files) or marker
+    files.put(MARKER, json.dumps(marker).encode())
     return marker

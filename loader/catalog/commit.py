@@ -23,6 +23,10 @@ STAGED_LEASE_SECONDS = 3600
 GARBAGE_GRACE_SECONDS = 3600
 
 
+class LeaseLostError(ConflictError):
+    """A writer's lease on its files ran out before it committed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Stale:
     """The plan was resolved at a snapshot that is no longer good enough.
@@ -289,14 +293,14 @@ def renew_stage(connection: sqlite3.Connection, prefix: str, next_file: int) -> 
     """Take all files of a stage below `next_file` as accounted for, and renew its lease.
 
     Raises:
-        ConflictError: The lease ran out and was collected, so the files may be gone.
+        LeaseLostError: The lease ran out and was collected, so the files may be gone.
     """
     until = now_micros() + STAGED_LEASE_SECONDS * 1_000_000
     done = connection.execute(
         "update staged set next_file = max(next_file, ?), lease_until = ? where prefix = ? and lease_until > 0", (next_file, until, prefix)
     )
     if done.rowcount != 1:
-        raise ConflictError(f"this writer's lease on {prefix} ran out before it committed, and its files were collected: repeat the write")
+        raise LeaseLostError(f"this writer's lease on {prefix} ran out before it committed, and its files were collected: repeat the write")
 
 
 def throw_away(connection: sqlite3.Connection, table_id: int, paths: list[str], *, reason: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from loader.catalog.commit import Stale, answered, commit
+from loader.catalog.commit import LeaseLostError, Stale, answered, commit
 from loader.catalog.inline import LakeStorage
 from loader.catalog.read import load_head, load_segment_changes
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets, TableSpec
@@ -92,7 +92,11 @@ class TableContext:
     def _try(self, attempt: Callable[[], CommitPlan], stage: Stage) -> Snapshot | Stale:
         plan = attempt()
         stage.account(plan)
-        done = commit(self.catalog, plan)
+        try:
+            done = commit(self.catalog, plan)
+        except LeaseLostError:
+            stage.forget()
+            raise
         if plan.written:
             stage.committed()
         return done

@@ -82,6 +82,12 @@ class Stage:
         self._unused.clear()
         self._renewed_at = time.monotonic() if self._prefix else self._renewed_at
 
+    def forget(self) -> None:
+        """Begin anew: the lease ran out, and what was written under it is gone."""
+        self._prefix = ""
+        self._unused.clear()
+        self._renewed_at = -float(STAGED_LEASE_SECONDS)
+
     def close(self) -> None:
         """Hand what is left over to garbage and give the lease back."""
         if not self._prefix:
@@ -89,9 +95,7 @@ class Stage:
         with self._catalog.write() as connection:
             throw_away(connection, self._table_id, sorted(self._unused), reason="written and not committed")
             drop_stage(connection, self._prefix)
-        self._prefix = ""
-        self.committed()
-        self._renewed_at = -float(STAGED_LEASE_SECONDS)
+        self.forget()
 
 
 def place(sections: Sequence[Buffer], stage: Stage, inline: dict[str, bytes]) -> Placed:

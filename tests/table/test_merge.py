@@ -48,9 +48,7 @@ def test_folding_is_what_one_by_one_gives(rule: str, operands: list[tuple[int, i
     assert folded.rows.tolist() == sorted(set(rows))
     own = [None if value is None else cast(value) for value, _ in base]
     own_orders = [order for _, order in base]
-    got = fold_base(
-        rule, folded, pa.array([own[row] for row in folded.rows], kind), pa.array([own_orders[row] for row in folded.rows], pa.int64())
-    )
+    got = fold_base(rule, folded, pa.array([own[row] for row in folded.rows], kind), pa.array([own_orders[row] for row in folded.rows], pa.int64()))
     for row, value in zip(got.rows.tolist(), got.values.to_pylist(), strict=True):
         mine = [(order, at, cast(v)) for at, (r, order, _, v) in enumerate(operands) if r == row]
         assert value == expected(rule, own[row], own_orders[row], mine), f"row {row}"
@@ -76,7 +74,9 @@ def test_count_takes_events_not_values() -> None:
     assert count_operands(pa.array([7, None, 0], pa.int32())).to_pylist() == [1, None, 1]
 
 
-@pytest.mark.parametrize(("rule", "kind"), [("sum", pa.string()), ("max", pa.list_(pa.int32())), ("any", pa.int8()), ("count", pa.float32()), ("median", pa.int64())])
+@pytest.mark.parametrize(
+    ("rule", "kind"), [("sum", pa.string()), ("max", pa.list_(pa.int32())), ("any", pa.int8()), ("count", pa.float32()), ("median", pa.int64())]
+)
 def test_a_rule_that_does_not_fit_is_refused(rule: str, kind: pa.DataType) -> None:
     with pytest.raises(SchemaError, match="column 'x'"):
         check_rule(Column(id=1, name="x", type=kind), rule)

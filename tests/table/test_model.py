@@ -75,7 +75,13 @@ class TableMachine(RuleBasedStateMachine):
         self.table.append(pa.Table.from_pylist(rows, SCHEMA), on_conflict="trust" if trust else "check")
         self.model.append(rows)
 
-    @rule(data=st.data(), chosen=st.lists(keys, min_size=1, max_size=6), ordered=st.booleans(), drop=st.booleans(), names=st.sets(st.sampled_from(sorted(RULES)), min_size=1))
+    @rule(
+        data=st.data(),
+        chosen=st.lists(keys, min_size=1, max_size=6),
+        ordered=st.booleans(),
+        drop=st.booleans(),
+        names=st.sets(st.sampled_from(sorted(RULES)), min_size=1),
+    )
     def patch(self, data: Any, chosen: list[tuple[int, str]], ordered: bool, drop: bool, names: set[str]) -> None:
         labels = []
         for user, item in chosen:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from loader import failpoints
 from loader.catalog.records import NewSegment, SegmentRef, TableSpec
 from loader.segment.key_index import KeyIndex
 from loader.segment.layout import SEQUENCE_COLUMN_ID, VALUE_DTYPES, ValueType
@@ -85,6 +86,7 @@ def rewrite(context: TableContext, task: CompactionTask, options: CompactionOpti
         keys = key_words(context.spec, table)
         encoded = encode_rows(context.spec, table, keys, ids, task.bucket, task.partition, threads=options.threads)
         placed = place([encoded.segment.data], stage, inline)
+        failpoints.hit("compaction.staged")
         segments.append(encoded.new_segment(placed.path, *placed.sections[0], level=level, sequences=sequences))
         indexes.append(encoded.index)
         buckets.update(context.key_buckets(keys))

@@ -1,0 +1,190 @@
+"""Compaction changes where rows lie and nothing else, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from loader import CompactionOptions, failpoints
+from loader.catalog.records import OverlayRef, SegmentRef, SnapshotView
+from loader.lake import Lake
+from loader.segment.layout import SEQUENCE_COLUMN_ID
+from loader.table.compaction.pick import pick
+from loader.table.segments import open_segment, read_by_id
+from tests.table.samples import create, labels, rows
+
+
+def by_item(table: Any, **read: Any) -> pa.Table:
+    return table.to_arrow(**read).sort_by("item")
+
+
+def test_the_same_rows_in_fewer_segments_in_order(lake: Lake) -> None:
+    table = create(lake)
+    for start in range(0, 300, 30):
+        table.append(rows(start, start + 30))
+    table.patch(labels(list(range(0, 300, 3)), clicks=list(range(100))))
+    before = by_item(table)
+    seen: list[tuple[int, int]] = []
+    report = table.compact(full=True, progress=lambda done, total: seen.append((done, total)))
+    assert by_item(table).equals(before)
+    assert (report.segments_before, report.segments_after, report.rows_written, report.num_abandoned) == (30, 3, 300, 0)
+    assert seen[-1] == (300, 300) and seen == sorted(seen)
+    view = table.view()
+    assert all(not ref.overlays and ref.live_rows == ref.num_rows for ref in view.segments)
+    for ref in view.segments:
+        part = open_segment(lake.storage, ref).read(columns=["user", "ts"])
+        assert part.equals(part.sort_by([("user", "ascending"), ("ts", "ascending")]))
+    assert table.compact(full=True).num_tasks == 0 and table.compact().num_tasks == 0, "there is nothing left to do"
+
+
+def test_rows_keep_the_sequence_of_their_commit(lake: Lake) -> None:
+    table = create(lake, buckets=1)
+    for start in (0, 20, 10):
+        table.append(rows(start, start + 10))
+    table.compact(full=True)
+    table.append(rows(30, 31))
+    table.compact(full=True)
+    (ref,) = table.view().segments
+    assert (ref.sequence_min, ref.sequence_max) == (1, 5)
+    read = read_by_id(open_segment(lake.storage, ref), [2, SEQUENCE_COLUMN_ID])
+    found = dict(zip(read[2].to_pylist(), read[SEQUENCE_COLUMN_ID].to_pylist(), strict=True))
+    assert [found[item] for item in (0, 9, 10, 20, 30)] == [1, 1, 3, 2, 5]
+
+
+def test_memory_bounds_the_pieces_and_keys_still_resolve(lake: Lake) -> None:
+    table = create(lake, buckets=1)
+    for start in range(0, 3000, 500):
+        table.append(rows(start, start + 500))
+    before = by_item(table)
+    report = table.compact(full=True, options=CompactionOptions(memory_bytes=40_000))
+    assert report.segments_after > 5
+    assert by_item(table).equals(before)
+    users = table.to_arrow(["user"])["user"].to_pylist()
+    assert users == sorted(users), "the pieces are one sorted run"
+    table.patch(labels([0, 1499, 2999], clicks=[1, 2, 3]))
+    assert table.to_arrow(["clicks"])["clicks"].to_numpy().sum() == 6
+
+
+def test_patches_that_arrive_meanwhile_are_carried_over(lake: Lake) -> None:
+    table = create(lake)
+    for start in (0, 50):
+        table.append(rows(start, start + 50))
+    table.patch(labels([3], label=[1], at=[5]), order="at")
+
+    def meanwhile() -> None:
+        table.patch(labels([3, 70, 99], label=[2, 2, 2], at=[4, 1, 1]), order="at")
+        table.patch(labels([3], clicks=[10]))
+
+    once = _once(meanwhile)
+    with failpoints.armed("compaction.rewritten", once):
+        report = table.compact(full=True)
+    assert report.num_abandoned == 0
+    table.patch(labels([3, 70], clicks=[1, 1]))
+    found = {row["item"]: row for row in table.to_arrow().to_pylist()}
+    assert (found[3]["label"], found[3]["clicks"]) == (1, 11), "an earlier order does not win because it came later"
+    assert (found[70]["label"], found[70]["clicks"], found[99]["label"]) == (2, 1, 2)
+    assert table.to_arrow(["clicks"])["clicks"].to_numpy().sum() == 12
+
+
+def test_a_patch_resolved_before_a_compaction_finds_where_its_rows_went(lake: Lake) -> None:
+    table = create(lake)
+    for start in (0, 50):
+        table.append(rows(start, start + 50))
+    with failpoints.armed("patch.resolved", _once(lambda: other(lake).compact(full=True))):
+        table.patch(labels(list(range(100)), clicks=[1] * 100))
+    assert table.to_arrow(["clicks"])["clicks"].to_pylist() == [1] * 100
+
+
+def test_a_label_that_races_its_row_meets_it(lake: Lake) -> None:
+    table = create(lake)
+    with failpoints.armed("patch.resolved", _once(lambda: other(lake).append(rows(0, 10)))):
+        assert table.patch(labels([4], clicks=[3])).summary == {"rows_patched": 1, "labels_held": 0, "labels_dropped": 0}
+    with failpoints.armed("append.resolved", _once(lambda: other(lake).patch(labels([14], clicks=[3])))):
+        assert table.append(rows(10, 20)).summary["labels_met"] == 1
+    with failpoints.armed("append.resolved", _once(lambda: other(lake).patch(labels([24], clicks=[3])))):
+        assert table.append(rows(20, 30), on_conflict="trust").summary["labels_met"] == 1
+    assert sorted(table.to_arrow(["item"], where="clicks = 3")["item"].to_pylist()) == [4, 14, 24]
+    assert table.describe()["num_pending"] == 0
+
+
+def test_two_compactions_of_the_same_segments_do_not_both_happen(lake: Lake) -> None:
+    table = create(lake, buckets=1)
+    for start in (0, 50):
+        table.append(rows(start, start + 50))
+    with failpoints.armed("compaction.rewritten", _once(lambda: other(lake).compact(full=True))):
+        report = table.compact(full=True)
+    assert (report.num_tasks, report.num_abandoned) == (0, 1)
+    assert table.to_arrow().num_rows == 100 and len(table.view().segments) == 1
+
+
+def test_stopped_by_the_user_it_goes_on_later(lake: Lake) -> None:
+    table = create(lake)
+    for start in (0, 2000):
+        table.append(rows(start, start + 2000))
+    before = by_item(table)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    for name in ("compaction.picked", "compaction.rewritten", "compaction.before_commit", "commit.written", "compaction.committed"):
+        with failpoints.armed(name, stop), pytest.raises(KeyboardInterrupt):
+            table.compact(full=True)
+        assert by_item(table).equals(before)
+    table.compact(full=True)
+    assert by_item(table).equals(before) and len(table.view().segments) == 3
+
+
+def other(lake: Lake) -> Any:
+    """A handle of a second opening of the lake: shares nothing with the first."""
+    import loader
+
+    return loader.connect(lake.location, create=False).table("samples")
+
+
+def _once(action: Any) -> Any:
+    left = [action]
+
+    def run() -> None:
+        if left:
+            left.pop()()
+
+    return run
+
+
+def _segment(number: int, size: int, *, bucket: int = 0, overlays: int = 0, level: int = 0, num_rows: int = 100) -> SegmentRef:
+    overlay = OverlayRef(overlay_id=1, kind="patch", path="x", offset=0, num_bytes=1, sequence=1, num_rows=1, num_deleted=0, column_ids=(1,))
+    fields: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(SegmentRef)}
+    fields |= {"segment_id": number, "path": "x", "num_bytes": size, "bucket": bucket, "level": level, "num_rows": num_rows, "live_rows": num_rows}
+    return SegmentRef(**fields | {"block_rows": (num_rows,), "overlays": (overlay,) * overlays, "column_files": ()})
+
+
+def _picked(lake: Lake, segments: list[SegmentRef], **options: Any) -> list[list[int]]:
+    full = options.pop("full", False)
+    view = SnapshotView(spec=create(lake).spec, snapshot_id=1, watermark=None, segments=tuple(segments))
+    return [[segment.segment_id for segment in task.segments] for task in pick(view, CompactionOptions(**options), full=full)]
+
+
+def test_pick_takes_segments_of_like_size_only(lake: Lake) -> None:
+    small = [_segment(number, 100) for number in range(4)]
+    assert _picked(lake, [*small, _segment(9, 10_000)]) == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("segments", "options", "picked"),
+    [
+        ([_segment(n, 100) for n in range(3)], {}, []),
+        ([_segment(n, 100, bucket=n % 2) for n in range(6)], {}, []),
+        ([_segment(n, 100) for n in range(3)], {"full": True}, [[0, 1, 2]]),
+        ([_segment(0, 100, overlays=9)], {}, [[0]]),
+        ([_segment(0, 100, overlays=1, num_rows=5)], {}, [[0]]),
+        ([_segment(0, 100, overlays=1)], {}, []),
+        ([_segment(0, 100, overlays=1)], {"full": True}, [[0]]),
+        ([_segment(0, 1 << 28), _segment(1, 1 << 28, level=1)], {}, []),
+        ([_segment(0, 1 << 28, level=1), _segment(1, 1 << 28, level=1)], {"full": True}, []),
+    ],
+)
+def test_pick(lake: Lake, segments: list[SegmentRef], options: dict[str, Any], picked: list[list[int]]) -> None:
+    assert _picked(lake, segments, **options) == picked

@@ -1,0 +1,225 @@
+"""A process killed (SIGKILL) anywhere in a commit or a compaction: what was acknowledged is there once, nothing half-done shows, and work goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loader
+from loader import SourceOffsets, failpoints
+from loader.catalog.commit import STAGED_LEASE_SECONDS, now_micros
+from loader.catalog.garbage import collect
+from loader.lake import Lake
+from loader.table.table import Table
+from tests.table import processes
+from tests.table.samples import create, labels, rows
+
+# (rows appended, items whose clicks a patch raises, by how much); None compacts
+Step = tuple[range, list[int], int] | None
+STEPS: list[Step] = [
+    (range(40), [], 0),
+    (range(0), [1, 2, 45], 1),
+    (range(40, 80), [], 0),
+    None,
+    (range(0), list(range(0, 80, 5)), 10),
+    (range(80, 100), [], 0),
+    None,
+    (range(0), [2, 45, 99], 100),
+]
+
+
+def run_step(table: Table, number: int) -> None:
+    step = STEPS[number]
+    if step is None:
+        table.compact(full=True)
+        return
+    new, patched, clicks = step
+    offsets = SourceOffsets("pipe", "events", {0: (number, number + 1)}) if number == 5 else None
+    if patched:
+        table.patch(labels(patched, clicks=[clicks] * len(patched)), commit_id=f"step-{number}")
+    else:
+        table.append(rows(new.start, new.stop), commit_id=f"step-{number}", offsets=offsets)
+
+
+def expected(steps: set[int]) -> dict[int, int]:
+    """Clicks by item after some of the steps."""
+    clicks = {item: 0 for number in steps for item in (STEPS[number] or (range(0), [], 0))[0]}
+    for number in steps:
+        _, patched, raised = STEPS[number] or (range(0), [], 0)
+        for item in patched:
+            if item in clicks:
+                clicks[item] += raised
+    return clicks
+
+
+def found(table: Table) -> dict[int, int]:
+    read = table.to_arrow(["item", "clicks"])
+    assert len(set(read["item"].to_pylist())) == read.num_rows, "a row stands twice"
+    return dict(zip(read["item"].to_pylist(), read["clicks"].to_pylist(), strict=True))
+
+
+def work(folder: Path, failpoint: str, times: int) -> Callable[[], None]:
+    """Do the steps one by one, noting each that was acknowledged, and die at the failpoint."""
+
+    def run() -> None:
+        left = [times]
+
+        def count_down() -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                processes.kill_self()
+
+        table = loader.connect(folder).table("samples")
+        with failpoints.armed(failpoint, count_down), open(folder / "acknowledged", "a", buffering=1) as log:
+            for number in range(len(STEPS)):
+                run_step(table, number)
+                log.write(f"{number}\n")
+
+    return run
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 3000)  # so that files are written, and some commits lie inline
+
+
+def check_files(lake: Lake, table: Table) -> None:
+    """After the leases of the dead ran out, exactly the files that something refers to are there."""
+    collect(lake.database, lake.storage.files, now=now_micros() + 2 * STAGED_LEASE_SECONDS * 1_000_000)
+    with lake.database.read() as connection:
+        known = {path for name in ("segments", "overlays", "pending") for (path,) in connection.execute(f"select path from {name} where path like 'data/%'")}
+    assert {str(path.relative_to(lake.location)) for path in Path(lake.location).glob("data/**/*") if path.is_file()} == known
+    for snapshot in table.history():
+        table.to_arrow(snapshot=snapshot)
+
+
+PLACES = [(name, 1) for name in failpoints.NAMES if name != "garbage.deleted"]
+PLACES += [("commit.begun", 6), ("commit.written", 4), ("commit.written", 7), ("commit.committed", 5)]  # the commits of compactions and later writes too
+
+
+@pytest.mark.parametrize(("failpoint", "times"), PLACES)
+@pytest.mark.usefixtures("small_files")
+def test_killed_anywhere_nothing_acknowledged_is_lost_and_nothing_is_doubled(tmp_path: Path, failpoint: str, times: int) -> None:
+    with loader.connect(tmp_path) as lake:
+        create(lake, buckets=1)
+    code = processes.wait(processes.start(work(tmp_path, failpoint, times)))
+    assert code == -9, "the failpoint was passed"
+    acknowledged = {int(line) for line in (tmp_path / "acknowledged").read_text().split()}
+    lake = loader.connect(tmp_path, create=False)
+    table = lake.table("samples")
+    committed = [int(entry.commit_id[5:]) for entry in table.history() if entry.commit_id.startswith("step-")]
+    assert len(committed) == len(set(committed))
+    assert {number for number in acknowledged if STEPS[number]} <= set(committed)
+    assert found(table) == expected(set(committed))
+    for number in range(len(STEPS)):
+        run_step(table, number)
+    assert found(table) == expected(set(range(len(STEPS))))
+    assert table.offsets("pipe", "events") == {"0": 6}
+    check_files(lake, table)
+    lake.close()
+
+
+@pytest.mark.usefixtures("small_files")
+def test_killed_while_garbage_is_deleted(tmp_path: Path) -> None:
+    with loader.connect(tmp_path) as lake:
+        table = create(lake)
+        table.append(rows(0, 100))
+        lake.drop_table("samples")
+    later = now_micros() + 2 * STAGED_LEASE_SECONDS * 1_000_000
+
+    def collecting() -> None:
+        lake = loader.connect(tmp_path)
+        with failpoints.armed("garbage.deleted", processes.kill_self):
+            collect(lake.database, lake.storage.files, now=later)
+
+    assert processes.wait(processes.start(collecting)) == -9
+    with loader.connect(tmp_path) as lake:
+        assert collect(lake.database, lake.storage.files, now=later).deleted_paths == 1
+        assert create(lake).to_arrow().num_rows == 0
+
+
+def test_a_failpoint_can_be_armed_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def child(text: str) -> Callable[[], None]:
+        def run() -> None:
+            failpoints._arm_from_environment(text)
+            failpoints.hit("commit.begun")
+            failpoints.hit("commit.begun")
+
+        return run
+
+    assert processes.wait(processes.start(child("commit.begun=kill:2"))) == -9
+    assert processes.wait(processes.start(child("commit.begun=kill:3"))) == 0
+    with pytest.raises(ValueError, match="no failpoint"):
+        failpoints._arm_from_environment("commit.bgun=kill")
+
+
+def test_two_writers_on_one_lake_lose_no_update(tmp_path: Path) -> None:
+    turns, keys = 8, list(range(30))
+    with loader.connect(tmp_path) as lake:
+        create(lake).append(rows(0, 20))
+
+    def writer(number: int) -> Callable[[], None]:
+        def run() -> None:
+            table = loader.connect(tmp_path).table("samples")
+            for turn in range(turns):
+                table.patch(labels(keys, clicks=[10**number] * len(keys)))
+                start = 1000 * (number + 1) + turn * 5
+                table.append(rows(start, start + 5))
+
+        return run
+
+    def compactor() -> None:
+        table = loader.connect(tmp_path).table("samples")
+        for _ in range(3):
+            table.compact(full=True)
+
+    children = [processes.start(writer(0)), processes.start(writer(1)), processes.start(compactor)]
+    assert [processes.wait(child) for child in children] == [0, 0, 0]
+    with loader.connect(tmp_path) as lake:
+        table = lake.table("samples")
+        table.append(rows(20, 30))  # the labels of these rows were all waiting
+        clicks = found(table)
+        assert {item: clicks[item] for item in keys} == dict.fromkeys(keys, turns * 11)
+        assert len(clicks) == 30 + 2 * turns * 5
+        history = table.history()
+        assert [entry.id for entry in history] == list(range(1, len(history) + 1))
+        assert history[-1].num_rows == len(clicks) == table.view().num_rows
+
+
+def test_two_writers_of_the_same_new_keys_do_not_both_write_them(tmp_path: Path) -> None:
+    with loader.connect(tmp_path) as lake:
+        create(lake)
+
+    def writer() -> None:
+        table = loader.connect(tmp_path).table("samples")
+        for start in range(0, 60, 3):
+            try:
+                table.append(rows(start, start + 3))
+                os.write(log, b"w")
+            except loader.errors.KeyExistsError:
+                os.write(log, b"r")
+
+    log = os.open(tmp_path / "log", os.O_CREAT | os.O_APPEND | os.O_RDWR)
+    children = [processes.start(writer) for _ in range(2)]
+    assert [processes.wait(child) for child in children] == [0, 0]
+    assert sorted((tmp_path / "log").read_text()) == sorted("wr" * 20), "each key was written by one and refused to the other"
+    with loader.connect(tmp_path) as lake:
+        assert sorted(found(lake.table("samples"))) == list(range(60))
+
+
+def test_many_lakes_opened_at_once_are_one(tmp_path: Path) -> None:
+    def opener() -> None:
+        loader.connect(tmp_path / "new").close()
+
+    children = [processes.start(opener) for _ in range(4)]
+    assert [processes.wait(child) for child in children] == [0] * 4
+    assert _tables(tmp_path / "new") == []
+
+
+def _tables(folder: Path) -> list[Any]:
+    with loader.connect(folder, create=False) as lake:
+        return lake.tables()
