@@ -106,7 +106,7 @@ FN u32 count_bits(u32 bits) { return __popc(bits); }
 
 struct Near {
     u32 first;
-    u32 values[2 * VECTOR + LANES];
+    u32 values[2 * VECTOR + LANES];  // a row or a byte may be read past the last value
 };
 
 FN void open_near(const Task& t, const ProgramSource& source, u32 rank, u32, Near& near) {
@@ -122,7 +122,8 @@ FN void open_near(const Task& t, const ProgramSource& source, u32 rank, u32, Nea
 
 // For each byte of a bitmap and each of its bits: the set bits below, and the set bits of the whole byte.
 struct BitRanks {
-    u8 below[256][8], total[256];
+    u32 below[256][8];
+    u8 total[256];
 
     constexpr BitRanks() : below(), total() {
         for (u32 byte = 0; byte < 256; ++byte)
@@ -135,6 +136,33 @@ struct BitRanks {
 
 static constexpr BitRanks BIT_RANKS;
 
+#if defined(HEADRACE_AVX2_BODY)
+typedef u32 Eight __attribute__((vector_size(32)));
+
+FN Eight ranks_below(u32 byte) {
+    Eight below;
+    __builtin_memcpy(&below, BIT_RANKS.below[byte], sizeof below);
+    return below;
+}
+
+FN Eight set_lanes(u32 byte) {
+    const Eight bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    return (Eight)((bit & byte) == bit);
+}
+#endif
+
+// Spreads consecutive values over the set bits of a byte; the other lanes become 0.
+FN void expand_byte(const u32* value, u32 byte, u32* x) {
+#if defined(HEADRACE_AVX2_BODY)
+    Eight values;
+    __builtin_memcpy(&values, value, sizeof values);
+    const Eight spread = __builtin_shuffle(values, ranks_below(byte)) & set_lanes(byte);
+    __builtin_memcpy(x, &spread, sizeof spread);
+#else
+    for (u32 k = 0; k < 8; ++k) x[k] = value[BIT_RANKS.below[byte][k]] & (0u - (byte >> k & 1));
+#endif
+}
+
 FN void expand_row(const Near& near, u32 rank, u32 bits, u32* RESTRICT x) {
     const u32* RESTRICT value = near.values + (rank - near.first);
     if (bits == ~0u) {
@@ -143,8 +171,7 @@ FN void expand_row(const Near& near, u32 rank, u32 bits, u32* RESTRICT x) {
     }
     for (u32 group = 0; group < LANES; group += 8) {
         const u32 byte = bits >> group & 255;
-        const u8* below = BIT_RANKS.below[byte];
-        for (u32 k = 0; k < 8; ++k) x[group + k] = value[below[k]] & (0u - (byte >> k & 1));
+        expand_byte(value, byte, x + group);
         value += BIT_RANKS.total[byte];
     }
 }
@@ -153,7 +180,12 @@ FN void rank_row(u32 rank, u32 bits, u32* RESTRICT x) {
     u32 below = rank - 1;
     for (u32 group = 0; group < LANES; group += 8) {
         const u32 byte = bits >> group & 255;
+#if defined(HEADRACE_AVX2_BODY)
+        const Eight ranks = below + ranks_below(byte) - set_lanes(byte);
+        __builtin_memcpy(x + group, &ranks, sizeof ranks);
+#else
         for (u32 k = 0; k < 8; ++k) x[group + k] = below + BIT_RANKS.below[byte][k] + (byte >> k & 1);
+#endif
         below += BIT_RANKS.total[byte];
     }
 }
@@ -371,7 +403,7 @@ static void decode_vector(const Task& t) {
     const bool dictionary = t.op->dict != NO_OFFSET, plain = !dictionary && t.op->scan == SCAN_NONE;
     if (t.op->kind == OP_COPY) return decode_copy(t);
     if (t.op->kind == OP_RANK) return decode_rows<OP_RANK, ANY, ANY>(t);
-    if (t.op->kind == OP_NULLS) return decode_rows<OP_NULLS, ANY, ANY>(t);
+    if (t.op->kind == OP_NULLS) return plain ? decode_by_out<OP_NULLS, STEP_STORE>(t) : decode_rows<OP_NULLS, ANY, ANY>(t);
     if (dictionary) return decode_by_out<OP_DIRECT, STEP_DICTIONARY>(t);
     if (plain) return decode_by_out<OP_DIRECT, STEP_STORE>(t);
     decode_rows<OP_DIRECT, ANY, ANY>(t);

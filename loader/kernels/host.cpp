@@ -20,11 +20,13 @@ namespace portable {
 #define HEADRACE_AVX2 1
 #pragma GCC push_options
 #pragma GCC target("avx2,bmi,bmi2,popcnt,lzcnt")
+#define HEADRACE_AVX2_BODY 1  // g++ reads all tokens before pragmas, so __AVX2__ does not tell
 namespace avx2 {
 #include "assemble.cu"
 #include "decode.cu"
 #include "encode.h"
 }  // namespace avx2
+#undef HEADRACE_AVX2_BODY
 #pragma GCC pop_options
 #endif
 
