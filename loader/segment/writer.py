@@ -6,6 +6,7 @@ Rows are written in the order given. Storage is not touched, except by `write_se
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import uuid
@@ -21,7 +22,7 @@ from loader.encodings.chooser import Decision, EncodeOptions
 from loader.encodings.chunk import encode_chunk
 from loader.encodings.leaf import LeafType, leaf_type
 from loader.encodings.shred import shred
-from loader.errors import AlreadyExistsError, SchemaError
+from loader.errors import AlreadyExistsError, NotFoundError, SchemaError, StorageError, StorageFullError
 from loader.segment.blocks import cut_blocks
 from loader.segment.checksum import crc32c
 from loader.segment.footer import ColumnEntry, write_footer
@@ -272,6 +273,8 @@ def write_segment(
 
     Raises:
         AlreadyExistsError: The file is there; segments are never overwritten.
+        NotFoundError: Its folder is not there.
+        StorageFullError: No space left on the disk.
         SchemaError: A column's type cannot be stored.
     """
     target = Path(path)
@@ -282,16 +285,28 @@ def write_segment(
             file.write(encoded.data)
             file.flush()
             os.fsync(file.fileno())
-        try:
-            # a link fails where a rename would replace
-            os.link(temporary, target)
-        except FileExistsError:
-            raise AlreadyExistsError(f"{target} exists: segments are never overwritten, choose another name or delete it first") from None
+        # a link fails where a rename would replace
+        os.link(temporary, target)
+    except FileExistsError:
+        raise AlreadyExistsError(f"{target} exists: segments are never overwritten, choose another name or delete it first") from None
+    except FileNotFoundError:
+        raise NotFoundError(f"no folder {target.parent} to write {target.name} into: create it first") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(
+                f"no space left for {target} ({len(encoded.data):,} bytes): free some and write it again; nothing was left behind"
+            ) from error
+        raise StorageError(f"{target} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _sync_folder(target.parent)
     return encoded
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from loader.errors import (
     FormatError,
     HeadraceError,
     NotFoundError,
+    StorageFullError,
     TruncatedSegmentError,
     UnsupportedVersionError,
 )
@@ -202,4 +204,16 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         assert reader.segment_id == encoded.segment_id
     with pytest.raises(AlreadyExistsError, match="never overwritten"):
         write_segment(path, TABLE)
+    with pytest.raises(NotFoundError, match="no folder .*create it first"):
+        write_segment(tmp_path / "missing" / "b.segment", TABLE)
     assert [item.name for item in tmp_path.iterdir()] == ["a.segment"]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageFullError, match="no space left for .*free some and write it again"):
+        write_segment(tmp_path / "a.segment", TABLE)
+    assert not list(tmp_path.iterdir())
