@@ -6,6 +6,7 @@ Owns the faces of a batch (torch, NumPy, Arrow). Tensors are made when they are 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -54,6 +55,40 @@ class BatchLayout:
                     "or use output='numpy' or 'arrow'"
                 )
 
+    @functools.cached_property
+    def index(self) -> dict[str, int]:
+        """Index of each column, by name."""
+        return {column.name: i for i, column in enumerate(self.columns.read)}
+
+    @functools.cached_property
+    def places(self) -> dict[int, tuple[int, int]]:
+        """(group, row of its matrix) of each fixed-width column."""
+        return {column: (number, k) for number, group in enumerate(self.columns.groups) for k, column in enumerate(group.columns)}
+
+
+class _Validity(Mapping[str, Any]):
+    """Validity by column, made when it is asked for."""
+
+    def __init__(self, names: tuple[str, ...], make: Callable[[str], Any]) -> None:
+        self._names, self._make = names, make
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            if name not in self._names:
+                raise ColumnNotFoundError(f"the batch has no validity for column {name!r}: {did_you_mean(name, self._names)}")
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
 
 class Batch(Mapping[str, Any]):
     """A batch of one rank. `batch["clicks"]` is a tensor [rows], `batch["history"]` a `Jagged`; `len(batch)` is its rows.
@@ -63,7 +98,13 @@ class Batch(Mapping[str, Any]):
     """
 
     def __init__(
-        self, layout: BatchLayout, arrays: BatchArrays, columns: dict[str, Any] | None = None, validity: dict[str, Any] | None = None, *, changed: bool = False
+        self,
+        layout: BatchLayout,
+        arrays: BatchArrays,
+        columns: dict[str, Any] | None = None,
+        validity: Mapping[str, Any] | None = None,
+        *,
+        changed: bool = False,
     ) -> None:
         self._layout = layout
         self._arrays = arrays
@@ -105,7 +146,7 @@ class Batch(Mapping[str, Any]):
         return f"Batch({self.num_rows} rows; {', '.join(self._names)})"
 
     def _index(self, name: str) -> int:
-        return next(i for i, column in enumerate(self._layout.columns.read) if column.name == name)
+        return self._layout.index[name]
 
     def _make(self, name: str) -> Any:
         index = self._index(name)
@@ -113,17 +154,16 @@ class Batch(Mapping[str, Any]):
         if index in self._arrays.lists:
             values, offsets = self._arrays.lists[index]
             if is_bytes(column.type):
-                return self.to_arrow_column(name).to_numpy(zero_copy_only=False)
+                padding = np.full(self.num_rows - self.num_samples, None)
+                return np.concatenate([self.to_arrow_column(name).to_numpy(zero_copy_only=False), padding])
             return Jagged(self._convert(values, column.leaf.value_type), self._convert(offsets))
         return self._convert(self._fixed(index), column.leaf.value_type)
 
     def _fixed(self, index: int) -> npt.NDArray[Any]:
         if index in self._arrays.wide:
             return self._arrays.wide[index]
-        for group, matrix in zip(self._layout.columns.groups, self._arrays.fixed, strict=True):
-            if index in group.columns:
-                return np.asarray(matrix[group.columns.index(index)])
-        raise AssertionError(f"column {index} is in no group")
+        group, row = self._layout.places[index]
+        return np.asarray(self._arrays.fixed[group][row])
 
     def _convert(self, values: npt.NDArray[Any], value_type: ValueType | None = None) -> Any:
         if value_type is ValueType.BOOL:
@@ -138,7 +178,7 @@ class Batch(Mapping[str, Any]):
     def validity(self) -> Mapping[str, Any]:
         """By column, a bool tensor (or array) [rows]: True where the value is there, False where it is null or padding."""
         if self._validity is None:
-            self._validity = {name: self._convert(self._valid(self._index(name)), ValueType.BOOL) for name in self._names}
+            self._validity = _Validity(self._names, lambda name: self._convert(self._valid(self._index(name)), ValueType.BOOL))
         return self._validity
 
     def _valid(self, index: int) -> npt.NDArray[np.uint8]:

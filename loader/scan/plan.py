@@ -108,7 +108,11 @@ class Plan:
         self.scan.table.lake.unpin(self.pin)
 
     def fetcher(self) -> BlockFetcher:
-        """A fetcher of the plan's blocks in this process."""
+        """The fetcher of the plan's blocks in this process; one, so that what it opened stays open."""
+        return self._fetcher
+
+    @functools.cached_property
+    def _fetcher(self) -> BlockFetcher:
         return BlockFetcher(self.view, self.scan.table.lake.storage, self.read, locate=self.place)
 
     def fetch_spec(self) -> FetchSpec:

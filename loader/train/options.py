@@ -96,8 +96,6 @@ def check_memory(plan: Plan, order: Order, options: LoaderOptions) -> None:
     windows, rows = window_memory(plan, order, options.world_size)
     limit = options.memory_bytes if options.memory_bytes is not None else int(MEMORY_SHARE * available_bytes())
     floor = sum(column.leaf.dtype.itemsize * column.leaf.values_per_entry if not column.leaf.depth else 8 for column in plan.read)
-    if windows * rows * floor * 64 <= limit:
-        return  # far below the limit whatever the lists hold: no need to open a segment
     row_bytes = max(plan.row_bytes, floor) + 8
     if windows * rows * row_bytes > limit:
         name = "memory_bytes" if options.memory_bytes is not None else f"{MEMORY_SHARE:.0%} of the free memory"

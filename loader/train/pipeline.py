@@ -213,7 +213,7 @@ class Prefetcher:
                     self._queue.put((kind, value), timeout=0.1)
                 except queue.Full:
                     continue
-                return True
+                return not self._stop.is_set()
         return False
 
     def get(self) -> Any:

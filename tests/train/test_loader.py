@@ -249,6 +249,8 @@ def test_padding_is_masked_and_never_counted(table):
         assert not last.validity["price"][last.num_samples :].any() and last["history"].lengths()[last.num_samples :].sum() == 0
         parts += [len(batch.positions()) for batch in batches]
     assert sum(parts) == 600
+    *_, last = make(table, 256, ["name"], remainder="pad", output="numpy")
+    assert len(last["name"]) == 256 and set(last["name"][last.num_samples :]) == {None}
 
 
 def test_rank_and_world_size_come_from_torch_distributed_where_it_runs(table, monkeypatch):
