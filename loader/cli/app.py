@@ -14,7 +14,8 @@ from rich.logging import RichHandler
 from loader.cli import jobs, output, segments, tables, writing
 from loader.errors import HeadraceError
 
-# typer carries click's classes inside it from 0.20 on and imports click's own before: this is UsageError in both.
+_INTERRUPTED = 130  # what typer gives for Ctrl-C, as shells do
+# Some versions of typer carry click's classes inside, others import click's own: this is UsageError in both.
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
@@ -57,12 +58,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. Nothing but a bug of ours leaves a traceback.
     """
+    output.settings.on_stop = output.STOPPED
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="headrace", standalone_mode=False)
     except _USAGE_ERROR as error:
         return _wrong_usage(error)
     except (KeyboardInterrupt, typer.Abort):
-        return output.fail("stopped; the lake is as the last commit left it", code=130)
+        result = _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -70,6 +72,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if output.settings.verbose:
             output.messages.print_exception()
         return output.fail(str(error) or type(error).__name__)
+    if result == _INTERRUPTED and output.settings.on_stop:
+        return output.fail(f"stopped; {output.settings.on_stop}", code=_INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

@@ -23,23 +23,21 @@ def register(app: typer.Typer) -> None:
 def quickstart(context: typer.Context) -> int:
     """The main job on real data: stream, label, compact, train, kill, resume, report. --small takes a slice."""
     logging.getLogger().setLevel(logging.INFO)
+    output.settings.on_stop = None
     return int(_import("ray_jobs.quickstart", "quickstart").main(context.args) or 0)
 
 
 def train(
     config: Annotated[Path, typer.Option("--config", "-c", help="The experiment: a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, with dotted keys: train.epochs=2", metavar="[KEY=VALUE]...")] = None,
-) -> int:
+) -> None:
     """Train the model of an experiment file. A run of the same name goes on from its newest checkpoint."""
     from loader import config as experiments
 
     experiment = experiments.load(config, overrides or [])
     logging.getLogger().setLevel(logging.INFO)
-    try:
-        _import("ray_jobs.train", "ray").train(experiment)
-    except KeyboardInterrupt:
-        return output.fail("stopped; the same command goes on from the newest checkpoint", code=130)
-    return 0
+    output.settings.on_stop = "the same command goes on from the newest checkpoint"
+    _import("ray_jobs.train", "ray").train(experiment)
 
 
 def _import(module: str, extra: str) -> Any:

@@ -30,13 +30,20 @@ LakeOption = Annotated[str, typer.Option("--lake", envvar="HEADRACE_LAKE", help=
 CatalogOption = Annotated[str | None, typer.Option("--catalog", envvar="HEADRACE_CATALOG", help="URL of its catalog; default, SQLite inside the lake.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
 DEFAULT_LAKE = "./lake"
+STOPPED = "the lake is as the last commit left it"
 
 
 @dataclasses.dataclass
 class _Settings:
-    """What the options before the command set for the whole process."""
+    """What holds for the whole process.
+
+    Attributes:
+        verbose: Given before the command.
+        on_stop: What Ctrl-C leaves, as the command would say it; None if the command says so itself.
+    """
 
     verbose: bool = False
+    on_stop: str | None = STOPPED
 
 
 settings = _Settings()

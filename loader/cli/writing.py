@@ -70,6 +70,7 @@ def ingest(
             time_column=time_column,
             partition_by=partition_by,
         )
+        output.settings.on_stop = "what was committed stays, and the same command goes on from there"
         taken: dict[str, int] = {}
         with output.counter(f"{'patching' if patch else 'appending to'} {table}") as count, loop.stop_on_interrupt() as stop:
             for folder, group in _by_folder(files).items():
