@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,8 @@ class NativeLibrary:
             "headrace_gather_lists": ([pointer, u64, u32, u64, pointer, u64, pointer, u64, u32, u32], u64),
             "headrace_crc32c": ([pointer, u64, u32], u32),
             "headrace_pack": ([pointer, u64, pointer, pointer], u64),
+            "headrace_equal_ranges": ([pointer, u64, u64, pointer, pointer, pointer, u64, pointer], u64),
+            "headrace_ranges": ([pointer, pointer, u64, pointer, u64], u64),
         }
         for name, (arguments, result) in signatures.items():
             function = getattr(library, name)
@@ -212,6 +215,44 @@ class NativeLibrary:
         words = np.empty(metas.size * VECTOR, np.uint32)
         used = self._library.headrace_pack(_address(values, "values"), values.size, words.ctypes.data, metas.ctypes.data)
         return words[:used], metas
+
+    def equal_ranges(self, planes: Sequence[Array], first: Array, second: Array, lengths: Array) -> Array:
+        """bool `[n]`: whether items `first + j` and `second + j` have the same bytes in all planes, for all j below the length.
+
+        Raises:
+            ValueError: Arrays do not fit, or a range reaches outside of a plane.
+        """
+        same = np.ones(lengths.size, np.uint8)
+        for array, name in ((first, "first"), (second, "second"), (lengths, "lengths")):
+            _check_dtype(array, name, "<i8")
+            if array.size != lengths.size:
+                raise ValueError(f"{name} has {array.size} ranges, lengths has {lengths.size}")
+        for plane in planes:
+            bad = self._library.headrace_equal_ranges(
+                _address(plane, "plane"), plane.size, plane.dtype.itemsize, _address(first, "first"), _address(second, "second"),
+                _address(lengths, "lengths"), lengths.size, same.ctypes.data,
+            )  # fmt: skip
+            if bad != lengths.size:
+                raise ValueError(f"range {bad} ({first[bad]} and {second[bad]}, {lengths[bad]} items) lies outside of a plane of {plane.size} items")
+        return same.view(np.bool_)
+
+    def ranges(self, starts: Array, lengths: Array) -> Array:
+        """The positions of ragged ranges laid end to end, int64: `starts[i] … starts[i] + lengths[i] − 1` for each i.
+
+        Raises:
+            ValueError: Arrays do not fit, or a length is negative.
+        """
+        _check_dtype(starts, "starts", "<i8")
+        _check_dtype(lengths, "lengths", "<i8")
+        if starts.size != lengths.size:
+            raise ValueError(f"starts has {starts.size} ranges, lengths has {lengths.size}")
+        positions = np.empty(max(int(lengths.sum()), 0), np.int64)
+        bad = self._library.headrace_ranges(
+            _address(starts, "starts"), _address(lengths, "lengths"), lengths.size, positions.ctypes.data, positions.size
+        )  # fmt: skip
+        if bad != lengths.size:
+            raise ValueError(f"lengths[{bad}] = {lengths[bad]}: lengths must not be negative")
+        return positions
 
 
 @functools.cache
