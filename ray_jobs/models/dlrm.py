@@ -39,7 +39,8 @@ class DLRM(nn.Module):
         pairs = num_vectors * (num_vectors - 1) // 2
         mixed = pairs + (width if data.dense else 0) if model.interaction == "dot" else num_vectors * width
         self.top = _mlp(mixed, model.top_mlp, 1, dropout=model.dropout)
-        self.register_buffer("pair_index", torch.triu_indices(num_vectors, num_vectors, offset=1), persistent=False)
+        first, second = torch.triu_indices(num_vectors, num_vectors, offset=1)
+        self.register_buffer("pair_index", first * num_vectors + second, persistent=False)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         vectors = []
@@ -76,7 +77,7 @@ class DLRM(nn.Module):
             return torch.cat(vectors, dim=1)
         stacked = torch.stack(vectors, dim=1)
         products = stacked @ stacked.transpose(1, 2)
-        pairs = products[:, self.pair_index[0], self.pair_index[1]]
+        pairs = products.flatten(1).index_select(1, self.pair_index)
         return pairs if self.bottom is None else torch.cat([vectors[0], pairs], dim=1)
 
 
