@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -263,10 +264,18 @@ class SegmentReader:
         try:
             decoded = decode_block(slab, offsets, sizes, [self.leaf(column) for column in column_ids], threads=threads)
         except CorruptSegmentError as error:
-            raise CorruptSegmentError(f"{self.name}, block {block}: {error}; fetch or write the file again") from None
+            raise self._located(error, block, column_ids, ranges) from None
         if not np.array_equal(decoded.program.num_rows, np.full(len(column_ids), int(self.blocks["num_rows"][block]))):
             raise CorruptSegmentError(f"{self.name}, block {block}: chunks have another number of rows than the block; fetch or write the file again")
         return decoded
+
+    def _located(self, error: CorruptSegmentError, block: int, column_ids: Sequence[int], ranges: Sequence[tuple[int, int]]) -> CorruptSegmentError:
+        """A decoder's error with file, column and offset in place of the chunk's position in the request."""
+        found = re.match(r"chunk (\d+) of the request (is corrupt: )?", str(error))
+        if found is None:
+            return CorruptSegmentError(f"{self.name}, block {block}: {error}; fetch or write the file again")
+        chunk = int(found.group(1))
+        return CorruptSegmentError(self._where_chunk(block, column_ids[chunk], ranges[chunk][0], str(error)[found.end() :]))
 
     def _where_chunk(self, block: int, column_id: int, offset: int, what: str) -> str:
         name = self.column_name(self.column_index(column_id))

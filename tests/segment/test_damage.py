@@ -151,6 +151,9 @@ def test_a_changed_chunk_is_named() -> None:
     data[int(chunk["offset"]) + int(chunk["num_bytes"]) - 1] ^= 1
     with pytest.raises(CorruptSegmentError, match=rf"block 1 of column 'float' at offset {int(chunk['offset']):,}.*checksum"):
         SegmentReader(bytes(data)).read()
+    data[int(chunk["offset"]) + 8] ^= 1
+    with pytest.raises(CorruptSegmentError, match=rf"block 1 of column 'float' at offset {int(chunk['offset']):,}: .*fetch the file again or restore it"):
+        SegmentReader(bytes(data), verify=False).read()
     # the other columns are fine
     assert SegmentReader(bytes(data)).read(["id", "word"]).num_rows == 400
 
