@@ -19,7 +19,7 @@ from loader.catalog.records import Attribution, Pin, Snapshot
 from loader.catalog.sqlite import SqliteCatalog
 from loader.errors import NotFoundError, StorageError, UnsupportedVersionError
 from loader.schema import Schema
-from loader.storage import LocalStorage, Storage
+from loader.storage import LocalStorage, Storage, make_folders
 from loader.table.context import TableContext
 from loader.table.definition import define
 from loader.table.table import Table
@@ -197,7 +197,7 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
         raise StorageError(f"lake {text} has files, but its catalog {path} is missing: restore it from a backup, or give catalog=…")
     if create:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(path.parent, sync=True)
         except OSError as error:
             raise StorageError(f"cannot create {path.parent}: {error.strerror or error}") from error
     database = SqliteCatalog(path, create=create and marker is None, busy_timeout_seconds=busy_timeout_seconds)

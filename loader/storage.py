@@ -222,7 +222,7 @@ class LocalStorage(Storage):
         target = self.folder / check_path(path)
         temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
         try:
-            _make_folders(target.parent, sync=sync)
+            make_folders(target.parent, sync=sync)
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()  # left by a writer that died with the same name
             try:
@@ -349,13 +349,14 @@ def _open_store(url: str) -> ObjectStore:
         raise StorageError(f"cannot open {url!r}: {error}") from error
 
 
-def full_message(path: str | Path, num_bytes: int) -> str:
-    """What to say when `num_bytes` for `path` did not fit."""
+def full_message(path: str | Path, num_bytes: int | None) -> str:
+    """What to say when `num_bytes` (None: not known) for `path` did not fit."""
     folder = Path(path).parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    return f"no space left to write {path}: {num_bytes:,} bytes wanted, {free:,} free; nothing was committed, free some space and try again"
+    wanted = "" if num_bytes is None else f"{num_bytes:,} bytes wanted, "
+    return f"no space left to write {path}: {wanted}{free:,} free; nothing was committed, free some space and try again"
 
 
 def write_file(path: Path, data: Buffer, *, sync: bool) -> None:
@@ -380,7 +381,8 @@ def sync_folder(folder: Path) -> None:
         os.close(file)
 
 
-def _make_folders(folder: Path, *, sync: bool) -> None:
+def make_folders(folder: Path, *, sync: bool) -> None:
+    """Make a folder and those above it; their entries flushed to disk if asked."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)

@@ -7,7 +7,7 @@ import datetime
 import json
 import sqlite3
 
-from loader.catalog.commit import STAGED_LEASE_SECONDS, now_micros, throw_away
+from loader.catalog.commit import STAGED_LEASE_SECONDS, TABLES_WITH_PATHS, now_micros, throw_away
 from loader.catalog.read import from_micros, load_spec
 from loader.catalog.records import Pin, TableSpec
 from loader.errors import AlreadyExistsError, ConflictError, SnapshotNotFoundError
@@ -60,7 +60,7 @@ def drop_table(connection: sqlite3.Connection, spec: TableSpec) -> None:
             f"table {spec.name!r} is pinned by {held[0].owner!r} at snapshot {held[0].snapshot_id}: stop that job, or wait until its pin expires"
         )
     paths: set[str] = set()
-    for table in ("segments", "overlays", "column_files", "pending"):
+    for table in TABLES_WITH_PATHS:
         paths.update(path for (path,) in connection.execute(f"select distinct path from {table} where table_id = ?", (spec.id,)))
         connection.execute(f"delete from {table} where table_id = ?", (spec.id,))
     throw_away(connection, spec.id, sorted(paths), reason=f"table {spec.name} was dropped")

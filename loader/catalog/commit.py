@@ -21,6 +21,7 @@ from loader.errors import ConflictError, FencedError, StorageError
 
 STAGED_LEASE_SECONDS = 3600
 GARBAGE_GRACE_SECONDS = 3600
+TABLES_WITH_PATHS = ("segments", "overlays", "column_files", "pending")
 
 
 class LeaseLostError(ConflictError):
@@ -304,6 +305,15 @@ def renew_stage(connection: sqlite3.Connection, prefix: str, next_file: int) -> 
 
 
 def throw_away(connection: sqlite3.Connection, table_id: int, paths: list[str], *, reason: str) -> None:
-    """Put paths into garbage; their bytes go after the grace period."""
+    """Put paths into garbage, unless something refers to them after all; their bytes go after the grace period.
+
+    A writer that was interrupted right after its commit takes files for left over that are not: what counts is what the tables say.
+    """
     not_before = now_micros() + GARBAGE_GRACE_SECONDS * 1_000_000
-    connection.executemany("insert or ignore into garbage values (?, ?, ?, ?)", [(path, table_id, not_before, reason) for path in paths])
+    unused = [path for path in paths if not is_referred_to(connection, path)]
+    connection.executemany("insert or ignore into garbage values (?, ?, ?, ?)", [(path, table_id, not_before, reason) for path in unused])
+
+
+def is_referred_to(connection: sqlite3.Connection, path: str) -> bool:
+    """Whether any segment, overlay, column file or pending label, live or kept for an earlier snapshot, lies at a path."""
+    return any(connection.execute(f"select 1 from {table} where path = ? limit 1", (path,)).fetchone() for table in TABLES_WITH_PATHS)

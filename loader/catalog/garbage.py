@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from loader import failpoints
-from loader.catalog.commit import now_micros
+from loader.catalog.commit import is_referred_to, now_micros
 from loader.catalog.records import INLINE_PREFIX
 from loader.catalog.sqlite import SqliteCatalog
 from loader.storage import TEMPORARY_SUFFIX, Storage
@@ -42,7 +42,8 @@ def collect(catalog: SqliteCatalog, storage: Storage, *, now: int | None = None)
     """
     now = now_micros() if now is None else now
     with catalog.read() as connection:
-        paths = [path for (path,) in connection.execute("select path from garbage where not_before <= ? order by path", (now,))]
+        listed = [path for (path,) in connection.execute("select path from garbage where not_before <= ? order by path", (now,))]
+        paths = [path for path in listed if not is_referred_to(connection, path)]
         stages = connection.execute("select prefix, next_file from staged where lease_until <= ?", (now,)).fetchall()
     storage.delete(path for path in paths if not path.startswith(INLINE_PREFIX))
     failpoints.hit("garbage.deleted")

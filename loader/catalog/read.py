@@ -167,16 +167,6 @@ def load_segments(connection: sqlite3.Connection, table_id: int, snapshot_id: in
     return tuple(_segment(row, overlays.get(row[0], ()), column_files.get(row[0], ())) for row in connection.execute(_SEGMENT + _LIVE + " order by id", live))
 
 
-def load_segments_by_id(connection: sqlite3.Connection, table_id: int, segment_ids: Iterable[int]) -> list[SegmentRef]:
-    """Segments without overlays, live or dead, as far as they are still there."""
-    found = []
-    for segment_id in segment_ids:
-        row = connection.execute(_SEGMENT + "table_id = ? and id = ?", (table_id, segment_id)).fetchone()
-        if row is not None:
-            found.append(_segment(row, (), ()))
-    return found
-
-
 def load_segment_changes(connection: sqlite3.Connection, table_id: int, since: int, head: int) -> tuple[list[SegmentRef], list[int]]:
     """Segments (without overlays) added after `since` and live at `head`, and ids of those that died in between."""
     added = [
@@ -194,12 +184,6 @@ def load_overlays_since(connection: sqlite3.Connection, table_id: int, segment_i
     wanted = set(segment_ids)
     rows = connection.execute(_OVERLAY + "table_id = ? and id > ? and removed_in is null order by id", (table_id, after_overlay))
     return [(row[0], _overlay(row)) for row in rows if row[0] in wanted]
-
-
-def load_deletes(connection: sqlite3.Connection, table_id: int, segment_id: int, snapshot_id: int) -> list[OverlayRef]:
-    """Deletion vectors of one segment live at a snapshot."""
-    rows = connection.execute(_OVERLAY + _LIVE + " and segment_id = ? and num_deleted > 0 order by id", (table_id, snapshot_id, snapshot_id, segment_id))
-    return [_overlay(row) for row in rows]
 
 
 def load_pending(connection: sqlite3.Connection, table_id: int, pending_buckets: Iterable[int]) -> list[PendingRef]:

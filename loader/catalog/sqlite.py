@@ -180,7 +180,7 @@ class SqliteCatalog:
         except sqlite3.OperationalError as error:
             text = str(error)
             if "full" in text:
-                raise StorageFullError(full_message(self.path, 0)) from error
+                raise StorageFullError(full_message(self.path, None)) from error
             if "locked" in text or "busy" in text:
                 raise CatalogBusyError(self._busy_message()) from error
             raise StorageError(f"catalog {self.path}: {text}") from error

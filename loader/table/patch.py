@@ -6,6 +6,7 @@ meanwhile, are written again, in another section.
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 
 import numpy as np
@@ -190,8 +191,6 @@ def _nullable_patch(spec: TableSpec, names: list[str]) -> bool:
 
 
 def _conform_nullable(table: pa.Table, spec: TableSpec, names: list[str]) -> pa.Table:
-    import dataclasses
-
     loose = dataclasses.replace(
         spec.schema, columns=tuple(dataclasses.replace(column, nullable=True) if column.name in names else column for column in spec.schema)
     )

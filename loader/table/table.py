@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -253,7 +254,7 @@ class Table:
             "time_column": self.time_column,
             "partition_by": spec.partition_by,
             "merge": spec.merge,
-            "attribution": None if spec.attribution is None else vars(spec.attribution),
+            "attribution": None if spec.attribution is None else dataclasses.asdict(spec.attribution),
             "durability": spec.durability,
             "snapshot": view.snapshot_id,
             "watermark": view.watermark,

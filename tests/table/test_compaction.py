@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from loader import CompactionOptions, failpoints
-from loader.catalog.records import OverlayRef, SegmentRef, SnapshotView
+from loader.catalog.commit import commit, now_micros
+from loader.catalog.garbage import collect
+from loader.catalog.records import CommitPlan, NewOverlay, OverlayRef, SegmentRef, SnapshotView
 from loader.lake import Lake
 from loader.segment.layout import SEQUENCE_COLUMN_ID
 from loader.table.compaction.pick import pick
-from loader.table.segments import open_segment, read_by_id
+from loader.table.files import place
+from loader.table.segments import encode_overlay, open_segment, read_by_id
 from tests.table.samples import create, labels, rows
 
 
@@ -135,6 +140,69 @@ def test_stopped_by_the_user_it_goes_on_later(lake: Lake) -> None:
         assert by_item(table).equals(before)
     table.compact(full=True)
     assert by_item(table).equals(before) and len(table.view().segments) == 3
+
+
+def test_deleted_rows_are_masked_dropped_and_carried_over(lake: Lake) -> None:
+    table = create(lake, buckets=1)
+    for start in (0, 10):
+        table.append(rows(start, start + 10))
+    _delete(table, [2, 5])
+    assert table.to_arrow().num_rows == table.view().num_rows == table.history()[-1].num_rows == 18
+    before = by_item(table)
+    with failpoints.armed("compaction.rewritten", _once(lambda: _delete(other(lake), [0, 7]))):
+        report = table.compact(full=True)
+    assert report.rows_written == 18
+    assert table.to_arrow().num_rows == table.view().num_rows == table.history()[-1].num_rows == 16
+    assert by_item(table, snapshot=3).equals(before)
+    table.compact(full=True)
+    assert by_item(table)["item"].to_pylist() == sorted(set(range(20)) - set(_deleted_items(lake, before)))
+
+
+def _delete(table: Any, rows_of_first: list[int]) -> None:
+    """What a delete commits: a deletion vector on the first segment."""
+    context, ref = table._context, table.view().segments[0]
+    inline: dict[str, bytes] = {}
+    section = encode_overlay(pa.table({}), [], np.array(rows_of_first), None)
+    placed = place([section], context.stage, inline)
+    overlay = NewOverlay(
+        segment_id=ref.segment_id,
+        kind="deletes",
+        path=placed.path,
+        offset=0,
+        num_bytes=len(section),
+        num_rows=len(rows_of_first),
+        num_deleted=len(rows_of_first),
+        column_ids=(),
+    )
+    commit(context.catalog, CommitPlan(spec=context.spec, kind="delete", commit_id=uuid.uuid4().hex, base=0, overlays=[overlay], inline=inline))
+
+
+def _deleted_items(lake: Lake, left: pa.Table) -> list[int]:
+    """Items of rows 0, 2, 5 and 7 of the first segment, in its order of user and time."""
+    first = sorted(range(10), key=lambda item: (item % 7, item))
+    return [first[row] for row in (0, 2, 5, 7)]
+
+
+def test_interrupted_right_after_its_commit_nothing_live_becomes_garbage(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 0)
+    table = create(lake)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    for write in (
+        lambda: table.append(rows(0, 20)),
+        lambda: table.patch(labels([1, 2], clicks=[1, 1])),
+        lambda: table.append(rows(20, 40)),
+        lambda: table.compact(full=True),
+    ):
+        with failpoints.armed("commit.committed", stop), pytest.raises(KeyboardInterrupt):
+            write()
+    table.patch(labels([30], clicks=[1]))
+    collect(lake.database, lake.storage.files, now=now_micros() * 2)
+    for snapshot in table.history():
+        table.to_arrow(snapshot=snapshot)
+    assert table.to_arrow(["clicks"])["clicks"].to_numpy().sum() == 3
 
 
 def other(lake: Lake) -> Any:
