@@ -73,7 +73,8 @@ def test_memory_bounds_the_pieces_and_keys_still_resolve(lake: Lake) -> None:
     assert table.to_arrow(["clicks"])["clicks"].to_numpy().sum() == 6
 
 
-def test_patches_that_arrive_meanwhile_are_carried_over(lake: Lake) -> None:
+@pytest.mark.parametrize("place", ["compaction.picked", "compaction.rewritten", "compaction.before_commit"])
+def test_patches_that_arrive_meanwhile_are_carried_over(lake: Lake, place: str) -> None:
     table = create(lake)
     for start in (0, 50):
         table.append(rows(start, start + 50))
@@ -83,10 +84,9 @@ def test_patches_that_arrive_meanwhile_are_carried_over(lake: Lake) -> None:
         table.patch(labels([3, 70, 99], label=[2, 2, 2], at=[4, 1, 1]), order="at")
         table.patch(labels([3], clicks=[10]))
 
-    once = _once(meanwhile)
-    with failpoints.armed("compaction.rewritten", once):
+    with failpoints.armed(place, _once(meanwhile)):
         report = table.compact(full=True)
-    assert report.num_abandoned == 0
+    assert report.num_abandoned == 0 and report.num_tasks == 3
     table.patch(labels([3, 70], clicks=[1, 1]))
     found = {row["item"]: row for row in table.to_arrow().to_pylist()}
     assert (found[3]["label"], found[3]["clicks"]) == (1, 11), "an earlier order does not win because it came later"
