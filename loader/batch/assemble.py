@@ -1,6 +1,6 @@
 """Batch assembly: slices of a rank's windows into fresh arrays. One copy a dtype, one run of list copies a list column.
 
-Every array is allocated for its batch alone, so a batch stays what it is for as long as somebody holds it.
+Every array belongs to its batch alone, so a batch stays what it is for as long as somebody holds it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loader.batch.buffers import BufferPool
 from loader.batch.gather import gather_lists, list_offsets
 from loader.batch.window import Columns, WindowData
 
@@ -61,7 +62,7 @@ class BatchArrays:
     rows: npt.NDArray[np.uint32]
 
 
-def assemble(columns: Columns, parts: Sequence[Part], *, pad_to: int = 0, threads: int = 1) -> BatchArrays:
+def assemble(columns: Columns, parts: Sequence[Part], *, pad_to: int = 0, threads: int = 1, pool: BufferPool | None = None) -> BatchArrays:
     """Lay parts of windows end to end.
 
     Args:
@@ -69,21 +70,24 @@ def assemble(columns: Columns, parts: Sequence[Part], *, pad_to: int = 0, thread
         parts: In the order of the batch.
         pad_to: Least number of rows; missing ones are zeros and empty lists.
         threads: For the native gathers.
+        pool: Where memory comes from; default fresh memory.
     """
+    pool = pool or BufferPool()
     num_samples = sum(part.num_rows for part in parts)
     num_rows = max(num_samples, pad_to)
     fixed = []
     for number, group in enumerate(columns.groups):
-        matrix = np.empty((len(group.columns), num_rows), group.dtype)
+        matrix = pool.empty((len(group.columns), num_rows), group.dtype)
         matrix[:, num_samples:] = 0
         _lay([part.window.fixed[number][:, part.rows] for part in parts], matrix)
         fixed.append(matrix)
     wide = {}
     for column in columns.wide:
         leaf = columns.read[column].leaf
-        wide[column] = np.zeros((num_rows, leaf.values_per_entry), leaf.dtype)
+        wide[column] = pool.empty((num_rows, leaf.values_per_entry), leaf.dtype)
+        wide[column][num_samples:] = 0
         _lay([part.window.wide[column][part.rows].T for part in parts], wide[column].T)
-    lists = {column: _assemble_lists(columns, column, parts, num_rows, threads) for column in columns.lists}
+    lists = {column: _assemble_lists(columns, column, parts, num_rows, threads, pool) for column in columns.lists}
     validity = {}
     for column in sorted({column for part in parts for column in part.window.validity}):
         present = np.ones(num_rows, np.uint8)
@@ -115,7 +119,7 @@ def _lay(pieces: Sequence[Array], out: Array) -> None:
         at += piece.shape[1]
 
 
-def _assemble_lists(columns: Columns, column: int, parts: Sequence[Part], num_rows: int, threads: int) -> tuple[Array, npt.NDArray[np.int64]]:
+def _assemble_lists(columns: Columns, column: int, parts: Sequence[Part], num_rows: int, threads: int, pool: BufferPool) -> tuple[Array, npt.NDArray[np.int64]]:
     views = np.zeros(num_rows, np.uint64)
     pieces = [np.ascontiguousarray(part.window.lists[column].views[part.rows]) for part in parts]
     at = 0
@@ -123,7 +127,7 @@ def _assemble_lists(columns: Columns, column: int, parts: Sequence[Part], num_ro
         views[at : at + len(piece)] = piece
         at += len(piece)
     offsets = list_offsets(views)
-    values = np.empty(int(offsets[-1]), columns.read[column].leaf.dtype)
+    values = pool.empty(int(offsets[-1]), columns.read[column].leaf.dtype)
     at = 0
     for part, piece in zip(parts, pieces, strict=True):
         source = part.window.lists[column]

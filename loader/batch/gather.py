@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 START_MASK = np.uint64(0xFFFF_FFFF)
 LENGTH_SHIFT = np.uint64(32)
 ITEM_BYTES = (1, 2, 4, 8)
-PARALLEL_BYTES = 8 << 20  # below this, starting threads costs more than they save
+PARALLEL_BYTES = 32 << 20  # below this, starting threads costs more than they save
 
 
 def gather_fixed(values: Array, rows: npt.NDArray[np.uint32], out: Array, *, threads: int = 1) -> None:

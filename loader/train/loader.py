@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from loader.batch.batch import BatchLayout
+from loader.batch.buffers import BufferPool
 from loader.batch.window import Columns
 from loader.errors import ForkedProcessError, StateMismatchError
 from loader.scan import order as ordering
@@ -107,6 +108,7 @@ class DataLoader:
         self._stream = stream
         self._process = os.getpid()
         self._recorder = StatsRecorder()
+        self._pool = BufferPool()
         self._clock: StageClock | None = None
         self._prefetcher: Prefetcher | None = None
         self._epoch, self._position = 0, 0
@@ -172,6 +174,7 @@ class DataLoader:
             remainder=options.remainder,
             threads=options.threads,
             transforms=self._transforms,
+            pool=self._pool,
         )
         stream = self._open_stream()
         self._recorder.begin()

@@ -14,6 +14,7 @@ from typing import Any
 
 from loader.batch.assemble import Part, assemble
 from loader.batch.batch import Batch, BatchLayout
+from loader.batch.buffers import BufferPool
 from loader.batch.window import WindowData, WindowFill
 from loader.decode.result import DecodedColumn
 from loader.errors import CorruptSegmentError
@@ -43,6 +44,7 @@ class Work:
         remainder: `pad` fills the last batch up.
         threads: For native decoding and gathers.
         transforms: Applied to every batch, in order.
+        pool: Memory of batches.
     """
 
     plan: Plan
@@ -56,6 +58,7 @@ class Work:
     remainder: str
     threads: int
     transforms: tuple[Callable[[Any], Any], ...]
+    pool: BufferPool
 
     @property
     def end(self) -> int:
@@ -87,7 +90,7 @@ def run(work: Work, stream: BlockStream, clock: StageClock, recorder: StatsRecor
             parts = [part for piece in slices for part in windows.parts(piece)]
             with clock.stage("assembly"):
                 pad_to = work.global_batch_size // work.world_size if work.remainder == "pad" else 0
-                arrays = assemble(work.batch_layout.columns, parts, pad_to=pad_to, threads=work.threads)
+                arrays = assemble(work.batch_layout.columns, parts, pad_to=pad_to, threads=work.threads, pool=work.pool)
                 batch: Any = Batch(work.batch_layout, arrays)
                 if work.batch_layout.output == "arrow":
                     batch = batch.to_arrow()
