@@ -43,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="experiment file, such as configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the experiment, such as train.epochs=2")
     options = parser.parse_args(arguments)
-    handler = RichHandler(console=Console(stderr=True), show_path=False, omit_repeated_times=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
+    _log_to_standard_error()
     try:
         config = loader.config.load(options.config, options.overrides)
         with _ray_speaks_to(Path(config.run.path) / "ray.log"):
@@ -56,6 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.warning("interrupted; the same command goes on from the newest checkpoint")
         return _INTERRUPTED
     return 0
+
+
+def _log_to_standard_error() -> None:
+    """Lines with the time, coloured and fitted where there is a terminal, plain in a job's log."""
+    if sys.stderr.isatty():
+        handler: logging.Handler = RichHandler(console=Console(stderr=True), show_path=False, omit_repeated_times=False)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -225,7 +233,7 @@ def _describe_result(result: dict[str, Any]) -> str:
     )
     return (
         f"done: {result['rows_trained']:,} samples in {result['steps']:,} steps at {result['samples_per_second']:,.0f}/s, "
-        f"waited {result['wait_share']:.1%} for data, {result['restarts']} restarts{quality}"
+        f"waited {result['wait_share']:.1%} for data ({result['first_wait_seconds']:.1f} s of it for first batches), {result['restarts']} restarts{quality}"
     )
 
 

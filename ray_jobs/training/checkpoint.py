@@ -33,6 +33,7 @@ class Progress:
         rows_seen: Samples trained in this epoch, all ranks together: the loader's position.
         train_seconds: Time of the steps of all seeds in the surviving history, checkpoints and tests not counted; of rank 0.
         wait_seconds: Part of it that rank 0 waited for its loader.
+        first_wait_seconds: Part of that for the first batch of each attempt, when fetching has just begun.
         rows_trained: Samples trained in `train_seconds`.
         finished: Results of the seeds before this one.
     """
@@ -43,11 +44,13 @@ class Progress:
     rows_seen: int = 0
     train_seconds: float = 0.0
     wait_seconds: float = 0.0
+    first_wait_seconds: float = 0.0
     rows_trained: int = 0
     finished: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def count(self, rows: int, waited: float, seconds: float) -> None:
-        """A step of `rows` samples is done."""
+    def count(self, rows: int, waited: float, seconds: float, *, first: bool = False) -> None:
+        """A step of `rows` samples is done; `first` of its attempt or not."""
+        self.first_wait_seconds += waited if first else 0.0
         self.rows_seen, self.rows_trained = self.rows_seen + rows, self.rows_trained + rows
         self.wait_seconds, self.train_seconds = self.wait_seconds + waited, self.train_seconds + seconds
 

@@ -56,6 +56,7 @@ class Worker:
         self.config, self.run_folder = config, run
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self._trained = False
         self.progress, self._loader_state, self._tensors = self._restore()
         self.attempt = self._begin_attempt()
         self.lake = data.open_lake(config)
@@ -145,7 +146,8 @@ class Worker:
             rows = min(options.global_batch_size, self.plan.num_rows - progress.rows_seen)
             loss = trainee.step(batch, global_rows=rows, world_size=self.world_size, step=progress.step)
             seconds = time.perf_counter() - began
-            progress.count(rows, waited, seconds)
+            progress.count(rows, waited, seconds, first=not self._trained)
+            self._trained = True
             meter.add(loss, rows, waited, seconds)
             self._kill_if_asked()
             if self.rank == 0 and (progress.step % self.config.train.log_every_steps == 0 or not left):
@@ -208,6 +210,7 @@ class Worker:
                 "train_seconds": progress.train_seconds,
                 "samples_per_second": progress.rows_trained / progress.train_seconds if progress.train_seconds else 0.0,
                 "wait_seconds": progress.wait_seconds,
+                "first_wait_seconds": progress.first_wait_seconds,
                 "wait_share": progress.wait_seconds / progress.train_seconds if progress.train_seconds else 0.0,
                 "loader": self.batches.stats().to_dict(),
                 "seeds": progress.finished,
