@@ -72,8 +72,7 @@ def rewrite(context: TableContext, task: CompactionTask, options: CompactionOpti
     inputs = [_open(context, ref) for ref in task.segments]
     source, rows = _merged_order(context, inputs)
     places = {item.ref.segment_id: np.full(item.ref.num_rows, -1, np.int64) for item in inputs}
-    for at, item in enumerate(inputs):
-        mine = np.flatnonzero(source == at)
+    for item, mine in zip(inputs, _by_input(source, len(inputs)), strict=True):
         places[item.ref.segment_id][rows[mine]] = mine
     cuts = _cuts(len(source), inputs, options)
     segments: list[NewSegment] = []
@@ -159,8 +158,7 @@ def _gather(spec: TableSpec, inputs: list[_Input], source: I64, rows: I64) -> tu
     parts: list[dict[int, pa.Array]] = []
     back = np.empty(len(source), np.int64)
     at = 0
-    for number, item in enumerate(inputs):
-        mine = np.flatnonzero(source == number)
+    for item, mine in zip(inputs, _by_input(source, len(inputs)), strict=True):
         if len(mine):
             back[mine] = at + np.arange(len(mine))
             at += len(mine)
@@ -172,6 +170,12 @@ def _gather(spec: TableSpec, inputs: list[_Input], source: I64, rows: I64) -> tu
     kept = ids + ([SEQUENCE_COLUMN_ID] if low != high else []) + [column_id for column_id in hidden if columns[column_id].null_count < len(source)]
     fields = [column.to_arrow() for column in spec.schema] + [pa.field(hidden_name(column_id), pa.int64()) for column_id in kept[len(ids) :]]
     return pa.Table.from_arrays([columns[column_id] for column_id in kept], schema=pa.schema(fields, metadata=spec.schema.metadata)), kept, (low, high)
+
+
+def _by_input(source: I64, num_inputs: int) -> list[I64]:
+    """Positions in `source` of each input's rows, ascending."""
+    order = np.argsort(source, kind="stable")
+    return np.split(order, np.searchsorted(source[order], np.arange(1, num_inputs)))
 
 
 def _order_columns(spec: TableSpec, inputs: list[_Input]) -> list[int]:
