@@ -158,6 +158,7 @@ class ModelConfig(_Section):
 
     Attributes:
         embedding_dim: Width of every embedding, and of the bottom MLP's output.
+        embedding_std: Deviation of the initial embeddings; small ones let ids that were never met say nothing.
         bottom_mlp: Hidden widths before that output.
         top_mlp: Hidden widths before the logit.
         interaction: `dot` multiplies all pairs of vectors; `cat` lays them side by side.
@@ -166,6 +167,7 @@ class ModelConfig(_Section):
 
     kind: Literal["dlrm"] = "dlrm"
     embedding_dim: PositiveInt = 16
+    embedding_std: PositiveFloat = 0.01
     bottom_mlp: tuple[PositiveInt, ...] = (64,)
     top_mlp: tuple[PositiveInt, ...] = (128, 64)
     interaction: Literal["dot", "cat"] = "dot"

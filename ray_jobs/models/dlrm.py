@@ -32,7 +32,7 @@ class DLRM(nn.Module):
         super().__init__()
         self.data, self.model = data, model
         width = model.embedding_dim
-        self.tables = nn.ModuleList([_embedding(sparse.num_embeddings, width) for sparse in data.sparse])
+        self.tables = nn.ModuleList([_embedding(sparse.num_embeddings, width, model.embedding_std) for sparse in data.sparse])
         self.attentions = nn.ModuleList([CandidateAttention(width) for feature in data.history if feature.pooling == "attention"])
         self.bottom = _mlp(len(data.dense), model.bottom_mlp, width) if data.dense else None
         num_vectors = bool(data.dense) + len(data.sparse) + len(data.history)
@@ -113,9 +113,9 @@ def build(config: ExperimentConfig, seed: int) -> DLRM:
         return DLRM(config.data, config.model)
 
 
-def _embedding(rows: int, width: int) -> nn.Embedding:
+def _embedding(rows: int, width: int, deviation: float) -> nn.Embedding:
     table = nn.Embedding(rows, width)
-    nn.init.normal_(table.weight, std=1 / math.sqrt(width) / 4)
+    nn.init.normal_(table.weight, std=deviation)
     return table
 
 
