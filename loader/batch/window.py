@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loader.batch.buffers import BufferPool
 from loader.batch.gather import LENGTH_SHIFT, gather_fixed, gather_lists, list_offsets
 from loader.decode.arrow import widened
 from loader.decode.result import DecodedColumn, FixedColumn
@@ -118,10 +119,21 @@ class WindowFill:
         ordinal: int64 [rows], and its ordinal among the selected rows of that piece's block.
         num_pieces: Pieces to come.
         threads: For the native gathers.
+        pool: Where memory comes from; default fresh memory.
     """
 
-    def __init__(self, columns: Columns, piece: npt.NDArray[np.int64], ordinal: npt.NDArray[np.int64], num_pieces: int, threads: int = 1) -> None:
+    def __init__(
+        self,
+        columns: Columns,
+        piece: npt.NDArray[np.int64],
+        ordinal: npt.NDArray[np.int64],
+        num_pieces: int,
+        *,
+        threads: int = 1,
+        pool: BufferPool | None = None,
+    ) -> None:
         self._columns = columns
+        self._memory = pool or BufferPool()
         self._piece = piece
         self._ordinal = ordinal
         self._threads = threads
@@ -164,7 +176,7 @@ class WindowFill:
                 self._add_lists(index, column, take)
             elif isinstance(column, FixedColumn):
                 self._check_items(index, column)
-                self._staged[index].append(column.values[take] if sparse else column.values[take].copy())
+                self._staged[index].append(column.values[take] if sparse else self._copy(column.values[take]))
 
     def _check_items(self, index: int, column: FixedColumn) -> None:
         """Refuse nulls inside fixed-size lists; those of a list that is null itself are not seen."""
@@ -187,7 +199,7 @@ class WindowFill:
             views = (views >> LENGTH_SHIFT << LENGTH_SHIFT) | offsets[:-1].astype(np.uint64)
             pool = smaller
         else:
-            pool = pool.copy()
+            pool = self._copy(pool)
         at = self._pool_values[index]
         self._pool_values[index] = at + len(pool)
         if self._pool_values[index] > MAX_POOL_VALUES:
@@ -195,13 +207,18 @@ class WindowFill:
         self._staged[index].append(np.where(views >> LENGTH_SHIFT > 0, views + np.uint64(at), np.uint64(0)))
         self._pools[index].append((pool, base))
 
+    def _copy(self, values: Array) -> Array:
+        copied = self._memory.empty(values.shape, values.dtype)
+        copied[...] = values
+        return copied
+
     def finish(self) -> WindowData:
         """Permute the staged pieces."""
         columns, num_rows = self._columns, len(self._piece)
         index, rows = self._index()
         fixed = []
         for group in columns.groups:
-            matrix = np.empty((len(group.columns), num_rows), group.dtype)
+            matrix = self._memory.empty((len(group.columns), num_rows), group.dtype)
             for k, column in enumerate(group.columns):
                 gather_fixed(self._take_staged(column), index, matrix[k], threads=self._threads)
             fixed.append(matrix)
@@ -211,7 +228,7 @@ class WindowFill:
             wide[column] = np.empty((num_rows, staged.shape[1]), staged.dtype)
             gather_fixed(staged, index, wide[column], threads=self._threads)
         for column in columns.lists:
-            views = np.empty(num_rows, np.uint64)
+            views = self._memory.empty(num_rows, np.uint64)
             gather_fixed(self._take_staged(column), index, views, threads=self._threads)
             pool, base = join_pools(self._pools.pop(column), columns.read[column].leaf.dtype)
             lists[column] = ListWindow(views=views, pool=pool, base=base)
@@ -237,7 +254,9 @@ class WindowFill:
 
     def _take_staged(self, column: int) -> Array:
         pieces, self._staged[column] = self._staged[column], []
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces, out=self._memory.empty((sum(map(len, pieces)), *pieces[0].shape[1:]), pieces[0].dtype))
 
     def _finish_validity(self, index: npt.NDArray[np.uint32]) -> dict[int, npt.NDArray[np.uint8]]:
         validity = {}

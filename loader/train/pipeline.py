@@ -155,7 +155,7 @@ class _Windows:
         work, clock = self._work, self._clock
         with clock.stage("shuffle"):
             blocks, heads, tails = ordering.window_pieces(work.layout, window)
-            fill = WindowFill(work.batch_layout.columns, *ordering.window_draw(work.layout, window), len(blocks), work.threads)
+            fill = WindowFill(work.batch_layout.columns, *ordering.window_draw(work.layout, window), len(blocks), threads=work.threads, pool=work.pool)
         for head, tail in zip(heads.tolist(), tails.tolist(), strict=True):
             with clock.stage("read"):
                 wanted = next(self._requests)
