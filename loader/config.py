@@ -7,7 +7,6 @@ keys mean is the business of the modules that read them. Nothing in a file is ex
 from __future__ import annotations
 
 import os
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_core import ErrorDetails
 
+from loader import config_tree
 from loader.errors import ConfigError, did_you_mean
 
 TimeValue = int | str | None
@@ -267,11 +267,11 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Experim
     Raises:
         ConfigError: The file is missing or is not YAML; a key is unknown, missing or of the wrong type. One line: file or override, path, cure.
     """
-    tree = _read(Path(path))
+    tree = config_tree.read(Path(path))
     sources: dict[tuple[str, ...], str] = {}
     for override in overrides:
-        key, value = _parse_override(override)
-        _put(tree, key, value, override)
+        key, value = config_tree.parse_override(override)
+        config_tree.put(tree, key, value, override)
         sources[key] = override
     return parse(tree, source=str(path), overrides=sources)
 
@@ -291,82 +291,6 @@ def parse(tree: Mapping[str, Any], *, source: str, overrides: Mapping[tuple[str,
         return ExperimentConfig.model_validate(tree)
     except pydantic.ValidationError as error:
         raise ConfigError(_explain(error, source, overrides or {})) from None
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """Safe YAML that keeps dates as text, reads 1e-3 as a number and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_YamlLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
-
-
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = _parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{path}: {reason.lower()}: give the path of an experiment file, such as configs/quickstart.yaml") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {_yaml_problem(error)}") from error
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds a {type(tree).__name__}, not sections: {', '.join(ExperimentConfig.model_fields)}")
-    return tree
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{where}{problem or str(error).splitlines()[0]}"
-
-
-def _parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    key, equals, value = text.partition("=")
-    path = tuple(key.strip().split("."))
-    if not equals or not all(path):
-        raise ConfigError(f"override {text!r} is not key=value: write for example train.epochs=2")
-    try:
-        return path, _parse_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not YAML: {_yaml_problem(error)}") from error
-
-
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any, override: str) -> None:
-    """Set one value deep in the tree; sections on the way are made, list entries must exist."""
-    here: Any = tree
-    for depth, key in enumerate(path):
-        last = depth == len(path) - 1
-        if isinstance(here, list):
-            if not key.isdigit() or int(key) >= len(here):
-                raise ConfigError(f"override {override!r}: {'.'.join(path[:depth])} has entries 0 to {len(here) - 1}, not {key!r}")
-            if last:
-                here[int(key)] = value
-            here = here[int(key)]
-            continue
-        if not isinstance(here, dict):
-            raise ConfigError(f"override {override!r}: {'.'.join(path[:depth])} is a value, not a section")
-        if last:
-            here[key] = value
-        elif here.get(key) is None:
-            here[key] = {}
-        here = here[key]
 
 
 _WANTED = {"int": "a whole number", "float": "a number", "string": "text", "bool": "true or false", "tuple": "a list", "model": "a section of key: value"}

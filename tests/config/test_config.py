@@ -106,7 +106,7 @@ def test_a_wrong_override_is_named_with_its_cure(experiment: Path, override: str
             "data: history 'history' shares the embedding of 'prodct', no sparse feature: did you mean product?",
         ),
         (EXPERIMENT.replace("4096", "4097"), "loader.global_batch_size = 4097 is not a multiple of train.ranks = 2: change one"),
-        ("- lake\n", "holds a list, not sections: lake, data, loader, model, train, run"),
+        ("- lake\n", "holds a list, not sections such as lake, data and train"),
         ("lake: {table: a, table: b}\n", "not YAML: line 1, column 18: key 'table' stands twice"),
         ("lake: [\n", "not YAML: line 2, column 1: expected the node content, but found '<stream end>'"),
     ],
