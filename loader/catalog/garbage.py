@@ -49,7 +49,8 @@ def collect(catalog: SqliteCatalog, storage: Storage, *, now: int | None = None)
     failpoints.hit("garbage.deleted")
     with catalog.write() as connection:
         connection.executemany("delete from inline_data where path = ?", [(path,) for path in paths if path.startswith(INLINE_PREFIX)])
-        connection.executemany("delete from garbage where path = ?", [(path,) for path in paths])
+        connection.executemany("delete from garbage where path = ?", [(path,) for path in listed])
+        connection.execute("delete from pins where kind = 'pin' and expires_at <= ?", (now,))
     expired = sum(_collect_stage(catalog, storage, prefix, next_file, now) for prefix, next_file in stages)
     return CollectionReport(deleted_paths=len(paths), expired_stages=expired)
 

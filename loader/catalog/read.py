@@ -23,7 +23,7 @@ _SNAPSHOT = "select id, kind, commit_id, created_at, watermark, num_rows, summar
 _LIVE = "table_id = ? and added_in <= ? and (removed_in is null or removed_in > ?)"
 _SEGMENT = (
     "select id, path, section_offset, num_bytes, bucket, time_partition, level, num_rows, live_rows, block_rows, sequence_min, sequence_max, "
-    "key_min, key_max, time_min, time_max from segments where "
+    "key_min, key_max, time_min, time_max, added_in from segments where "
 )
 _OVERLAY = "select segment_id, id, kind, path, section_offset, num_bytes, sequence, num_rows, num_deleted, column_ids from overlays where "
 _PENDING = "select id, bucket, sequence, path, section_offset, num_bytes, num_held, keys, met, column_ids from pending where "
@@ -241,6 +241,7 @@ def _segment(row: Sequence[Any], overlays: Sequence[OverlayRef], column_files: S
         key_max=row[13],
         time_min=row[14],
         time_max=row[15],
+        added_in=row[16],
         overlays=tuple(overlays),
         column_files=tuple(column_files),
     )

@@ -7,8 +7,6 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-
 from loader.schema import Column, Schema
 
 INLINE_PREFIX = "inline/"  # a path that lies in the catalog itself
@@ -163,6 +161,7 @@ class SegmentRef:
         sequence_min, sequence_max: Commit sequence of its rows.
         key_min, key_max: Range of the key index's low words, as order-keeping signed numbers.
         time_min, time_max: Of the time column, in its unit.
+        added_in: The snapshot that brought it; the segments of one bucket and partition that one compaction wrote are one sorted run.
     """
 
     segment_id: int
@@ -181,6 +180,7 @@ class SegmentRef:
     key_max: int | None
     time_min: int | None
     time_max: int | None
+    added_in: int
     overlays: tuple[OverlayRef, ...]
     column_files: tuple[ColumnFileRef, ...]
 
@@ -338,8 +338,3 @@ class CommitPlan:
     def paths(self) -> set[str]:
         """Every path that the commit refers to."""
         return {s.path for s in self.segments} | {o.path for o in self.overlays} | {p.path for p in self.pending}
-
-
-def is_time_type(kind: pa.DataType) -> bool:
-    """Whether a column of this type can be a time column."""
-    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_integer(kind))

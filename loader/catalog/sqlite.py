@@ -25,6 +25,7 @@ QUEUE_SUFFIX = "-queue"
 _POLL_SECONDS = 0.0005
 _MAX_POLL_SECONDS = 0.01
 _open_catalogs: weakref.WeakSet[SqliteCatalog] = weakref.WeakSet()
+_never_closed: list[sqlite3.Connection] = []
 
 
 class SqliteCatalog:
@@ -201,6 +202,7 @@ class SqliteCatalog:
     def _forked(self) -> None:
         # The child shares the parent's lock: an open descriptor here would keep it held after the parent died.
         self._close_queue()
+        _never_closed.append(self._connection)  # closing a carried-over connection is not safe either
 
 
 def _after_fork() -> None:

@@ -66,6 +66,8 @@ def test_memory_bounds_the_pieces_and_keys_still_resolve(lake: Lake) -> None:
     before = by_item(table)
     report = table.compact(full=True, options=CompactionOptions(memory_bytes=40_000))
     assert report.segments_after > 5
+    for full in (True, False):
+        assert table.compact(full=full, options=CompactionOptions(memory_bytes=40_000)).num_tasks == 0, "the pieces are one run and stay as they are"
     assert by_item(table).equals(before)
     users = table.to_arrow(["user"])["user"].to_pylist()
     assert users == sorted(users), "the pieces are one sorted run"
@@ -252,6 +254,10 @@ def test_pick_takes_segments_of_like_size_only(lake: Lake) -> None:
         ([_segment(0, 100, overlays=1)], {"full": True}, [[0]]),
         ([_segment(0, 1 << 28), _segment(1, 1 << 28, level=1)], {}, []),
         ([_segment(0, 1 << 28, level=1), _segment(1, 1 << 28, level=1)], {"full": True}, []),
+        ([_segment(n, 100, level=1) for n in range(9)], {}, []),
+        ([*(_segment(n, 100, level=1) for n in range(20)), *(_segment(n, 100) for n in range(20, 23))], {}, []),
+        ([*(_segment(n, 100, level=1) for n in range(4)), *(_segment(n, 200) for n in range(4, 7))], {}, [list(range(7))]),
+        ([_segment(0, 100, level=1, overlays=1), _segment(1, 100, level=1)], {"full": True}, [[0, 1]]),
     ],
 )
 def test_pick(lake: Lake, segments: list[SegmentRef], options: dict[str, Any], picked: list[list[int]]) -> None:

@@ -14,9 +14,9 @@ class CompactionOptions:
 
     Attributes:
         memory_bytes: About how much decoded data a rewrite holds at once; larger inputs are rewritten piece by piece.
-        target_segment_bytes: Encoded size past which a segment is left alone, and at which outputs are cut.
-        min_segments: Fewer small segments than this in one place are not worth a merge.
-        size_ratio: The next larger segment joins a merge while it is at most this many times what is merged so far.
+        target_segment_bytes: Encoded size past which a run is left alone, and at which its segments are cut.
+        min_segments: Fewer small runs than this in one place are not worth a merge.
+        size_ratio: The next larger run joins a merge while it is at most this many times what is merged so far.
         max_overlays: Overlays of a segment past which it is rewritten.
         overlay_fraction: Share of a segment's rows patched or deleted past which it is rewritten.
         threads: Columns encoded at the same time.
@@ -71,37 +71,41 @@ def pick(view: SnapshotView, options: CompactionOptions, *, full: bool = False) 
         groups[segment.bucket, segment.partition].append(segment)
     tasks = []
     for (bucket, partition), segments in groups.items():
-        chosen = _pick_all(segments, options) if full else _pick_tier(segments, options)
+        chosen = _pick_all(segments) if full else _pick_tier(segments, options)
         if chosen:
             tasks.append(CompactionTask(bucket=bucket, partition=partition, segments=tuple(sorted(chosen, key=lambda s: s.segment_id))))
     return sorted(tasks, key=lambda task: (task.num_bytes, task.bucket, task.partition))
 
 
-def _pick_all(segments: list[SegmentRef], options: CompactionOptions) -> list[SegmentRef]:
-    """The whole group, unless it is what a compaction leaves behind."""
-    fresh = [segment for segment in segments if segment.level == 0]
-    overlaid = [segment for segment in segments if segment.overlays]
-    small = [segment for segment in segments if segment.num_bytes < options.target_segment_bytes // 4]
-    if len(segments) > 1 and (fresh or len(small) > 1):
-        return segments
-    return segments if overlaid and len(segments) > 1 and len(overlaid) == len(segments) else overlaid
+def _pick_all(segments: list[SegmentRef]) -> list[SegmentRef]:
+    """The whole group, unless it is what a compaction leaves behind: one run without overlays, or one fresh segment."""
+    return segments if len(_runs(segments)) > 1 or any(segment.overlays for segment in segments) else []
 
 
 def _pick_tier(segments: list[SegmentRef], options: CompactionOptions) -> list[SegmentRef]:
-    """The smallest segments as far as their sizes are alike, if they are enough; and those that overlays weigh down."""
+    """The smallest runs as far as their sizes are alike, if they are enough; and segments that overlays weigh down."""
     heavy = [segment for segment in segments if _is_heavy(segment, options)]
     chosen: list[SegmentRef] = []
-    merged = 0
-    for segment in sorted(segments, key=lambda s: (total_bytes(s), s.segment_id)):
-        size = total_bytes(segment)
-        if size >= options.target_segment_bytes or (chosen and size > options.size_ratio * merged):
+    num_runs, merged = 0, 0
+    for run in sorted(_runs(segments), key=lambda run: (sum(map(total_bytes, run)), run[0].segment_id)):
+        size = sum(map(total_bytes, run))
+        if size >= options.target_segment_bytes or (num_runs and size > options.size_ratio * merged):
             break
-        chosen.append(segment)
+        chosen += run
+        num_runs += 1
         merged += size
-    if len(chosen) < options.min_segments:
+    if num_runs < options.min_segments:
         return heavy
     ids = {segment.segment_id for segment in chosen}
     return chosen + [segment for segment in heavy if segment.segment_id not in ids]
+
+
+def _runs(segments: list[SegmentRef]) -> list[list[SegmentRef]]:
+    """Sorted runs: a fresh segment is one, and all that one compaction wrote, which may be in pieces because of memory, is one."""
+    runs: dict[tuple[int, int], list[SegmentRef]] = defaultdict(list)
+    for segment in segments:
+        runs[(segment.added_in, 0) if segment.level else (segment.added_in, segment.segment_id)].append(segment)
+    return list(runs.values())
 
 
 def _is_heavy(segment: SegmentRef, options: CompactionOptions) -> bool:
