@@ -97,6 +97,8 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
 
 def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]:
     """Resolve paths and the snapshot, pin it, and write config.yaml and plan.json; a run that exists must be the same, and is continued."""
+    if config.loader.output != "dict":
+        raise ConfigError(f"loader.output = {config.loader.output}: the model reads tensors; set loader.output=dict")
     folder = Path(config.run.folder).absolute()
     location = config.lake.location if "://" in config.lake.location else str(Path(config.lake.location).absolute())
     config = _change(config, run={"folder": str(folder)}, lake={"location": location})

@@ -38,8 +38,9 @@ def connect(*, ranks: int, object_store_bytes: int) -> Iterator[None]:
         ray.init(**common)
     else:
         os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # ours must not end because another program fills this machine
+        # Ray starts a worker process for each CPU it is told of; fetch actors reserve none
         size = max(object_store_bytes, _MIN_OBJECT_STORE_BYTES)
-        ray.init(address="local", num_cpus=max(ranks, os.cpu_count() or 1), object_store_memory=size, include_dashboard=False, **common)
+        ray.init(address="local", num_cpus=ranks, object_store_memory=size, include_dashboard=False, **common)
     try:
         yield
     finally:
