@@ -45,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _log_to_standard_error()
     try:
-        config = loader.config.load(options.config, options.overrides)
-        with _ray_speaks_to(Path(config.run.path) / "ray.log"):
-            train(config)
+        train(loader.config.load(options.config, options.overrides))
     except HeadraceError as error:
         logger.error("%s", error)
         return 1
@@ -69,7 +67,6 @@ def _log_to_standard_error() -> None:
 @contextlib.contextmanager
 def _ray_speaks_to(path: Path) -> Iterator[None]:
     """Ray prints the deaths of processes to standard output, where they would drown what the job says (on standard error)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         yield
 
@@ -88,7 +85,7 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
     watcher = Watcher(run, batches_per_epoch=plan["batches_per_epoch"], epochs=config.train.epochs)
     threading.Thread(target=_import_trainer, name="headrace-import", daemon=True).start()
     room = 2 * config.train.ranks * config.loader.prefetch_bytes
-    with cluster.connect(ranks=config.train.ranks, object_store_bytes=room):
+    with _ray_speaks_to(run.path / "ray.log"), cluster.connect(ranks=config.train.ranks, object_store_bytes=room):
         _fit(config, run, watcher)
     result: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))
     logger.info("%s", _describe_result(result))
