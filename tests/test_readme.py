@@ -13,6 +13,7 @@ import loader
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+LAKE = "runs/quickstart/lake"
 ROWS = 12_000
 DAY = 86_400
 FIRST_DAY = 1_483_228_800  # 2017-01-01
@@ -37,7 +38,7 @@ def quickstart_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     schema = dataset.table_schema()
     columns = [pa.array(given.get(field.name, [None] * ROWS), field.type) for field in schema]
-    with loader.connect(tmp_path / "lake" / "quickstart") as lake:
+    with loader.connect(tmp_path / LAKE) as lake:
         table = lake.create_table(
             "samples",
             schema,
@@ -96,7 +97,7 @@ def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _times(folder: Path) -> np.ndarray:
-    with loader.connect(folder / "lake" / "quickstart") as lake:
+    with loader.connect(folder / LAKE) as lake:
         return lake.table("samples").to_arrow(["ts"])["ts"].cast(pa.int64()).to_numpy()
 
 

@@ -41,10 +41,13 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what happens inside; on an error, the whole traceback.")] = False,
 ) -> None:
     output.settings.verbose = verbose
+    if context.invoked_subcommand in jobs.NAMES:  # they report on themselves for minutes, with the time of each line
+        return
     handler = RichHandler(console=output.messages, show_path=False, show_time=False)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler])
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.logging import RichHandler
 
 from loader.cli import output
 from loader.errors import MissingDependencyError
 
+NAMES = ("quickstart", "train")
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -22,9 +24,8 @@ def register(app: typer.Typer) -> None:
 
 def quickstart(context: typer.Context) -> int:
     """The main job on real data: stream, label, compact, train, kill, resume, report. --small takes a slice."""
-    logging.getLogger().setLevel(logging.INFO)
     output.settings.on_stop = None
-    return int(_import("ray_jobs.quickstart", "quickstart").main(context.args) or 0)
+    return int(_import("ray_jobs.quickstart.driver", "quickstart").main(context.args) or 0)
 
 
 def train(
@@ -35,7 +36,8 @@ def train(
     from loader import config as experiments
 
     experiment = experiments.load(config, overrides or [])
-    logging.getLogger().setLevel(logging.INFO)
+    handler = RichHandler(console=output.messages, show_path=False, omit_repeated_times=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
     output.settings.on_stop = "the same command goes on from the newest checkpoint"
     _import("ray_jobs.train", "ray").train(experiment)
 
