@@ -104,10 +104,10 @@ class Worker:
         batches = data.make_loader(self.config, self.scan, rank=self.rank, world_size=self.world_size, stream=stream)
         if self._loader_state is not None:
             batches.load_state_dict(self._loader_state)
-        if stream is not None:
-            stack.callback(stream.close)
-            stream.expect(data.coming_reads(self.config, batches, epochs_left=self._epochs_left(), position=self.progress.rows_seen))
         stack.callback(batches.close)
+        if stream is not None:
+            stack.callback(stream.close)  # before the loader, which waits for the block it asked for
+            stream.expect(data.coming_reads(self.config, batches, epochs_left=self._epochs_left(), position=self.progress.rows_seen))
         return batches
 
     def _epochs_left(self) -> list[int]:

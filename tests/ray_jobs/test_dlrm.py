@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,15 @@ torch = pytest.importorskip("torch")
 from loader.config import DataConfig, DenseFeature, ModelConfig  # noqa: E402
 from ray_jobs.models import features  # noqa: E402
 from ray_jobs.models.dlrm import DLRM, CandidateAttention  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These tensors are too small to share out; on a busy machine threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class FakeBatch(dict[str, Any]):
