@@ -143,7 +143,8 @@ class _Loop:
             raise ValueError("streams are merged in event time: give each a time_column")
         self._table, self._streams, self._pipeline = table, streams, pipeline
         self._rows = dict.fromkeys(names, 0)
-        self._commits, self._watermark = 0, None
+        self._commits = 0
+        self._watermark: int | None = None
         self._time_type = table.schema.column(table.time_column).type if table.time_column else None
         self._lateness = from_seconds(lateness_seconds, self._time_type) if self._time_type else 0
 
