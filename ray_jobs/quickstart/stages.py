@@ -73,7 +73,6 @@ def ingest(workspace: Workspace, manifest: Manifest, advance: Advance) -> dict[s
     Raises:
         Stopped: Ctrl-C; everything up to the last commit is in the lake.
     """
-    label_columns = {name: name for name in (*KEY, LABEL)}
     streams = [
         Stream(source=FileSource("samples", workspace.streams / "samples"), time_column=TIME),
         Stream(
