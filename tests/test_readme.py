@@ -33,6 +33,7 @@ def quickstart_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "product_id": random.integers(1, 1000, ROWS),
         "ts": FIRST_DAY + np.sort(random.integers(0, 330 * DAY, ROWS)),
         "product": random.integers(1, 60_000, ROWS).astype(np.int32),
+        "pair_count": random.integers(0, 9, ROWS).astype(np.int32),
         "history": [part.tolist() for part in np.split(entries, ends[:-1])],
         "label": pa.array(random.integers(0, 2, ROWS).astype(np.int8), mask=random.random(ROWS) < 0.7),
     }
