@@ -172,8 +172,13 @@ class _Loop:
         return Progress(rows=dict(self._rows), commits=self._commits, seconds=seconds, watermark=self._watermark)
 
     def _watermark_of(self, step: Round) -> int | None:
-        timed = self._time_type is not None and all(stream.time_column for stream in self._streams)
-        return step.watermark - self._lateness if timed and step.watermark is not None else None
+        if self._time_type is None or not all(stream.time_column for stream in self._streams):
+            return None
+        complete = step.watermark
+        if step.last:
+            # A run before this one may have committed later rows and been killed before it moved the watermark.
+            complete = max([complete, *(segment.time_max for segment in self._table.view().segments if segment.time_max is not None)])
+        return complete - self._lateness
 
     def _times(self, stream: Stream) -> Callable[[pa.Table], I64]:
         name = stream.time_column

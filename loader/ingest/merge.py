@@ -25,11 +25,13 @@ class Round:
 
     Attributes:
         parts: For each stream the batches to commit now; often none.
-        watermark: Every event of this time or earlier has been given by the end of this round; None while that is not known.
+        watermark: Every event of this time or earlier has been given by the end of this round.
+        last: No event is left in any stream.
     """
 
     parts: tuple[tuple[SourceBatch, ...], ...]
-    watermark: int | None
+    watermark: int
+    last: bool
 
 
 class _Buffer:
@@ -95,6 +97,8 @@ def rounds(streams: Sequence[Iterator[SourceBatch]], read_times: Sequence[ReadTi
             return
         until = min(buffer.time_of_row(round_rows - 1) for buffer in waiting)
         parts = tuple(buffer.take(until) for buffer in buffers)
-        ended = all(buffer.exhausted and not buffer.num_rows for buffer in buffers)
+        for buffer in buffers:
+            buffer.fill(1)
+        last = not any(buffer.num_rows for buffer in buffers)
         # More events of this very moment may follow, so the moment before it is the last that is complete.
-        yield Round(parts=parts, watermark=until if ended else until - 1)
+        yield Round(parts=parts, watermark=until if last else until - 1, last=last)
