@@ -178,7 +178,8 @@ class Batch(Mapping[str, Any]):
     def validity(self) -> Mapping[str, Any]:
         """By column, a bool tensor (or array) [rows]: True where the value is there, False where it is null or padding."""
         if self._validity is None:
-            self._validity = _Validity(self._names, lambda name: self._convert(self._valid(self._index(name)), ValueType.BOOL))
+            bare = Batch(self._layout, self._arrays)  # not self: a batch in a circle with its validity would live until the garbage collector comes by
+            self._validity = _Validity(self._names, lambda name: bare._convert(bare._valid(bare._index(name)), ValueType.BOOL))
         return self._validity
 
     def _valid(self, index: int) -> npt.NDArray[np.uint8]:
@@ -217,9 +218,9 @@ class Batch(Mapping[str, Any]):
         return self._map(lambda value: value.pin_memory())
 
     def record_stream(self, stream: Any) -> None:
-        """Tell CUDA's allocator that `stream` uses the tensors."""
-        for name in self._names:
-            self[name].record_stream(stream)
+        """Tell CUDA's allocator that `stream` uses the tensors, those of `validity` too."""
+        for value in (*self.values(), *self.validity.values()):
+            value.record_stream(stream)
 
     def to_nested(self) -> dict[str, Any]:
         """Columns by name, lists as torch nested tensors."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from loader.scan.columns import LabelFill, ReadColumn
 from loader.scan.encoded import BlockPatch, EncodedBlock
 
 LENGTH_SHIFT = np.uint64(32)
+Bits: TypeAlias = npt.NDArray[np.uint8]
 
 
 class Arena:
@@ -77,26 +79,38 @@ def null_column(leaf: LeafType, num_rows: int) -> DecodedColumn:
 def scatter(column: DecodedColumn, read: ReadColumn, patch: BlockPatch) -> DecodedColumn:
     """Put the values of a patch into a decoded column. Fixed-width values are written in place; lists are redirected into a longer pool."""
     node = shred(patch.values, read.leaf)
-    validity = column.validity
-    if validity is None and node.validity is not None:
-        validity = np.ones(len(column.views if isinstance(column, ListColumn) else column.values), np.uint8)
-    if validity is not None:
-        validity[patch.rows] = 1 if node.validity is None else node.validity
     if isinstance(column, FixedColumn):
         assert isinstance(node, Leaf)
         values = node.values.reshape(len(patch.rows), *column.values.shape[1:])
         if node.validity is not None:
             values = np.where(node.validity.reshape(-1, *[1] * (values.ndim - 1)), values, np.zeros(1, values.dtype))
         column.values[patch.rows] = values
-        return dataclasses.replace(column, validity=validity)
+        items = None if node.item_validity is None else node.item_validity.reshape(values.shape)
+        return dataclasses.replace(
+            column,
+            validity=_patched(column.validity, len(column.values), patch.rows, node.validity),
+            item_validity=_patched(column.item_validity, column.values.shape, patch.rows, items),
+        )
     if isinstance(node, Leaf) or not isinstance(node.child, Leaf) or not isinstance(column.child, FixedColumn):
         raise SchemaError(
             f"column {read.name!r}: patched lists of lists ({read.type}) cannot be read here: leave the column out of the scan, or compact the table"
         )
-    pool = widened(column.child.values, column.child.base, read.leaf.dtype)
+    pool, longer = widened(column.child.values, column.child.base, read.leaf.dtype), node.child.values
     starts = len(pool) + np.cumsum(node.lengths) - node.lengths
     column.views[patch.rows] = starts.astype(np.uint64) | node.lengths.astype(np.uint64) << LENGTH_SHIFT
-    return dataclasses.replace(column, validity=validity, base=0, child=FixedColumn(values=np.concatenate([pool, node.child.values])))
+    items = None if column.child.validity is None else np.concatenate([column.child.validity, np.ones(len(longer), np.uint8)])
+    items = _patched(items, len(pool) + len(longer), slice(len(pool), None), node.child.validity)
+    child = FixedColumn(values=np.concatenate([pool, longer]), validity=items)
+    return dataclasses.replace(column, validity=_patched(column.validity, len(column.views), patch.rows, node.validity), base=0, child=child)
+
+
+def _patched(validity: Bits | None, shape: int | tuple[int, ...], rows: Any, patch: npt.NDArray[Any] | None) -> Bits | None:
+    """A validity with a patch's own at `rows`; None stands for no null, before and after."""
+    if validity is None and patch is None:
+        return None
+    validity = np.ones(shape, np.uint8) if validity is None else validity
+    validity[rows] = 1 if patch is None else patch
+    return validity
 
 
 def fill_label(columns: Sequence[DecodedColumn], label: LabelFill) -> DecodedColumn:

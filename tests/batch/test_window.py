@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -160,6 +162,56 @@ def test_nulls_inside_lists_and_lists_of_lists_are_refused_by_column():
     table = block_table(np.random.default_rng(6), 3).set_column(4, "ids", pa.array([[1], [None], []], pa.list_(pa.int64())))
     with pytest.raises(SchemaError, match="'ids' has nulls inside its lists"):
         fill([encode(table, 0)], [(0, 0, 3)], np.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "patch"), [("ids", [1], [7, None]), ("ids", [1, None], [7]), ("pair", [1, 2], [7, None])], ids=["list", "stored list", "fixed list"]
+)
+def test_nulls_inside_patched_lists_are_refused_too(name, stored, patch):
+    kind = SCHEMA.field(name).type
+    table = block_table(np.random.default_rng(7), 3)
+    table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), pa.array([stored, stored, None], kind))
+    patches = {SCHEMA.get_field_index(name): BlockPatch(rows=np.array([1], np.uint32), values=pa.array([patch], kind))}
+    with pytest.raises(SchemaError, match=f"'{name}' has nulls inside its lists"):
+        fill([encode(table, 0, patches=patches)], [(0, 0, 3)], np.arange(3))
+
+
+def test_a_patch_that_fills_the_nulls_inside_a_fixed_size_list_makes_it_whole():
+    kind = SCHEMA.field("pair").type
+    table = block_table(np.random.default_rng(8), 3)
+    table = table.set_column(SCHEMA.get_field_index("pair"), SCHEMA.field("pair"), pa.array([[1, None], [2, 3], None], kind))
+    patches = {SCHEMA.get_field_index("pair"): BlockPatch(rows=np.array([0], np.uint32), values=pa.array([[7, 8]], kind))}
+    window = fill([encode(table, 0, patches=patches)], [(0, 0, 3)], np.arange(3))
+    batch = Batch(layout(), assemble(Columns.of(READ), [Part(window=window, start=0, stop=3)]))
+    assert batch.to_arrow()["pair"].to_pylist() == [[7, 8], [2, 3], None]
+
+
+def test_a_batch_is_freed_with_its_last_reference():
+    window = fill([encode(block_table(np.random.default_rng(9), 5), 0)], [(0, 0, 5)], np.arange(5))
+    batch = Batch(layout(), assemble(Columns.of(READ), [Part(window=window, start=0, stop=5)]))
+    assert len(batch.validity["a"]) == 5
+    freed = weakref.ref(batch)
+    gc.disable()  # a batch is large and few objects: the collector of circles would come by too late
+    try:
+        del batch
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+def test_another_stream_is_told_of_validity_too():
+    class Recorded:
+        def __init__(self):
+            self.streams = []
+
+        def record_stream(self, stream):
+            self.streams.append(stream)
+
+    window = fill([encode(block_table(np.random.default_rng(10), 5), 0)], [(0, 0, 5)], np.arange(5))
+    arrays = assemble(Columns.of(READ), [Part(window=window, start=0, stop=5)])
+    values, valid = Recorded(), Recorded()
+    Batch(layout(), arrays, {"a": values}, {"a": valid}).record_stream("side")
+    assert values.streams == valid.streams == ["side"]
 
 
 def test_a_batch_is_a_mapping_that_names_its_columns():
