@@ -154,6 +154,17 @@ class Lake:
             spec = load_spec(connection, table)
             return admin.add_pin(connection, spec, resolve_snapshot(connection, spec, snapshot), owner, ttl_seconds)
 
+    def renew(self, pin: Pin, ttl_seconds: float) -> None:
+        """Hold a pinned snapshot for so long from now.
+
+        Raises:
+            SnapshotNotFoundError: The pin had lapsed, and the snapshot is gone.
+        """
+        with self.database.write() as connection:
+            spec = load_spec(connection, pin.table)
+            resolve_snapshot(connection, spec, pin.snapshot_id)
+            admin.renew_pin(connection, spec, pin, ttl_seconds)
+
     def unpin(self, pin: Pin) -> None:
         """Let a pinned snapshot go."""
         with self.database.write() as connection:

@@ -103,6 +103,16 @@ def add_pin(connection: sqlite3.Connection, spec: TableSpec, snapshot_id: int, o
     return Pin(id=int(cursor.lastrowid or 0), table=spec.name, snapshot_id=snapshot_id, owner=owner, expires_at=_expiry(expires_at))
 
 
+def renew_pin(connection: sqlite3.Connection, spec: TableSpec, pin: Pin, ttl_seconds: float) -> None:
+    """Hold a pinned snapshot for so long from now; a pin that has lapsed meanwhile stands again."""
+    now = now_micros()
+    connection.execute(
+        "insert into pins (id, table_id, snapshot_id, kind, name, created_at, expires_at) values (?, ?, ?, 'pin', ?, ?, ?) "
+        "on conflict (id) do update set expires_at = excluded.expires_at",
+        (pin.id, spec.id, pin.snapshot_id, pin.owner, now, now + int(ttl_seconds * 1e6)),
+    )
+
+
 def active_pins(connection: sqlite3.Connection, spec: TableSpec) -> list[Pin]:
     """Pins (not tags) that have not expired."""
     rows = connection.execute(

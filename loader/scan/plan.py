@@ -54,7 +54,7 @@ class Plan:
         segment_index: int64 [blocks], index in `segments`.
         row_starts: int64 [blocks], first row of each block in its segment.
         bits: By index in `blocks`, the selected rows of partly selected blocks.
-        pin: Keeps the snapshot readable for a day, or until `release`.
+        pin: Keeps the snapshot readable for a day from now or from the last `renew`, or until `release`.
     """
 
     scan: Scan
@@ -103,6 +103,10 @@ class Plan:
             selected=self.bits.get(block),
         )
 
+    def renew(self) -> None:
+        """Hold the snapshot for another day; a `DataLoader` does it every hour in which it makes batches."""
+        self.scan.table.lake.renew(self.pin, PIN_SECONDS)
+
     def release(self) -> None:
         """Let the snapshot go; call it when nothing reads the plan any more."""
         self.scan.table.lake.unpin(self.pin)
@@ -143,7 +147,7 @@ class Plan:
 
 
 def open_fetcher(spec: FetchSpec) -> BlockFetcher:
-    """Rebuild the fetcher of a plan anywhere, from plain data; the selection comes from the catalog.
+    """Rebuild the fetcher of a plan anywhere, from plain data; the selection comes from the catalog, and the plan's own pin holds the snapshot.
 
     Raises:
         StateMismatchError: The lake gives another plan than the one the spec was made of.
@@ -151,6 +155,7 @@ def open_fetcher(spec: FetchSpec) -> BlockFetcher:
     connect = importlib.import_module("loader").connect  # the package imports us
     table = connect(spec.location, catalog=spec.catalog, create=False).table(spec.table)
     plan: Plan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before).plan()
+    plan.release()
     if (plan.selection_hash, plan.num_rows) != (spec.selection, spec.num_rows):
         raise StateMismatchError(
             f"table {spec.table!r} at snapshot {spec.snapshot} selects {plan.num_rows:,} rows (selection {plan.selection_hash}) and the rank's plan has "

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from loader.batch.batch import BatchLayout
 from loader.batch.buffers import BufferPool
 from loader.batch.window import Columns
-from loader.errors import ForkedProcessError, StateMismatchError
+from loader.errors import ForkedProcessError, HeadraceError, StateMismatchError
 from loader.scan import order as ordering
 from loader.scan.fetch import FetchSpec
 from loader.scan.order import Layout, Order
@@ -24,10 +26,13 @@ from loader.scan.plan import Plan
 from loader.scan.scan import Scan
 from loader.scan.stream import BlockStream, ThreadBlockStream
 from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank
-from loader.train.pipeline import QUEUED_BATCHES, Prefetcher, Work, run
+from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, run
 from loader.train.state import LoaderState
 from loader.train.stats import LoaderStats, StageClock, StatsRecorder
 
+logger = logging.getLogger(__name__)
+
+RENEW_SECONDS = 3600
 Transform = Callable[[Any], Any]
 StreamFactory = Callable[[FetchSpec], BlockStream]
 
@@ -118,7 +123,15 @@ class DataLoader:
     def _adopt(self, scan: Scan, order: Order | None = None) -> None:
         """Plan a scan and check that this loader can run it."""
         self.plan: Plan = scan.plan()
+        self._renewed_at = time.time()
         self._scan = scan
+        try:
+            self._take_plan(order)
+        except Exception:
+            self.plan.release()  # nobody closes a loader that could not be made
+            raise
+
+    def _take_plan(self, order: Order | None) -> None:
         self._order = order or default_order(self.plan, self.options)
         self._batch_layout = BatchLayout(
             columns=Columns.of(self.plan.read),
@@ -175,8 +188,10 @@ class DataLoader:
             threads=options.threads,
             transforms=self._transforms,
             pool=self._pool,
+            renew=self._renew,
         )
         stream = self._open_stream()
+        self._stop()
         self._recorder.begin()
         prefetcher = Prefetcher(lambda: run(work, stream, clock, self._recorder), name="headrace-batches", ahead=QUEUED_BATCHES, clock=clock)
         self._prefetcher, self._clock = prefetcher, clock
@@ -185,16 +200,26 @@ class DataLoader:
                 with self._recorder.blocked(clock):
                     batch, rows = prefetcher.get()
                 if self._prefetcher is not prefetcher:
-                    raise RuntimeError("this iteration ended when another one of the same DataLoader began, or when it was closed")
+                    raise RuntimeError(ENDED)
                 self._position = min(self._position + options.global_batch_size, self.plan.num_rows)
                 self._recorder.handed_over(rows)
                 yield batch
             self._epoch, self._position, self._begun = self._epoch + 1, 0, False
         finally:
-            prefetcher.close()
-            self._recorder.end(clock)
             if self._prefetcher is prefetcher:
-                self._prefetcher = self._clock = None
+                self._stop()
+
+    def _renew(self) -> None:
+        """Hold the snapshot for another day, once an hour. By the wall clock, as pins: a machine that slept renews when it wakes."""
+        if time.time() - self._renewed_at < RENEW_SECONDS:
+            return
+        self._renewed_at = time.time()
+        try:
+            self.plan.renew()
+        except HeadraceError as error:  # a busy catalog is no reason to stop training: there are many more hours in a day
+            logger.warning(
+                "the pin of snapshot %d of table %r could not be renewed, which is tried again in an hour: %s", self.plan.snapshot, self.plan.table, error
+            )
 
     def _open_stream(self) -> BlockStream:
         if self._stream is None:
@@ -259,19 +284,22 @@ class DataLoader:
         order = self._order
         if self.options.canonical_shards is None:
             order = dataclasses.replace(order, shards=saved.order.shards)
-        same_table = saved.table == self.plan.table
-        if same_table and self._scan.snapshot is None and saved.snapshot != self.plan.snapshot:
-            self.plan.release()
-            self._adopt(self._scan.at(saved.snapshot), order)
-        elif order != self._order:
-            check_memory(self.plan, order, self.options)
-            self._order = order
-        before, self._epoch, self._layout_cache = self._epoch, saved.order.epoch, None
+        before = vars(self).copy()
         try:
+            if saved.table == self.plan.table and self._scan.snapshot is None and saved.snapshot != self.plan.snapshot:
+                self._adopt(self._scan.at(saved.snapshot), order)
+            elif order != self._order:
+                check_memory(self.plan, order, self.options)
+                self._order = order
+            self._epoch, self._layout_cache = saved.order.epoch, None
             saved.check(self._state())
-        except StateMismatchError:
-            self._epoch, self._layout_cache = before, None
+        except Exception:
+            refused, self.__dict__ = self.plan, before  # as if no state had been given
+            if refused is not self.plan:
+                refused.release()
             raise
+        if before["plan"] is not self.plan:
+            before["plan"].release()
         self._position = saved.position
 
     def stats(self) -> LoaderStats:
@@ -279,9 +307,12 @@ class DataLoader:
         return self._recorder.snapshot(self._clock)
 
     def _stop(self) -> None:
-        prefetcher, self._prefetcher = self._prefetcher, None
-        if prefetcher is not None:
+        """End the iteration under way, if there is one."""
+        prefetcher, clock = self._prefetcher, self._clock
+        self._prefetcher = self._clock = None
+        if prefetcher is not None and clock is not None:
             prefetcher.close()
+            self._recorder.end(clock)
 
     def close(self) -> None:
         """Stop all threads and let the snapshot go. The loader keeps its position and statistics, and gives no more batches."""

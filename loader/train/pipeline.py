@@ -27,6 +27,7 @@ from loader.scan.stream import BlockStream, check_arrival
 from loader.train.stats import StageClock, StatsRecorder
 
 QUEUED_BATCHES = 2
+ENDED = "this iteration ended when another one of the same DataLoader began, or when it was closed"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Work:
         threads: For native decoding and gathers.
         transforms: Applied to every batch, in order.
         pool: Memory of batches.
+        renew: Called before every batch, to keep the snapshot.
     """
 
     plan: Plan
@@ -59,6 +61,7 @@ class Work:
     threads: int
     transforms: tuple[Callable[[Any], Any], ...]
     pool: BufferPool
+    renew: Callable[[], None]
 
     @property
     def end(self) -> int:
@@ -84,6 +87,7 @@ def run(work: Work, stream: BlockStream, clock: StageClock, recorder: StatsRecor
     try:
         windows = _Windows(work, blocks, clock, recorder)
         for index in range(work.num_batches):
+            work.renew()
             start = work.position + index * work.global_batch_size
             stop = min(start + work.global_batch_size, work.end)
             slices = ordering.rank_slices(work.layout.order.shards, start, stop, work.rank, work.world_size)
@@ -234,9 +238,16 @@ class Prefetcher:
         raise StopIteration
 
     def close(self) -> None:
-        """Stop the thread and wait for it."""
+        """Stop the thread and wait for it. Whoever still waits for an item, or asks for one later, is told."""
         self._stop.set()
         while self._thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                self._queue.get_nowait()
+            self._drain()
             self._thread.join(timeout=0.05)
+        self._drain()
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(("error", RuntimeError(ENDED)))
+
+    def _drain(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()

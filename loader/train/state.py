@@ -61,14 +61,14 @@ class LoaderState:
             raise StateMismatchError("this is not the state of a DataLoader: pass what state_dict() returned")
         if value.get("version") != STATE_VERSION:
             raise StateMismatchError(f"version: state {value.get('version')!r}, loader {STATE_VERSION!r}; use the Headrace that saved it")
-        order = dict(value["order"])
-        version = order.pop("version", None)
-        if version != ORDER_VERSION:
-            raise StateMismatchError(f"order.version: state {version!r}, loader {ORDER_VERSION!r}; use the Headrace that saved it")
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in value]
         if missing:
             raise StateMismatchError(f"the state lacks {', '.join(missing)}: it is not whole")
+        order = dict(value["order"])
+        version = order.pop("version", None)
+        if version != ORDER_VERSION:
+            raise StateMismatchError(f"order.version: state {version!r}, loader {ORDER_VERSION!r}; use the Headrace that saved it")
         fields = {name: value[name] for name in names}
         return cls(**{**fields, "columns": tuple(value["columns"]), "order": Order(**order)})
 

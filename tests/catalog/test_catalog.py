@@ -138,6 +138,19 @@ def test_pins_hold_a_table_and_expire(lake: Lake) -> None:
     lake.drop_table("samples")
 
 
+@pytest.mark.parametrize("ttl_seconds", [60, -1], ids=["held", "lapsed"])
+def test_a_renewed_pin_holds_on_until_it_is_let_go(lake: Lake, ttl_seconds: float) -> None:
+    create(lake).append(rows(0, 3))
+    pin = lake.pin("samples", 1, "job 8", ttl_seconds=ttl_seconds)
+    if ttl_seconds < 0:
+        lake.collect_garbage()
+    lake.renew(pin, 3600)
+    with pytest.raises(ConflictError, match="pinned by 'job 8' at snapshot 1"):
+        lake.drop_table("samples")
+    lake.unpin(pin)
+    lake.drop_table("samples")
+
+
 def test_a_selection_is_stored_once(lake: Lake) -> None:
     create(lake).append(rows(0, 3))
     assert lake.catalog.load_selection("samples", 1, "abc") is None

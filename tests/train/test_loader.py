@@ -14,9 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loader
-from loader.errors import ColumnNotFoundError, ConflictError, CorruptSegmentError, ForkedProcessError, SchemaError, StateMismatchError
+from loader.catalog.admin import active_pins
+from loader.errors import CatalogBusyError, ColumnNotFoundError, ConflictError, CorruptSegmentError, ForkedProcessError, SchemaError, StateMismatchError
 from loader.scan import plan as planning
 from loader.scan.fetch import BlockFetcher
+from loader.train import loader as loading
+from loader.train.pipeline import Prefetcher
+from loader.train.stats import StageClock
 
 from .sample_table import TENSOR_COLUMNS, as_rows, create, delete_rows, ids
 
@@ -239,6 +243,21 @@ def test_a_state_brings_its_snapshot_when_the_scan_names_none(tmp_path):
     lake.close()
 
 
+def test_a_refused_state_leaves_the_loader_as_it_was(tmp_path):
+    lake = loader.connect(str(tmp_path / "lake"))
+    table = create(lake, num_rows=120)
+    with make(table, 24, columns=("id", "user"), canonical_shards=3) as first:
+        state = first.state_dict()
+    table.append(pa.Table.from_pylist([{**row, "id": row["id"] + 1000} for row in table.to_arrow().to_pylist()], schema=table.schema.to_arrow()))
+    with make(table, 24) as again, make(table, 24) as fresh:
+        with pytest.raises(StateMismatchError, match="columns"):
+            again.load_state_dict(state)
+        assert again.state_dict() == fresh.state_dict()
+        assert [ids(batch) for batch in again] == [ids(batch) for batch in fresh]
+    lake.drop_table(table.name)  # no pin of the refused plan is left
+    lake.close()
+
+
 def test_padding_is_masked_and_never_counted(table):
     parts = []
     for rank in range(4):
@@ -273,6 +292,35 @@ def test_pins_are_held_while_a_loader_lives_and_let_go_when_it_closes(tmp_path):
     table = create(lake, num_rows=60)
     with make(table, 10), pytest.raises(ConflictError, match="plan"):
         lake.drop_table(table.name)
+    lake.drop_table(table.name)
+    lake.close()
+
+
+def test_a_loader_renews_its_pin_and_outlives_a_busy_catalog(tmp_path, monkeypatch, caplog):
+    lake = loader.connect(str(tmp_path / "lake"))
+    table = create(lake, num_rows=60)
+
+    def expiry():
+        with lake.database.read() as connection:
+            return [pin.expires_at for pin in active_pins(connection, table.spec)]
+
+    monkeypatch.setattr(loading, "RENEW_SECONDS", 0)
+    with make(table, 10) as batches:
+        before = expiry()
+        next(iter(batches))
+        assert len(before) == 1 and expiry() > before
+        monkeypatch.setattr(type(lake), "renew", lambda *_: (_ for _ in ()).throw(CatalogBusyError("another process is writing")))
+        assert len(list(batches)) == 6
+        assert "could not be renewed" in caplog.text
+    assert expiry() == []
+    lake.close()
+
+
+def test_a_loader_that_cannot_be_made_holds_no_pin(tmp_path):
+    lake = loader.connect(str(tmp_path / "lake"))
+    table = create(lake, num_rows=60)
+    with pytest.raises(ValueError, match="leaves no batch"):
+        make(table, 100)
     lake.drop_table(table.name)
     lake.close()
 
@@ -345,6 +393,40 @@ def test_closing_and_breaking_off_leave_no_thread(table):
     assert threading.active_count() == before
     with pytest.raises(RuntimeError, match="closed"):
         iter(batches)
+
+
+def test_closing_ends_a_wait_for_a_slow_store():
+    answer = threading.Event()
+
+    def slow():
+        answer.wait(10)
+        yield 1
+
+    prefetcher, errors = Prefetcher(slow, name="slow", ahead=2, clock=StageClock()), []
+
+    def consume():
+        with pytest.raises(RuntimeError, match="this iteration ended") as error:
+            prefetcher.get()
+        errors.append(error.value)
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (consume, prefetcher.close)]
+    for thread in threads:
+        thread.start()
+    assert prefetcher._stop.wait(10)
+    answer.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(errors) == 1
+
+
+def test_statistics_stand_still_once_the_loader_is_closed(table):
+    batches = make(table, 12)
+    iterator = iter(batches)
+    next(iterator)
+    batches.close()
+    assert batches.stats() == batches.stats()
+    with pytest.raises(RuntimeError, match="this iteration ended"):
+        next(iterator)
 
 
 def test_damaged_bytes_name_file_block_and_column(tmp_path):
