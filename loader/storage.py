@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from loader import failpoints
-from loader.errors import AlreadyExistsError, ForkedProcessError, NotFoundError, StorageError, StorageFullError
+from loader.errors import AlreadyExistsError, ForkedProcessError, NotFoundError, StorageError, StorageFullError, TruncatedSegmentError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -333,7 +333,7 @@ class ObjectStorage(Storage):
         buffers = [memoryview(next(found)) if stop > start else memoryview(b"") for start, stop in requests]
         for (start, stop), buffer in zip(requests, buffers, strict=True):
             if buffer.nbytes != stop - start:
-                raise StorageError(f"{self.url}/{path} ends at byte {start + buffer.nbytes} and was read up to {stop}: it is truncated")
+                raise _cut_off(f"{self.url}/{path}", start + buffer.nbytes, stop)
         return buffers
 
 
@@ -404,6 +404,12 @@ def _link_if_absent(temporary: Path, target: Path) -> None:
         temporary.rename(target)  # a file system without hard links; names are unique to their writer
 
 
+def _cut_off(path: str, end: int, wanted: int) -> TruncatedSegmentError:
+    return TruncatedSegmentError(
+        f"{path} ends at byte {end:,}, before byte {wanted:,} that the catalog counts on: the file was cut off, restore it from a backup"
+    )
+
+
 def _read_exactly(file: int, path: Path, start: int, stop: int) -> memoryview:
     buffer = bytearray(stop - start)
     view = memoryview(buffer)
@@ -411,6 +417,6 @@ def _read_exactly(file: int, path: Path, start: int, stop: int) -> memoryview:
     while done < len(buffer):
         count = os.preadv(file, [view[done:]], start + done)
         if count == 0:
-            raise StorageError(f"{path} ends at byte {start + done} and was read up to {stop}: it is truncated")
+            raise _cut_off(str(path), start + done, stop)
         done += count
     return view

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loader import failpoints
-from loader.errors import AlreadyExistsError, ForkedProcessError, NotFoundError, StorageError, StorageFullError
+from loader.errors import AlreadyExistsError, ForkedProcessError, NotFoundError, StorageError, StorageFullError, TruncatedSegmentError
 from loader.storage import Storage, coalesce
 
 
@@ -50,7 +50,7 @@ def test_missing_and_deleted_objects(storage: Storage) -> None:
 
 def test_a_read_past_the_end_is_an_error(storage: Storage) -> None:
     storage.put("x", b"12345")
-    with pytest.raises(StorageError):
+    with pytest.raises(TruncatedSegmentError):
         storage.read_ranges("x", [(2, 10)])
     with pytest.raises(StorageError, match="leaves the section"):
         storage.section("x", 1, 3).read_ranges([(2, 2)])
