@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -135,7 +136,7 @@ class _Compiler:
         if node.is_string:
             return _Term(pc.scalar(node.name), None, node.name)
         value = int(node.name) if node.name.isdigit() else float(node.name)
-        return _Term(pc.scalar(value), None, value)
+        return _Term(pc.scalar(value if value < 2**63 else float(value)), None, value)
 
     def boolean(self, node: Any) -> _Term:
         return _Term(pc.scalar(bool(node.this)), pa.bool_(), bool(node.this))
@@ -182,10 +183,12 @@ class _Compiler:
             if term.literal is None:
                 raise self.refuse(f"{item.sql()!r} in an IN list is not a literal")
             scalars.append(self.as_type(term.literal, value.type, node))
-        found = [_call("equal", value.expression, pc.scalar(scalar)) for scalar in scalars] if len(scalars) <= 4 else None
-        if found is not None:
+        if pa.types.is_integer(value.type):
+            scalars = [scalar for scalar in scalars if scalar.type == value.type]  # no row has one that is not
+        found = [_call("equal", value.expression, pc.scalar(scalar)) for scalar in scalars]
+        if 0 < len(found) <= 4:
             return _Term(functools.reduce(lambda a, b: _call("or_kleene", a, b), found), pa.bool_())
-        listed = value.expression.isin(pa.array([scalar.as_py() for scalar in scalars], scalars[0].type))
+        listed = value.expression.isin(pa.array([scalar.as_py() for scalar in scalars], scalars[0].type if scalars else value.type))
         return _Term(pc.if_else(value.expression.is_valid(), listed, pc.scalar(pa.scalar(None, pa.bool_()))), pa.bool_())
 
     def is_null(self, node: Any) -> _Term:
@@ -226,9 +229,11 @@ class _Compiler:
                 raise self.refuse(f"{node.sql()!r} compares {left.type} with {right.type}")
             return left.expression, right.expression
         if left.type is not None:
-            return left.expression, pc.scalar(self.as_type(right.literal, left.type, node))
+            scalar = self.as_type(right.literal, left.type, node)
+            return _comparable(left, scalar), pc.scalar(scalar)
         if right.type is not None:
-            return pc.scalar(self.as_type(left.literal, right.type, node)), right.expression
+            scalar = self.as_type(left.literal, right.type, node)
+            return pc.scalar(scalar), _comparable(right, scalar)
         raise self.refuse(f"{node.sql()!r} compares two literals")
 
     def as_type(self, value: Any, kind: pa.DataType, node: Any) -> pa.Scalar:
@@ -290,10 +295,18 @@ def _family(kind: pa.DataType) -> str:
 
 
 def _number(value: float, kind: pa.DataType) -> pa.Scalar:
+    """The number in the column's type; what no row of the column can equal as float64: a fraction of an integer column, infinity for what is out of range."""
+    if isinstance(value, float) and value.is_integer() and pa.types.is_integer(kind):
+        value = int(value)
     try:
         return pa.scalar(value, kind if isinstance(value, int) or pa.types.is_floating(kind) else pa.float64())
     except (pa.ArrowInvalid, OverflowError):
-        return pa.scalar(float(value), pa.float64())  # outside the column's range: still comparable
+        return pa.scalar(math.inf if value > 0 else -math.inf)
+
+
+def _comparable(column: _Term, scalar: pa.Scalar) -> Any:
+    """The column as it compares with a literal: an integer keeps its side of one that it cannot equal when it is rounded, which Arrow refuses unasked."""
+    return column.expression.cast(pa.float64(), safe=False) if pa.types.is_integer(column.type) and pa.types.is_floating(scalar.type) else column.expression
 
 
 def _bounds(tree: Any, compiler: _Compiler) -> dict[str, tuple[float | None, float | None]]:

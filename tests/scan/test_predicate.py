@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -66,6 +67,27 @@ def test_selects_as_sql_does(text, rows):
     again = parse(predicate.text, TABLE.schema)
     assert again.text == predicate.text and again.mask(TABLE).tolist() == predicate.mask(TABLE).tolist()
     assert TABLE.filter(predicate.expression).num_rows == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("hash > 9223372036854775808", [2, 3]),
+        ("hash = 18446744073709551615", [3]),
+        ("hash < 18446744073709551616", [0, 1, 2, 3]),
+        ("hash >= 1e30 or id <= -1e30", []),
+        ("hash > -1", [0, 1, 2, 3]),
+        ("id > 2.5", [2, 3]),
+        ("id = 9007199254740993.0", []),
+        ("id <> 1e300", [0, 1, 2, 3]),
+        ("hash in (18446744073709551615, 1.5, -3)", [3]),
+        ("id in (1.5, 2.5)", []),
+        ("id not in (1, 1.5, 4, 5, 6, 1e30)", [1, 2, 3]),
+    ],
+)
+def test_ids_use_all_64_bits(text, rows):
+    table = pa.table({"hash": pa.array([0, 2**63 - 1, 2**63 + 1, 2**64 - 1], pa.uint64()), "id": pa.array([1, 2, 2**53 + 1, 2**63 - 1], pa.int64())})
+    assert np.flatnonzero(parse(text, table.schema).mask(table)).tolist() == rows
 
 
 def test_equal_predicates_have_equal_texts():
