@@ -102,7 +102,7 @@ class DataConfig(_Section):
         time_column: Column of the sample's time, where a report or a feature needs it.
         where: SQL expression of the training rows.
         closed_before: Train only on rows whose attribution window closed by then: a time value, or `watermark`.
-        test_where, test_closed_before: The same for the rows that measure the model; without `test_where` nothing is measured.
+        test_where, test_closed_before: The same for the rows that measure the model; without either nothing is measured.
     """
 
     dense: tuple[DenseFeature, ...] = ()

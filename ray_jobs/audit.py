@@ -72,6 +72,7 @@ class Audit:
         rolled_back: Samples trained by steps that a later attempt did again.
         misplaced: Restarts whose checkpoint holds another position than the records give.
         planned_epochs: (seed, epoch) pairs that the run is to train.
+        finished: Whether the run came to its end; until then a restart may roll back its last steps, which the model may never have seen.
         epochs: One entry for each (seed, epoch) in the surviving history.
     """
 
@@ -81,11 +82,12 @@ class Audit:
     rolled_back: int
     misplaced: int
     planned_epochs: int
+    finished: bool
     epochs: tuple[EpochAudit, ...]
 
     @property
     def exact(self) -> bool:
-        return not self.misplaced and len(self.epochs) == self.planned_epochs and all(epoch.exact for epoch in self.epochs)
+        return self.finished and not self.misplaced and len(self.epochs) == self.planned_epochs and all(epoch.exact for epoch in self.epochs)
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "exact": self.exact}
@@ -99,6 +101,7 @@ def audit(folder: str | Path) -> Audit:
 
     Raises:
         NotFoundError: The folder holds no plan or no records.
+        ValueError: A file is damaged, or attempts.jsonl lacks an attempt that left records.
     """
     run = RunFolder(Path(folder))
     if not run.plan.exists() or not (run.ids / "planned.npy").exists():
@@ -110,6 +113,8 @@ def audit(folder: str | Path) -> Audit:
     kept: dict[tuple[int, int], list[Record]] = defaultdict(list)
     rolled_back = 0
     for record in read_records(run.ids):
+        if record.attempt >= len(limits):
+            raise ValueError(f"{run.attempts} lists {len(limits)} attempts, and attempt {record.attempt} left records: go on with the run, then audit it again")
         if record.progress <= limits[record.attempt]:
             kept[record.seed_index, record.epoch].append(record)
         else:
@@ -125,6 +130,7 @@ def audit(folder: str | Path) -> Audit:
         rolled_back=rolled_back,
         misplaced=sum(not _in_place(kept, number, point) for number, point in enumerate(restored) if number),
         planned_epochs=len(plan["seeds"]) * plan["epochs"],
+        finished=run.result.exists(),
         epochs=tuple(epochs),
     )
 
@@ -193,6 +199,8 @@ def describe(result: Audit) -> list[str]:
     restarts = f"{result.attempts - 1} restart{'' if result.attempts == 2 else 's'}"
     if len(result.epochs) < result.planned_epochs:
         lines.append(f"only {len(result.epochs)} of {result.planned_epochs} epochs have begun")
+    if not result.finished:
+        lines.append("the run is not finished: its last steps may never have reached the model")
     lines.append(f"{restarts}; {result.rolled_back:,} samples rolled back and trained again: {'exact' if result.exact else 'NOT exact'}")
     return lines
 

@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from rich.logging import RichHandler
 
 import loader.config
 from loader.config import ExperimentConfig
-from loader.errors import ConfigError, HeadraceError
+from loader.errors import CatalogBusyError, ConfigError, HeadraceError
 from loader.extras import require
 from loader.scan import order
+from loader.train.renewal import Renewal
 from ray_jobs.training import cluster, data, journal
 from ray_jobs.training.journal import RunFolder
 from ray_jobs.training.watch import Watcher
@@ -85,15 +86,29 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
     watcher = Watcher(run, batches_per_epoch=plan["batches_per_epoch"], epochs=config.train.epochs)
     threading.Thread(target=_import_trainer, name="headrace-import", daemon=True).start()
     room = 2 * config.train.ranks * config.loader.prefetch_bytes
-    with _ray_speaks_to(run.path / "ray.log"), cluster.connect(ranks=config.train.ranks, object_store_bytes=room):
-        _fit(config, run, watcher)
+    with (
+        _ray_speaks_to(run.path / "ray.log"),
+        cluster.connect(ranks=config.train.ranks, object_store_bytes=room),
+        data.open_lake(config) as lake,
+        _pinned(config, lake) as renew,
+    ):
+        _fit(config, run, watcher, renew)
     result: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))
     logger.info("%s", _describe_result(result))
     return result
 
 
+@contextlib.contextmanager
+def _pinned(config: ExperimentConfig, lake: Any) -> Iterator[Callable[[], None]]:
+    """Hold the run's snapshot: what is given renews the pin, a finished run lets it go, and one that was stopped has a day to go on."""
+    pin = lake.pin(config.lake.table, config.lake.snapshot, f"run:{config.run.name}", ttl_seconds=_PIN_SECONDS)
+    yield Renewal(lambda: lake.renew(pin, _PIN_SECONDS))
+    with contextlib.suppress(CatalogBusyError):
+        lake.unpin(pin)
+
+
 def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]:
-    """Resolve paths and the snapshot, pin it, and write config.yaml and plan.json; a run that exists must be the same, and is continued."""
+    """Resolve paths and the snapshot, and write config.yaml and plan.json; a run that exists must be the same, and is continued."""
     if config.loader.output != "dict":
         raise ConfigError(f"loader.output = {config.loader.output}: the model reads tensors; set loader.output=dict")
     folder = Path(config.run.folder).absolute()
@@ -102,17 +117,19 @@ def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]
     run = RunFolder(Path(config.run.path))
     if run.result.exists():
         raise ConfigError(f"{run.path}: this run is finished: give another run.name, or remove the folder")
-    if run.config.exists():
-        before = loader.config.load(run.config)
-        config = _change(config, lake={"snapshot": before.lake.snapshot})
-        if config != before:
-            raise ConfigError(f"{run.path}: a run of this name began with another experiment: give another run.name, or remove the folder")
-        return config, json.loads(run.plan.read_text(encoding="utf-8"))
     with data.open_lake(config) as lake:
-        scan = data.make_scan(config, lake)
-        plan = scan.plan()
+        if run.config.exists():
+            before = loader.config.load(run.config)
+            wanted = config.lake.snapshot
+            found = before.lake.snapshot if wanted is None else lake.table(config.lake.table).view(wanted).snapshot_id
+            config = _change(config, lake={"snapshot": found})
+            if config != before:
+                raise ConfigError(f"{run.path}: a run of this name began with another experiment: give another run.name, or remove the folder")
+            return config, json.loads(run.plan.read_text(encoding="utf-8"))
+        plan = data.make_scan(config, lake).plan()
+        plan.release()  # the run has a pin of its own
         config = _change(config, lake={"snapshot": plan.snapshot})
-        lake.pin(config.lake.table, plan.snapshot, f"run:{config.run.name}", ttl_seconds=_PIN_SECONDS)
+        _check_test_rows(config, lake)
         run.path.mkdir(parents=True, exist_ok=True)
         if config.train.record_ids:
             run.ids.mkdir(exist_ok=True)
@@ -121,6 +138,16 @@ def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]
     journal.write_json(run.plan, described)
     config.dump(run.config)
     return config, described
+
+
+def _check_test_rows(config: ExperimentConfig, lake: Any) -> None:
+    """Count the rows that measure the model before it is trained; ranks find the count in the catalog."""
+    if not data.is_tested(config):
+        return
+    plan = data.make_scan(config, lake, test=True).plan()
+    plan.release()
+    if not plan.num_rows:
+        raise ConfigError("data.test_where and data.test_closed_before select no row to measure the model on: change them, or leave both out")
 
 
 def _plan_numbers(config: ExperimentConfig, num_rows: int, snapshot: int) -> dict[str, Any]:
@@ -140,8 +167,8 @@ def _plan_numbers(config: ExperimentConfig, num_rows: int, snapshot: int) -> dic
     }
 
 
-def _fit(config: ExperimentConfig, run: RunFolder, watcher: Watcher) -> None:
-    """Run the ranks while this thread says how they do; Ctrl-C reaches this thread, not Ray's."""
+def _fit(config: ExperimentConfig, run: RunFolder, watcher: Watcher, renew: Callable[[], None]) -> None:
+    """Run the ranks while this thread says how they do and holds the snapshot; Ctrl-C reaches this thread, not Ray's."""
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -155,6 +182,7 @@ def _fit(config: ExperimentConfig, run: RunFolder, watcher: Watcher) -> None:
     while thread.is_alive():
         thread.join(_LOOK_SECONDS)
         watcher.look()
+        renew()
     watcher.look()
     if failure:
         raise _cause(failure[0])

@@ -6,6 +6,7 @@ other rank and fetch actor loads it. Which rows are selected never depends on wh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -19,7 +20,7 @@ import pyarrow as pa
 from loader.catalog.records import Pin, SegmentRef, SnapshotView
 from loader.decode.arrow import to_arrow
 from loader.decode.result import FixedColumn
-from loader.errors import StateMismatchError
+from loader.errors import CatalogBusyError, StateMismatchError
 from loader.scan.columns import LabelFill, ReadColumn, read_columns
 from loader.scan.decoded import decode
 from loader.scan.encoded import FetchRequest
@@ -108,8 +109,9 @@ class Plan:
         self.scan.table.lake.renew(self.pin, PIN_SECONDS)
 
     def release(self) -> None:
-        """Let the snapshot go; call it when nothing reads the plan any more."""
-        self.scan.table.lake.unpin(self.pin)
+        """Let the snapshot go; call it when nothing reads the plan any more. Where the catalog is busy, the pin lapses by itself."""
+        with contextlib.suppress(CatalogBusyError):
+            self.scan.table.lake.unpin(self.pin)
 
     def fetcher(self) -> BlockFetcher:
         """The fetcher of the plan's blocks in this process; one, so that what it opened stays open."""

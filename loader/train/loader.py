@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 from loader.batch.batch import BatchLayout
 from loader.batch.buffers import BufferPool
 from loader.batch.window import Columns
-from loader.errors import ForkedProcessError, HeadraceError, StateMismatchError
+from loader.errors import ForkedProcessError, StateMismatchError
 from loader.scan import order as ordering
 from loader.scan.fetch import FetchSpec
 from loader.scan.order import Layout, Order
@@ -27,12 +25,10 @@ from loader.scan.scan import Scan
 from loader.scan.stream import BlockStream, ThreadBlockStream
 from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank
 from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, run
+from loader.train.renewal import Renewal
 from loader.train.state import LoaderState
 from loader.train.stats import LoaderStats, StageClock, StatsRecorder
 
-logger = logging.getLogger(__name__)
-
-RENEW_SECONDS = 3600
 Transform = Callable[[Any], Any]
 StreamFactory = Callable[[FetchSpec], BlockStream]
 
@@ -123,7 +119,7 @@ class DataLoader:
     def _adopt(self, scan: Scan, order: Order | None = None) -> None:
         """Plan a scan and check that this loader can run it."""
         self.plan: Plan = scan.plan()
-        self._renewed_at = time.time()
+        self._renewal = Renewal(self.plan.renew)
         self._scan = scan
         try:
             self._take_plan(order)
@@ -188,7 +184,7 @@ class DataLoader:
             threads=options.threads,
             transforms=self._transforms,
             pool=self._pool,
-            renew=self._renew,
+            renew=self._renewal,
         )
         stream = self._open_stream()
         self._stop()
@@ -208,18 +204,6 @@ class DataLoader:
         finally:
             if self._prefetcher is prefetcher:
                 self._stop()
-
-    def _renew(self) -> None:
-        """Hold the snapshot for another day, once an hour. By the wall clock, as pins: a machine that slept renews when it wakes."""
-        if time.time() - self._renewed_at < RENEW_SECONDS:
-            return
-        self._renewed_at = time.time()
-        try:
-            self.plan.renew()
-        except HeadraceError as error:  # a busy catalog is no reason to stop training: there are many more hours in a day
-            logger.warning(
-                "the pin of snapshot %d of table %r could not be renewed, which is tried again in an hour: %s", self.plan.snapshot, self.plan.table, error
-            )
 
     def _open_stream(self) -> BlockStream:
         if self._stream is None:

@@ -30,6 +30,11 @@ def make_scan(config: ExperimentConfig, lake: Any, *, test: bool = False) -> Any
     return lake.table(config.lake.table).scan(columns=data.columns, where=where, closed_before=closed_before, snapshot=config.lake.snapshot)
 
 
+def is_tested(config: ExperimentConfig) -> bool:
+    """Whether the experiment names rows that measure the model."""
+    return config.data.test_where is not None or config.data.test_closed_before is not None
+
+
 def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: int, stream: RayBlockStream | None = None, test: bool = False) -> Any:
     """The loader of one rank. Test rows come unshuffled, and none of them is dropped."""
     options = config.loader

@@ -8,6 +8,7 @@ metrics.jsonl    loss and waits by step (rank 0)      events.jsonl       kills, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +16,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from loader.errors import StorageFullError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +66,18 @@ def append(path: Path, record: Mapping[str, Any], *, sync: bool = False) -> None
         path: A .jsonl file.
         record: JSON values.
         sync: Also wait for the disk.
+
+    Raises:
+        StorageFullError: The line did not fit; what is there of it is left out by `read`.
     """
-    line = json.dumps({"time": round(time.time(), 3), **record}) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    line = (json.dumps({"time": round(time.time(), 3), **record}) + "\n").encode()
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line.encode())
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        whole = b"\n" + line if torn else line
+        if os.write(descriptor, whole) < len(whole):
+            raise StorageFullError(f"no space left to write {path}: free some, and give the same command to go on")
         if sync:
             os.fsync(descriptor)
     finally:
@@ -76,10 +86,16 @@ def append(path: Path, record: Mapping[str, Any], *, sync: bool = False) -> None
 
 def read(path: Path) -> list[dict[str, Any]]:
     """All whole lines; the half line of a process that died while writing is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+    return parse(path.read_bytes()) if path.exists() else []
+
+
+def parse(data: bytes) -> list[dict[str, Any]]:
+    """The records of whole lines. A torn line has no end, or is no JSON where a later process went on after it."""
+    records = []
+    for line in data.split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from loader.errors import StorageFullError
+
 _HEADER = struct.Struct("<IIIIQQII")
 _MAGIC = 0x44495248  # "HRID"
 
@@ -61,9 +63,15 @@ class RecordWriter:
         self._file = open(folder / f"attempt-{attempt:04d}-rank-{rank:04d}.ids", "wb", buffering=0)  # noqa: SIM115 (open as long as the attempt)
 
     def write(self, *, seed_index: int, epoch: int, step: int, positions: Positions) -> None:
-        """One record, in one write."""
+        """One record, in one write.
+
+        Raises:
+            StorageFullError: It did not fit.
+        """
         data = np.ascontiguousarray(positions, "<i8").tobytes()
-        self._file.write(_HEADER.pack(_MAGIC, self._attempt, seed_index, epoch, step, len(positions), zlib.crc32(data), 0) + data)
+        record = _HEADER.pack(_MAGIC, self._attempt, seed_index, epoch, step, len(positions), zlib.crc32(data), 0) + data
+        if (self._file.write(record) or 0) < len(record):
+            raise StorageFullError(f"no space left to write {self._file.name}: free some, and give the same command to go on")
 
     def sync(self) -> None:
         """Wait until all records are on the disk."""

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.training import journal
 from ray_jobs.training.journal import RunFolder
 
 logger = logging.getLogger("headrace.train")
@@ -46,7 +47,7 @@ class Watcher:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._tails[path] += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return journal.parse(whole)
 
     def _describe_step(self, step: dict[str, Any]) -> str:
         share = step["wait_seconds"] / step["seconds"] if step["seconds"] else 0.0

@@ -63,6 +63,7 @@ class Worker:
         stack.callback(self.lake.close)
         self.scan = data.make_scan(config, self.lake)
         self.plan = self.scan.plan()
+        stack.callback(self.plan.release)
         self.records: RecordWriter | None = None
         if config.train.record_ids:
             self.records = RecordWriter(run.ids, attempt=self.attempt, rank=self.rank)
@@ -182,7 +183,7 @@ class Worker:
     def _finish_seed(self, trainee: _Trainee) -> dict[str, Any]:
         """Test the trained model; the same result on every rank."""
         result: dict[str, Any] = {"seed": trainee.seed, "steps": self.progress.step}
-        if self.config.data.test_where is None and self.config.data.test_closed_before is None:
+        if not data.is_tested(self.config):
             return result
         scan = data.make_scan(self.config, self.lake, test=True)
         batches = data.make_loader(self.config, scan, rank=self.rank, world_size=self.world_size, test=True)

@@ -52,6 +52,7 @@ def write_run(path: Path, *, crash_after: int = 0, restored: int = 0, change: Ch
                         writer.write(seed_index=seed_index, epoch=epoch, step=step, positions=positions)
             writer.sync()
             writer.close()
+    journal.write_json(run.result, {})
     return run
 
 
@@ -122,6 +123,21 @@ def test_an_unfinished_run_is_not_exact(tmp_path: Path) -> None:
     journal.write_json(run.plan, json.loads(run.plan.read_text()) | {"epochs": 2})
     result = audit.audit(run.path)
     assert all(epoch.exact for epoch in result.epochs) and not result.exact
+
+
+def test_a_run_that_was_lost_after_its_last_record_is_not_exact(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    run.result.unlink()  # a sample is on record before the model has seen it
+    result = audit.audit(run.path)
+    assert all(epoch.exact for epoch in result.epochs) and not result.exact
+    assert any("not finished" in line for line in audit.describe(result))
+
+
+def test_records_of_an_attempt_that_is_not_listed_prove_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    RecordWriter(run.ids, attempt=1, rank=1).write(seed_index=0, epoch=0, step=1, positions=planned()[:4])
+    with pytest.raises(ValueError, match="lists 1 attempts, and attempt 1 left records"):
+        audit.audit(run.path)
 
 
 def test_three_attempts_keep_the_earliest_rollback() -> None:

@@ -14,9 +14,10 @@ pytest.importorskip("ray.train")
 
 import loader
 import loader.config
+from loader.catalog.admin import active_pins
 from loader.config import ExperimentConfig
 from loader.distributed import RayBlockStream
-from loader.errors import ConfigError, TableNotFoundError
+from loader.errors import ColumnNotFoundError, ConfigError, TableNotFoundError
 from ray_jobs import audit, train
 from ray_jobs.training import data, journal
 from ray_jobs.training.journal import RunFolder
@@ -103,6 +104,39 @@ def test_a_run_of_another_experiment_is_not_continued(tiny_lake: Path, tmp_path:
     assert train.prepare(make_config(tiny_lake, tmp_path, "again")) == (config, plan)
     with pytest.raises(ConfigError, match="another run.name"):
         train.prepare(make_config(tiny_lake, tmp_path, "again", epochs=3))
+
+
+def test_a_run_goes_on_at_its_snapshot_and_refuses_another(tiny_lake: Path, tmp_path: Path) -> None:
+    config, plan = train.prepare(make_config(tiny_lake, tmp_path, "snapshot"))
+    assert train.prepare(config) == (config, plan)
+    earlier = config.model_copy(update={"lake": config.lake.model_copy(update={"snapshot": plan["snapshot"] - 1})})
+    with pytest.raises(ConfigError, match="another run.name"):
+        train.prepare(earlier)
+
+
+def test_rows_that_measure_the_model_are_checked_before_it_is_trained(tiny_lake: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_lake, tmp_path, "untested")
+    with pytest.raises(ConfigError, match="select no row to measure"):
+        train.prepare(config.model_copy(update={"data": config.data.model_copy(update={"test_where": "ts < 0"})}))
+    with pytest.raises(ColumnNotFoundError, match="tss"):
+        train.prepare(config.model_copy(update={"data": config.data.model_copy(update={"test_where": "tss > 0"})}))
+    assert not (tmp_path / "untested").exists()
+
+
+def test_a_run_holds_its_snapshot_until_it_is_finished(tiny_lake: Path, tmp_path: Path) -> None:
+    config, _ = train.prepare(make_config(tiny_lake, tmp_path, "held"))
+
+    def owners() -> list[str]:
+        with lake.database.read() as connection:
+            return [pin.owner for pin in active_pins(connection, lake.table("samples").spec) if pin.owner == "run:held"]
+
+    with data.open_lake(config) as lake:
+        with pytest.raises(KeyboardInterrupt), train._pinned(config, lake):
+            raise KeyboardInterrupt
+        assert owners() == ["run:held"], "a run that was stopped can go on"
+        with train._pinned(config, lake):
+            assert len(owners()) == 2
+        assert len(owners()) == 1
 
 
 def test_a_missing_table_is_one_line(tiny_lake: Path, tmp_path: Path) -> None:

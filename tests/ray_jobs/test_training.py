@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("ray.train")
 
+import numpy as np
 import ray.train
 import torch
 
 import loader.config
-from loader.errors import ConfigError, MissingDependencyError, StateMismatchError
+from loader.errors import ConfigError, MissingDependencyError, StateMismatchError, StorageFullError
 from ray_jobs import train
 from ray_jobs.training import checkpoint, journal
 from ray_jobs.training.checkpoint import Progress
 from ray_jobs.training.journal import RunFolder
+from ray_jobs.training.records import RecordWriter
 from ray_jobs.training.watch import Watcher
 from tests.ray_jobs.test_train import make_config
 
@@ -59,6 +62,23 @@ def test_a_line_torn_by_a_kill_is_left_out(tmp_path: Path) -> None:
     with open(path, "a", encoding="utf-8") as file:
         file.write('{"event": "che')
     assert [event["event"] for event in journal.read(path)] == ["start"]
+    journal.append(path, {"event": "resume"})
+    assert [event["event"] for event in journal.read(path)] == ["start", "resume"]
+
+
+def test_a_full_disk_is_told_at_once(tmp_path: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    try:
+        records = RecordWriter(tmp_path, attempt=0, rank=0)
+        with pytest.raises(StorageFullError, match=r"rank-0000\.ids: free some"):
+            records.write(seed_index=0, epoch=0, step=1, positions=np.zeros((80, 2), np.int64))
+        journal.append(tmp_path / "attempts.jsonl", {"text": "x" * 900})
+        with pytest.raises(StorageFullError, match=r"attempts\.jsonl: free some"):
+            journal.append(tmp_path / "attempts.jsonl", {"text": "x" * 900})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    records.close()
+    assert len(journal.read(tmp_path / "attempts.jsonl")) == 1
 
 
 def test_the_watcher_says_what_is_new(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,7 +18,7 @@ from loader.catalog.admin import active_pins
 from loader.errors import CatalogBusyError, ColumnNotFoundError, ConflictError, CorruptSegmentError, ForkedProcessError, SchemaError, StateMismatchError
 from loader.scan import plan as planning
 from loader.scan.fetch import BlockFetcher
-from loader.train import loader as loading
+from loader.train import renewal
 from loader.train.pipeline import Prefetcher
 from loader.train.stats import StageClock
 
@@ -304,7 +304,7 @@ def test_a_loader_renews_its_pin_and_outlives_a_busy_catalog(tmp_path, monkeypat
         with lake.database.read() as connection:
             return [pin.expires_at for pin in active_pins(connection, table.spec)]
 
-    monkeypatch.setattr(loading, "RENEW_SECONDS", 0)
+    monkeypatch.setattr(renewal, "RENEW_SECONDS", 0)
     with make(table, 10) as batches:
         before = expiry()
         next(iter(batches))

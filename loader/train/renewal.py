@@ -1,0 +1,34 @@
+"""Renewing a pin while work on its snapshot goes on. Owns how often, and that a busy catalog stops nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from loader.errors import HeadraceError
+
+logger = logging.getLogger(__name__)
+
+RENEW_SECONDS = 3600
+
+
+class Renewal:
+    """Calls `renew` once an hour, however often it is asked; pins last a day, so many calls may fail before one lapses.
+
+    By the wall clock, as pins: a machine that slept renews when it wakes.
+    """
+
+    def __init__(self, renew: Callable[[], None]) -> None:
+        self._renew = renew
+        self._last = time.time()
+
+    def __call__(self) -> None:
+        """Renew, if it is time."""
+        if time.time() - self._last < RENEW_SECONDS:
+            return
+        self._last = time.time()
+        try:
+            self._renew()
+        except HeadraceError as error:
+            logger.warning("a pin could not be renewed; it is tried again in an hour: %s", error)
