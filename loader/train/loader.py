@@ -23,7 +23,7 @@ from loader.scan.order import Layout, Order
 from loader.scan.plan import Plan
 from loader.scan.scan import Scan
 from loader.scan.stream import BlockStream, ThreadBlockStream
-from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank
+from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
 from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, run
 from loader.train.renewal import Renewal
 from loader.train.state import LoaderState
@@ -48,7 +48,8 @@ class DataLoader:
         window_rows: Rows a window mixes.
         canonical_shards: Parts of the order that can be read apart. Default 8 a rank, fewer for small plans, 1 a rank unshuffled; a state brings its own.
         seed: Of the order.
-        rank: Default from torch.distributed where it is initialised, else 0. With tensor or pipeline parallelism pass the data-parallel rank.
+        rank: Default from torch.distributed where it is initialised, else 0; every rank then reads rank 0's newest snapshot, so every rank must make
+            the loader. With tensor or pipeline parallelism pass the data-parallel rank, and a scan that names its snapshot.
         world_size: Likewise.
         remainder: "drop" leaves out the last rows that fill no batch, "pad" fills the last batch with masked rows, "uneven" makes it smaller.
         device: "cpu".
@@ -114,7 +115,8 @@ class DataLoader:
         self._prefetcher: Prefetcher | None = None
         self._epoch, self._position = 0, 0
         self._started = self._begun = self._closed = False
-        self._adopt(scan)
+        self._adopt(same_snapshot(scan) if rank is None else scan)
+        self._scan = scan
 
     def _adopt(self, scan: Scan, order: Order | None = None) -> None:
         """Plan a scan and check that this loader can run it."""

@@ -7,9 +7,12 @@ import dataclasses
 import math
 import os
 import sys
+from typing import Any
 
+from loader.extras import require
 from loader.scan.order import REMAINDERS, Order
 from loader.scan.plan import Plan
+from loader.scan.scan import Scan
 
 SHARDS_PER_RANK = 8
 MIN_BLOCKS_A_SHARD = 2
@@ -71,11 +74,29 @@ def distributed_rank(rank: int | None, world_size: int | None) -> tuple[int, int
         raise ValueError(f"rank is {rank} and world_size is {world_size}: give both or neither")
     if rank is not None and world_size is not None:
         return rank, world_size
+    distributed = process_group()
+    return (0, 1) if distributed is None else (int(distributed.get_rank()), int(distributed.get_world_size()))
+
+
+def process_group() -> Any:
+    """torch.distributed where it is initialised, else None."""
     torch = sys.modules.get("torch")  # a process that never imported torch is in no process group
     distributed = getattr(torch, "distributed", None)
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return int(distributed.get_rank()), int(distributed.get_world_size())
-    return 0, 1
+    return distributed if distributed is not None and distributed.is_available() and distributed.is_initialized() else None
+
+
+def same_snapshot(scan: Scan) -> Scan:
+    """The scan at rank 0's newest snapshot, where it names none. Ranks that plan while somebody writes would read different rows, and wait for ever.
+
+    A collective of torch.distributed, where that is initialised.
+    """
+    distributed = process_group()
+    if distributed is None or scan.snapshot is not None:
+        return scan
+    torch = require("torch", extra="torch")
+    snapshot = torch.tensor([scan.table.view().snapshot_id], device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+    distributed.broadcast(snapshot, src=0)
+    return scan.at(int(snapshot))
 
 
 def window_memory(plan: Plan, order: Order, world_size: int) -> tuple[int, int]:

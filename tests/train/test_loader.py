@@ -272,12 +272,20 @@ def test_padding_is_masked_and_never_counted(table):
     assert len(last["name"]) == 256 and set(last["name"][last.num_samples :]) == {None}
 
 
-def test_rank_and_world_size_come_from_torch_distributed_where_it_runs(table, monkeypatch):
+def test_rank_world_size_and_snapshot_come_from_torch_distributed_where_it_runs(table, monkeypatch):
+    newest = make(table).plan.snapshot
     assert (make(table).options.rank, make(table).options.world_size) == (0, 1)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
-    assert (make(table).options.rank, make(table).options.world_size) == (2, 3)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: tensor.fill_(newest - 2))  # rank 0 planned before somebody wrote
+    batches = make(table)
+    assert (batches.options.rank, batches.options.world_size, batches.plan.snapshot) == (2, 3, newest - 2)
+    assert make(table, scan=table.scan(columns=["id"], snapshot=newest)).plan.snapshot == newest
+    assert make(table, rank=0, world_size=1).plan.snapshot == newest
+    batches.load_state_dict(make(table, rank=0, world_size=1).state_dict())
+    assert batches.plan.snapshot == newest
 
 
 def test_a_loader_carried_over_a_fork_says_to_spawn(table, monkeypatch):
