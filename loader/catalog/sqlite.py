@@ -45,10 +45,12 @@ class SqliteCatalog:
         self._queue_threads = threading.RLock()
         self._queue_depth = 0
         self._in_transaction = False
+        self._closed = False
         if not path.exists() and not create:
             raise NotFoundError(f"no catalog at {path}: check the location, or create the lake with connect(create=True)")
         try:
             self._queue_file = os.open(str(path) + QUEUE_SUFFIX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._close_queue = weakref.finalize(self, os.close, self._queue_file)
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_seconds, check_same_thread=False, cached_statements=256)
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"cannot open the catalog {path}: {error}") from error
@@ -87,16 +89,19 @@ class SqliteCatalog:
         sync_folder(self.path.parent)
 
     def check_process(self) -> None:
-        """Refuse to work in a forked child.
+        """Refuse to work in a forked child, or once closed.
 
         Raises:
             ForkedProcessError: This process is not the one that opened the catalog.
+            StorageError: The lake was closed.
         """
         if self._pid != os.getpid():
             raise ForkedProcessError(
                 f"the lake with catalog {self.path} was opened in process {self._pid} and is used in its forked child {os.getpid()}: "
                 "call loader.connect in the child, or start workers with spawn"
             )
+        if self._closed:
+            raise StorageError(f"the lake with catalog {self.path} was closed: open it again with loader.connect")
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -106,13 +111,14 @@ class SqliteCatalog:
             if self._in_transaction:
                 yield self._connection
                 return
-            self._connection.execute("begin")
-            self._in_transaction = True
-            try:
+            try:  # Ctrl-C waits while a statement runs and is raised right after it: what is open then is asked from SQLite
+                self._in_transaction = True
+                self._connection.execute("begin")
                 yield self._connection
             finally:
                 self._in_transaction = False
-                self._connection.execute("rollback")
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
 
     @contextlib.contextmanager
     def write(self, *, durability: str = "strict") -> Iterator[sqlite3.Connection]:
@@ -125,9 +131,9 @@ class SqliteCatalog:
             if self._in_transaction:
                 raise CommitError("a catalog transaction cannot begin inside another")
             self._connection.execute(f"pragma synchronous = {'normal' if durability == 'relaxed' else 'full'}")
-            self._connection.execute("begin immediate")
-            self._in_transaction = True
             try:
+                self._in_transaction = True
+                self._connection.execute("begin immediate")
                 yield self._connection
                 self._connection.execute("commit")
             finally:
@@ -144,10 +150,10 @@ class SqliteCatalog:
         """
         self.check_process()
         with self._queue_threads:
-            if self._queue_depth == 0:
-                self._wait_in_queue()
-            self._queue_depth += 1
             try:
+                self._queue_depth += 1
+                if self._queue_depth == 1:
+                    self._wait_in_queue()
                 yield
             finally:
                 self._queue_depth -= 1
@@ -190,14 +196,10 @@ class SqliteCatalog:
 
     def close(self) -> None:
         """Close the connection; the object is of no use after it."""
+        self._closed = True
         if self._pid == os.getpid():
             self._connection.close()
         self._close_queue()
-
-    def _close_queue(self) -> None:
-        if self._queue_file >= 0:
-            os.close(self._queue_file)
-            self._queue_file = -1
 
     def _forked(self) -> None:
         # The child shares the parent's lock: an open descriptor here would keep it held after the parent died.
