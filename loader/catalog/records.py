@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +45,11 @@ class SourceOffsets:
     epoch: int = 0
 
     def __post_init__(self) -> None:
+        # plain integers: SQLite would store NumPy's as bytes
+        object.__setattr__(self, "ranges", {partition: (operator.index(start), operator.index(end)) for partition, (start, end) in self.ranges.items()})
+        object.__setattr__(self, "epoch", operator.index(self.epoch))
         for partition, (start, end) in self.ranges.items():
-            if not 0 <= start <= end:
+            if not 0 <= start <= end < 1 << 63:
                 raise ValueError(f"offsets of {self.source} partition {partition}: ({start}, {end}) is not a range of records")
 
 
