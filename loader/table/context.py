@@ -40,7 +40,7 @@ class TableContext:
         self.stage = self.new_stage()
 
     def new_stage(self) -> Stage:
-        return Stage(self.catalog, self.storage, self.spec.id, sync=self.spec.durability == "strict")
+        return Stage(self.catalog, self.storage, self.spec.id)
 
     def refresh(self) -> int:
         """Bring the key directory to the head; returns that snapshot's number. No transaction is open while indexes are read."""
@@ -98,5 +98,5 @@ class TableContext:
             stage.forget()
             raise
         if plan.written:
-            stage.committed()
+            stage.committed(plan)
         return done

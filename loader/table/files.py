@@ -14,10 +14,11 @@ import uuid
 from collections.abc import Sequence
 
 from loader.catalog.admin import add_stage, drop_stage
-from loader.catalog.commit import STAGED_LEASE_SECONDS, renew_stage, throw_away
+from loader.catalog.commit import STAGED_LEASE_SECONDS, LeaseLostError, renew_stage, throw_away
 from loader.catalog.garbage import staged_path
 from loader.catalog.records import INLINE_PREFIX, CommitPlan
 from loader.catalog.sqlite import SqliteCatalog
+from loader.errors import AlreadyExistsError
 from loader.segment.layout import round_up
 from loader.storage import Buffer, Storage
 
@@ -38,31 +39,42 @@ class Stage:
     What was written for a commit that went another way is remembered and handed to the next commit as garbage.
     """
 
-    def __init__(self, catalog: SqliteCatalog, storage: Storage, table_id: int, *, sync: bool) -> None:
+    def __init__(self, catalog: SqliteCatalog, storage: Storage, table_id: int) -> None:
         self._catalog = catalog
         self._storage = storage
         self._table_id = table_id
-        self._sync = sync
         self._prefix = ""
         self._next = 0
         self._unused: set[str] = set()
         self._renewed_at = -float(STAGED_LEASE_SECONDS)
 
     def put(self, data: Buffer) -> str:
-        """Write a file and return its path."""
+        """Write a file, flushed to disk, and return its path."""
         self._hold_lease()
-        path = staged_path(self._prefix, self._next)
-        self._storage.put(path, data, sync=self._sync)
-        self._next += 1
+        while True:
+            path = staged_path(self._prefix, self._next)
+            try:
+                self._storage.put(path, data)
+            except AlreadyExistsError:  # whole, by a put of ours that was interrupted before it could say so
+                self._take(path)
+                continue
+            self._take(path)
+            return path
+
+    def _take(self, path: str) -> None:
         self._unused.add(path)
-        return path
+        self._next += 1
 
     def _hold_lease(self) -> None:
         if time.monotonic() - self._renewed_at < STAGED_LEASE_SECONDS / 2:
             return
         if self._prefix and self._unused:
-            with self._catalog.write() as connection:
-                renew_stage(connection, self._prefix, 0)
+            try:
+                with self._catalog.write() as connection:
+                    renew_stage(connection, self._prefix, 0)
+            except LeaseLostError:
+                self.forget()
+                raise
         else:  # nothing depends on the old name, whose lease may be over
             self._prefix, self._next = f"data/{self._table_id}/{uuid.uuid4().hex}/", 0
             with self._catalog.write() as connection:
@@ -74,13 +86,13 @@ class Stage:
         if not self._prefix:
             return
         used = {path for path in plan.paths() if path in self._unused}
-        plan.staged = (self._prefix, self._next)
+        plan.staged = (self._prefix, self._next) if used else None  # a commit without files does not depend on the lease
         plan.garbage = sorted(self._unused - used)
 
-    def committed(self) -> None:
+    def committed(self, plan: CommitPlan) -> None:
         """A plan that `account` saw was committed: nothing of this stage is left over."""
         self._unused.clear()
-        self._renewed_at = time.monotonic() if self._prefix else self._renewed_at
+        self._renewed_at = time.monotonic() if plan.staged else self._renewed_at
 
     def forget(self) -> None:
         """Begin anew: the lease ran out, and what was written under it is gone."""
