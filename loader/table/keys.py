@@ -72,8 +72,10 @@ class KeyDirectory:
         return len(self._refs)
 
     def remember(self, path: str, offset: int, index: KeyIndex) -> None:
-        """Keep the index of a segment that this handle has just written, so that it is not read back."""
+        """Keep the index of a segment that this handle has just written, so that it is not read back by its next write."""
         self._built[path, offset] = index
+        while sum(len(kept) * 24 for kept in self._built.values()) > self._memory_bytes // 4:
+            self._built.pop(next(iter(self._built)))
 
     def apply(self, head: int, added: list[SegmentRef], removed: list[int]) -> None:
         """Follow the catalog to snapshot `head`."""

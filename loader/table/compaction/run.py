@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from loader import failpoints
 from loader.catalog.read import load_head, load_overlays_since, load_view
-from loader.catalog.records import CommitPlan, NewOverlay, OverlayRef
+from loader.catalog.records import CommitPlan, NewOverlay, NewSegment, OverlayRef
 from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID
 from loader.table.compaction.pick import CompactionOptions, CompactionTask, pick, total_bytes
 from loader.table.compaction.rewrite import Rewritten, rewrite
@@ -59,7 +59,7 @@ class CompactionReport:
 class _Done:
     snapshot: int
     task: CompactionTask
-    rewritten: Rewritten
+    segments: list[NewSegment]
 
 
 def compact(context: TableContext, *, full: bool, options: CompactionOptions, progress: Progress | None) -> CompactionReport:
@@ -121,7 +121,7 @@ def _run_task(context: TableContext, task: CompactionTask, options: CompactionOp
         for segment, index in zip(rewritten.segments, rewritten.indexes, strict=True):
             context.directory.remember(segment.path, segment.offset, index)
     failpoints.hit("compaction.committed")
-    return _Done(snapshot.id, task, rewritten)
+    return _Done(snapshot.id, task, rewritten.segments)
 
 
 def _plan(context: TableContext, task: CompactionTask, rewritten: Rewritten, stage: Stage, commit_id: str) -> CommitPlan:
@@ -203,7 +203,7 @@ def _moved(context: TableContext, rewritten: Rewritten, place_of: np.ndarray, ov
 
 def _report(done: list[_Done], abandoned: int, seconds: float) -> CompactionReport:
     inputs = [segment for item in done for segment in item.task.segments]
-    outputs = [segment for item in done for segment in item.rewritten.segments]
+    outputs = [segment for item in done for segment in item.segments]
     return CompactionReport(
         snapshots=tuple(item.snapshot for item in done),
         num_tasks=len(done),
