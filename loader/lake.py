@@ -34,7 +34,7 @@ class Lake:
 
     Attributes:
         location: Folder or url of the files.
-        catalog_url: Where the catalog is, as given to `connect`, or None for the one inside the lake.
+        catalog_url: Where the catalog is, as an absolute path, or None for the one inside the lake.
         storage: The lake's files, inline commits included.
         catalog: Selections stored for planners.
         database: The catalog's connection, for the modules that write it.
@@ -200,6 +200,7 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
         raise NotFoundError(f"no lake at {text}: check the location, or create it with loader.connect({text!r})")
     if catalog is not None:
         path = catalog_path(catalog)
+        catalog = str(path)  # a pickled lake is opened again in another working directory
     elif isinstance(files, LocalStorage):
         path = files.folder / CATALOG_FILE
     else:

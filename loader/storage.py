@@ -97,7 +97,10 @@ class Storage:
         if "://" not in text:
             return LocalStorage(Path(text).expanduser().absolute())
         if scheme == "file":
-            return LocalStorage(Path(unquote(urlsplit(text).path)))
+            parts = urlsplit(text)
+            if parts.netloc not in ("", "localhost") or not parts.path:
+                raise ValueError(f"{text!r} names a host, not a folder: write file:///absolute/path, or a plain path")
+            return LocalStorage(Path(unquote(parts.path)))
         return ObjectStorage(text)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -248,6 +251,8 @@ class LocalStorage(Storage):
             return target.stat().st_size
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFoundError(f"no file {target}") from error
+        except OSError as error:
+            raise StorageError(f"cannot read {target}: {error.strerror or error}") from error
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
@@ -268,6 +273,8 @@ class LocalStorage(Storage):
             raise StorageError(f"cannot read {target}: {error.strerror or error}") from error
         try:
             return [_read_exactly(file, target, start, stop) for start, stop in requests]
+        except OSError as error:
+            raise StorageError(f"cannot read {target}: {error.strerror or error}") from error
         finally:
             os.close(file)
 
