@@ -173,6 +173,7 @@ def _fold(low: U64, high: U64, words: U64) -> tuple[U64, U64]:
 def _fold_bytes(low: U64, high: U64, array: pa.Array) -> tuple[U64, U64]:
     """Fold strings in: a pass for each eight bytes, over the rows that are long enough."""
     array = array.cast(pa.large_binary())
+    array = array.fill_null(b"") if array.null_count else array  # whatever bytes lie under a null
     offsets = np.frombuffer(array.buffers()[1], np.int64, count=len(array) + 1, offset=array.offset * 8) if len(array) else np.zeros(1, np.int64)
     lengths = np.diff(offsets)
     if len(lengths) and int(lengths.max()) > MAX_KEY_BYTES:

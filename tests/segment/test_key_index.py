@@ -26,6 +26,14 @@ COLUMNS: dict[str, tuple[pa.DataType, Any]] = {
 }
 
 
+def test_what_lies_under_a_null_does_not_move_it_to_another_bucket() -> None:
+    offsets = pa.py_buffer(np.array([0, 3, 6, 8], np.int32).tobytes())
+    dirty = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"abcdefgh"), pa.py_buffer(bytes([0b101])), 1)
+    clean = pa.array(["abc", None, "gh"])
+    assert dirty.equals(clean)
+    assert keys_of([dirty], hashed=True).low.tolist() == keys_of([clean], hashed=True).low.tolist()
+
+
 @given(data=st.data(), kinds=st.lists(st.sampled_from(sorted(COLUMNS)), min_size=1, max_size=3))
 def test_finds_each_key_at_its_row_and_nothing_else(data: st.DataObject, kinds: list[str]) -> None:
     rows = data.draw(st.lists(st.tuples(*(COLUMNS[kind][1] for kind in kinds)), unique=True, max_size=60))
