@@ -98,6 +98,8 @@ def resolve_snapshot(connection: sqlite3.Connection, spec: TableSpec, snapshot: 
     if snapshot is None:
         return head
     if isinstance(snapshot, Snapshot):
+        if snapshot.table != spec.name:
+            raise ValueError(f"snapshot {snapshot.id} is of table {snapshot.table!r}, not of {spec.name!r}")
         snapshot = snapshot.id
     if isinstance(snapshot, str):
         row = connection.execute("select snapshot_id from pins where table_id = ? and kind = 'tag' and name = ?", (spec.id, snapshot)).fetchone()

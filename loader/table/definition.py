@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 
@@ -49,8 +50,8 @@ def define(
             raise SchemaError(f"column name {column.name!r}: names that begin with two underscores are Headrace's own, choose another")
         leaf_type(column.type, column.name)
     keys = _key_columns(schema, "primary_key", primary_key)
-    if not 1 <= buckets <= MAX_BUCKETS:
-        raise ValueError(f"buckets must be from 1 to {MAX_BUCKETS}, not {buckets}")
+    if not isinstance(buckets, int) or not 1 <= buckets <= MAX_BUCKETS:
+        raise ValueError(f"buckets must be from 1 to {MAX_BUCKETS}, a whole number, not {buckets!r}")
     if durability not in DURABILITIES:
         raise ValueError(f"durability is 'strict' or 'relaxed', not {durability!r}")
     time_id = None if time_column is None else _time_column(schema, time_column)
@@ -92,7 +93,7 @@ def _cluster_columns(schema: Schema, names: Sequence[str]) -> tuple[int, ...]:
         raise ValueError(f"cluster_by is a list of column names, not {names!r}")
     columns = schema.select(names)
     for column in columns:
-        if pa.types.is_nested(column.type):
+        if pa.types.is_nested(column.type) or pa.types.is_float16(column.type):  # Arrow does not sort either
             raise SchemaError(f"cluster_by column {column.name!r} is {column.type}, which has no order: leave it out")
     return tuple(column.id for column in columns)
 
@@ -110,11 +111,12 @@ def _check_attribution(schema: Schema, attribution: Attribution | None, time_col
     column = schema.column(attribution.column)
     if time_column is None:
         raise ValueError("attribution needs a time_column: a window is counted from a row's time")
-    if attribution.window_seconds < 0:
-        raise ValueError(f"attribution window_seconds must not be negative, not {attribution.window_seconds}")
+    if not isinstance(attribution.window_seconds, int) or attribution.window_seconds < 0:
+        raise ValueError(f"attribution window_seconds must be a whole number and not negative, not {attribution.window_seconds!r}")
     if not column.nullable:
         raise SchemaError(f"label column {column.name!r} must be nullable: it is null until its label comes")
     try:
+        json.dumps(attribution.default)  # as the catalog keeps it
         pa.scalar(attribution.default, column.type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (TypeError, OverflowError, pa.ArrowInvalid) as error:
         raise SchemaError(f"attribution default {attribution.default!r} is no {column.type} of column {column.name!r}: {error}") from error

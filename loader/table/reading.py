@@ -64,6 +64,8 @@ def read_view(
     used = set() if predicate is None else set(predicate.columns)
     wanted = view.schema.select(columns)
     names = {column.name for column in wanted}
+    if not names or len(names) < len(wanted):
+        raise ValueError(f"columns names at least one column, and each once, not {columns!r}")
     closed = None if closed_before is None else closed_time(view, closed_before)
     extra = [column for column in view.schema if column.name not in names and (column.name in used or _needed(view, column, names | used, closed))]
     read = [*wanted, *extra]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import uuid
 from typing import TypeAlias
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loader.catalog.records import NewSegment, TableSpec
-from loader.errors import KeyExistsError, SchemaError
+from loader.errors import KeyExistsError, NotFoundError, SchemaError
 from loader.schema import conform
 from loader.segment.key_index import KeyIndex, Keys, bucket_of, build, keys_of, signed
 from loader.segment.layout import SEQUENCE_COLUMN_ID
@@ -78,7 +79,18 @@ def as_table(data: Data) -> pa.Table:
 
     Raises:
         ValueError: It is none of pyarrow.Table, RecordBatch, RecordBatchReader, or a path to a Parquet file.
+        NotFoundError: No file is at the path.
+        SchemaError: A column stands twice.
     """
+    table = _table(data)
+    names = sorted(table.column_names)
+    twice = [name for name, following in itertools.pairwise(names) if name == following]
+    if twice:
+        raise SchemaError(f"column {twice[0]!r} stands twice in the data: rename or drop one")
+    return table
+
+
+def _table(data: Data) -> pa.Table:
     if isinstance(data, pa.Table):
         return data
     if isinstance(data, pa.RecordBatch):
@@ -88,7 +100,10 @@ def as_table(data: Data) -> pa.Table:
     if isinstance(data, str | os.PathLike):
         import pyarrow.parquet
 
-        return pyarrow.parquet.read_table(os.fspath(data))
+        try:
+            return pyarrow.parquet.read_table(os.fspath(data))
+        except FileNotFoundError as error:
+            raise NotFoundError(f"no Parquet file {os.fspath(data)}: check the path") from error
     raise ValueError(f"data is a {type(data).__name__}: give a pyarrow Table, RecordBatch or RecordBatchReader, or the path of a Parquet file")
 
 

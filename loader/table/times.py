@@ -39,14 +39,21 @@ def time_value(value: int | str | datetime.date | np.integer, kind: pa.DataType)
         kind: The column's type.
 
     Raises:
-        ValueError: The text is no time.
+        ValueError: It is no time, or lies outside 64 bits in the column's unit.
     """
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is not a time")
+    number = _time_number(value, kind)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f"{value!r} is {number} in the unit of the time column ({kind}), which has 64 bits")
+    return number
+
+
+def _time_number(value: int | str | datetime.date | np.integer, kind: pa.DataType) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer | str | datetime.date):
+        raise ValueError(f"{value!r} is not a time: give a datetime, ISO text, or an integer in the column's unit ({kind})")
     if isinstance(value, int | np.integer):
         return int(value)
     if isinstance(value, str):
-        if value.lstrip("-").isdigit():
+        if value.removeprefix("-").isdecimal():
             return int(value)
         try:
             value = datetime.datetime.fromisoformat(value)
