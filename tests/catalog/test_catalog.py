@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import gc
 import json
 import os
+import pickle
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +18,12 @@ from typing import Any
 import pytest
 
 import loader
+from loader import failpoints
 from loader.catalog.commit import GARBAGE_GRACE_SECONDS, STAGED_LEASE_SECONDS, now_micros
 from loader.catalog.garbage import collect
-from loader.catalog.sqlite import SQLITE_CATALOG_VERSION
+from loader.catalog.sqlite import QUEUE_SUFFIX, SQLITE_CATALOG_VERSION
 from loader.catalog.tables import CATALOG_VERSION, ddl, metadata
-from loader.errors import CatalogBusyError, ConflictError, NotFoundError, StorageError, StorageFullError, UnsupportedVersionError
+from loader.errors import CatalogBusyError, ConflictError, KeyExistsError, NotFoundError, StorageError, StorageFullError, UnsupportedVersionError
 from loader.lake import MARKER, Lake
 from tests.table.samples import create, labels, rows
 
@@ -81,6 +86,17 @@ def test_a_catalog_beside_the_lake(make_lake: MakeLake, tmp_path: Path) -> None:
         loader.connect("memory://objects")
 
 
+def test_a_pickled_lake_finds_its_catalog_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with loader.connect("lake", catalog="catalogs/c.sqlite") as lake:
+        create(lake)
+        pickled = pickle.dumps(lake)
+    monkeypatch.chdir("elsewhere")
+    with pickle.loads(pickled) as again:
+        assert again.tables() == ["samples"]
+
+
 def test_files_may_lie_in_an_object_store(tmp_path: Path) -> None:
     lake = loader.connect(f"memory://{tmp_path.name}", catalog=f"sqlite:///{tmp_path}/c.sqlite")
     table = create(lake)
@@ -112,6 +128,80 @@ def test_a_lock_by_another_program_is_reported_too(make_lake: MakeLake) -> None:
     other.execute("rollback")
     other.close()
     table.append(rows(0, 3))
+
+
+class Interrupted:
+    """A connection on which Ctrl-C comes while one statement runs: it is raised right after it, as Python does."""
+
+    def __init__(self, connection: sqlite3.Connection, statement: str) -> None:
+        self._connection, self._statement = connection, statement
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        cursor = self._connection.execute(statement, *parameters)
+        if statement == self._statement:
+            self._statement = ""
+            raise KeyboardInterrupt
+        return cursor
+
+
+@pytest.mark.parametrize("statement", ["begin", "rollback", "begin immediate", "commit"])
+def test_interrupted_in_a_statement_neither_this_process_nor_another_is_locked_out(make_lake: MakeLake, statement: str) -> None:
+    lake = make_lake()
+    table = create(lake)
+    real = lake.database._connection
+    lake.database._connection = Interrupted(real, statement)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        table.append(rows(0, 3), commit_id="first")
+    lake.database._connection = real
+    other = make_lake(busy_timeout_seconds=0.05)
+    other.table("samples").append(rows(3, 6))
+    other.close()
+    table.append(rows(0, 3), commit_id="first")
+    assert sorted(table.to_arrow(["item"])["item"].to_pylist()) == list(range(6))
+
+
+def test_interrupted_at_the_head_of_the_queue_it_makes_room(make_lake: MakeLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake, other = make_lake(), make_lake(busy_timeout_seconds=0.05)
+    table = create(lake)
+    real = fcntl.flock
+
+    def interrupted(file: int, operation: int) -> None:
+        real(file, operation)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        table.append(rows(0, 3))
+    assert other.table("samples").append(rows(3, 6)).num_rows == 3
+
+
+def test_a_closed_lake_says_so(make_lake: MakeLake) -> None:
+    lake = make_lake()
+    table = create(lake)
+    lake.close()
+    lake.close()
+    for use in (table.to_arrow, lambda: table.append(rows(0, 1)), lambda: table.tag("v1"), lake.tables):
+        with pytest.raises(StorageError, match=r"was closed: open it again with loader.connect"):
+            use()
+
+
+def test_what_is_forgotten_without_close_keeps_no_file_open(make_lake: MakeLake, tmp_path: Path) -> None:
+    lake = make_lake()
+    (tmp_path / "no_catalog").write_bytes(b"x" * 5000)
+    for number in range(5):
+        pickle.loads(pickle.dumps(lake.storage))
+        with pytest.raises(StorageError, match="not a database"):
+            make_lake(f"new-{number}", catalog=str(tmp_path / "no_catalog"))
+    gc.collect()
+    queues = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            queues.append(os.readlink(f"/proc/self/fd/{number}"))
+    assert sum(path.startswith(str(tmp_path)) and path.endswith(QUEUE_SUFFIX) for path in queues) == 1
 
 
 def test_a_full_disk_under_the_catalog_is_named(make_lake: MakeLake) -> None:
@@ -220,6 +310,45 @@ def test_what_a_dead_writer_left_is_found_by_name_and_the_living_are_spared(make
     assert table.append(rows(20_000, 40_000)).num_rows == 40_000
 
 
+def test_a_writer_that_was_idle_past_its_lease_goes_on(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = create(lake)
+    table.append(rows(0, 20_000))
+    later = now_micros() + (STAGED_LEASE_SECONDS + 1) * 1_000_000
+    collect(lake.database, lake.storage.files, now=later)
+    assert table.append(rows(20_000, 20_003)).num_rows == 20_003, "a commit without a file needs no lease"
+    table = lake.table("samples")
+    table._context.stage.forget()
+    with pytest.raises(KeyExistsError):
+        table.append(rows(0, 20_001))
+    collect(lake.database, lake.storage.files, now=later)
+    monkeypatch.setattr("time.monotonic", lambda now=time.monotonic: now() + STAGED_LEASE_SECONDS)
+    with pytest.raises(ConflictError, match="repeat the write"):
+        table.append(rows(30_000, 50_000))
+    assert table.append(rows(30_000, 50_000)).num_rows == 40_003, "what it says to do works"
+
+
+def test_an_interrupted_file_does_not_stand_in_the_way(lake: Lake) -> None:
+    table = create(lake)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with failpoints.armed("storage.linked", interrupt), pytest.raises(KeyboardInterrupt):
+        table.append(rows(0, 20_000))
+    assert table.append(rows(0, 20_000)).num_rows == 20_000
+    with lake.database.read() as connection:
+        garbage = {path for (path,) in connection.execute("select path from garbage")}
+    assert files_of(lake) == garbage | {ref.path for ref in table.view().segments} and len(garbage) == 1
+
+
+def test_relaxed_tables_sync_their_files_before_the_catalog_names_them(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = create(lake, durability="relaxed")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    table.append(rows(0, 20_000))
+    assert synced, "another table's strict commit makes this one's row in the catalog durable, whenever it comes"
+
+
 def test_a_commit_that_went_another_way_leaves_its_file_to_garbage(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     table = create(lake)
     table.append(rows(0, 20_000))
@@ -237,7 +366,6 @@ def test_a_lost_answer_is_looked_up(lake: Lake, monkeypatch: pytest.MonkeyPatch)
     table = create(lake)
     table.append(rows(0, 3))
     real = type(lake.database).write
-    import contextlib
 
     @contextlib.contextmanager
     def lossy(self: Any, **options: Any) -> Any:

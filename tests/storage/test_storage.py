@@ -56,6 +56,23 @@ def test_a_read_past_the_end_is_an_error(storage: Storage) -> None:
         storage.section("x", 1, 3).read_ranges([(2, 2)])
 
 
+def test_what_the_system_refuses_is_a_storage_error_that_names_the_path(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
+    storage = Storage.open(tmp_path)
+    for path in ("loop/x", "n" * 300):
+        with pytest.raises(StorageError, match=f"cannot read .*{path[:5]}"):
+            storage.exists(path)
+    with pytest.raises(StorageError, match="cannot read .*folder: Is a directory"):
+        storage.read_ranges("folder", [(0, 1)])
+
+
+def test_a_file_url_with_a_host_is_not_taken_for_another_folder() -> None:
+    assert Storage.open("file:///tmp/a%20b").url == Storage.open("/tmp/a b").url
+    with pytest.raises(ValueError, match="write file:///absolute/path"):
+        Storage.open("file://data/lake")
+
+
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../up", "a/../b", "a//b", "./a", "a\\b", "a/", "a\0b"])
 def test_paths_from_data_stay_inside(storage: Storage, path: str) -> None:
     with pytest.raises(StorageError, match="plain relative path"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import uuid
 from typing import Any
 
@@ -15,9 +16,11 @@ from loader.catalog.commit import commit, now_micros
 from loader.catalog.garbage import collect
 from loader.catalog.records import CommitPlan, NewOverlay, OverlayRef, SegmentRef, SnapshotView
 from loader.lake import Lake
+from loader.segment.key_index import KeyIndex
 from loader.segment.layout import SEQUENCE_COLUMN_ID
 from loader.table.compaction.pick import pick
 from loader.table.files import place
+from loader.table.keys import KeyDirectory
 from loader.table.segments import encode_overlay, open_segment, read_by_id
 from tests.table.samples import create, labels, rows
 
@@ -73,6 +76,22 @@ def test_memory_bounds_the_pieces_and_keys_still_resolve(lake: Lake) -> None:
     assert users == sorted(users), "the pieces are one sorted run"
     table.patch(labels([0, 1499, 2999], clicks=[1, 2, 3]))
     assert table.to_arrow(["clicks"])["clicks"].to_numpy().sum() == 6
+
+
+def test_what_a_task_held_is_let_go_with_it(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = create(lake, buckets=1, partition_by="hour")
+    data = rows(0, 3000)
+    for part in (data.take(list(range(at, 3000, 2))) for at in (0, 1)):
+        table.append(part)
+    monkeypatch.setattr(table._context, "directory", KeyDirectory(lake.storage, memory_bytes=20_000))
+    gc.collect()
+    held: list[int] = []
+
+    def count(*_: int) -> None:
+        held.append(sum(isinstance(found, KeyIndex) for found in gc.get_objects()))
+
+    report = table.compact(full=True, progress=count)
+    assert report.num_tasks == 50 and max(held) - held[0] < 10
 
 
 @pytest.mark.parametrize("place", ["compaction.picked", "compaction.rewritten", "compaction.before_commit"])

@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +22,7 @@ from loader.errors import (
     FencedError,
     ForkedProcessError,
     KeyExistsError,
+    NotFoundError,
     SchemaError,
     SnapshotNotFoundError,
     StorageFullError,
@@ -131,6 +133,8 @@ def test_time_travel_by_number_tag_and_snapshot(lake: Lake) -> None:
         table.to_arrow(snapshot="baselin")
     with pytest.raises(SnapshotNotFoundError, match="it has 1 to 3"):
         table.to_arrow(snapshot=99)
+    with pytest.raises(ValueError, match="snapshot 1 is of table 'other', not of 'samples'"):
+        table.to_arrow(snapshot=create(lake, "other").append(rows(0, 1)))
 
 
 def test_a_missing_label_reads_as_its_default_once_its_window_closed(lake: Lake) -> None:
@@ -182,6 +186,13 @@ def test_replayed_offsets_double_nothing(lake: Lake) -> None:
     with pytest.raises(FencedError, match="newer owner"):
         table.append(rows(9, 10), offsets=offsets(9, 10, epoch=1))
     assert table.to_arrow().num_rows == 9
+
+
+def test_offsets_may_be_numpy_integers(lake: Lake) -> None:
+    table = create(lake)
+    table.append(rows(0, 5), offsets=SourceOffsets("p", "s", {0: (np.int64(0), np.int64(5))}, epoch=np.int64(1)))  # type: ignore[arg-type]
+    table.append(rows(5, 9), offsets=SourceOffsets("p", "s", {0: (5, 9)}, epoch=1))
+    assert table.offsets("p", "s") == {"0": 9}
 
 
 def test_large_commits_make_files_and_small_ones_none(lake: Lake) -> None:
@@ -243,6 +254,10 @@ WRONG_WRITES = [
     (lambda t: t.append([1, 2]), ValueError, "give a pyarrow Table"),
     (lambda t: t.append(rows(0, 2), on_conflict="replace"), ValueError, "on_conflict is 'check'"),
     (lambda t: t.append(rows(0, 2), watermark="soon"), ValueError, "'soon' is not a time"),
+    (lambda t: t.append(rows(0, 2), watermark=3.5), ValueError, "3.5 is not a time"),
+    (lambda t: t.append(rows(0, 2), watermark=1 << 70), ValueError, "which has 64 bits"),
+    (lambda t: t.append(rows(0, 2).append_column("user", pa.array([1, 2]))), SchemaError, "column 'user' stands twice in the data"),
+    (lambda t: t.append("nowhere.parquet"), NotFoundError, "no Parquet file nowhere.parquet"),
     (lambda t: t.patch(pa.table({"item": [1], "label": [1]})), SchemaError, r"the data lacks \['user'\]"),
     (lambda t: t.patch(labels([1])), SchemaError, "needs a column to set"),
     (lambda t: t.patch(labels([1], ts=[5])), SchemaError, "decides where a row"),
@@ -251,10 +266,13 @@ WRONG_WRITES = [
     (lambda t: t.patch(labels([1], clicks=[1]), on_missing="insert"), ValueError, "on_missing is 'hold'"),
     (lambda t: t.patch(labels([1], clicks=["many"])), SchemaError, "column 'clicks'"),
     (lambda t: t.to_arrow(["clikcs"]), ColumnNotFoundError, "did you mean clicks"),
+    (lambda t: t.to_arrow(["user", "user"]), ValueError, "each once"),
+    (lambda t: t.to_arrow([]), ValueError, "at least one column"),
     (lambda t: t.to_arrow(closed_before="watermark"), ValueError, "no watermark yet"),
     (lambda t: t.tag("7"), ValueError, "not a name for a tag"),
     (lambda t: t.tag("v1"), SnapshotNotFoundError, "no snapshot to tag"),
-    (lambda t: SourceOffsets("p", "s", {0: (5, 3)}), ValueError, "not a range"),
+    (lambda t: SourceOffsets("p", "s", {0: (5, 3)}), ValueError, r"\(5, 3\) is not a range"),
+    (lambda t: SourceOffsets("p", "s", {0: (5, 1 << 63)}), ValueError, r"9223372036854775808\) is not a range"),
 ]
 
 
@@ -271,11 +289,14 @@ WRONG_TABLES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"primary_key": "user"}, ValueError, "primary_key is a list"),
     ({"primary_key": ["history"]}, SchemaError, "use integers"),
     ({"buckets": 0}, ValueError, "buckets must be from 1"),
+    ({"buckets": 2.5}, ValueError, "a whole number, not 2.5"),
     ({"cluster_by": ["history"]}, SchemaError, "has no order"),
     ({"time_column": "history"}, SchemaError, "use a timestamp"),
     ({"partition_by": "year"}, ValueError, "partition_by is one of hour, day"),
     ({"merge": {"history": "sum"}}, SchemaError, "needs a number"),
     ({"attribution": loader.Attribution("label", 5, default="no")}, SchemaError, "attribution default"),
+    ({"attribution": loader.Attribution("label", 5, default=np.int8(0))}, SchemaError, "not JSON serializable"),
+    ({"attribution": loader.Attribution("label", 0.5)}, ValueError, "window_seconds must be a whole number"),  # type: ignore[arg-type]
     ({"durability": "maybe"}, ValueError, "durability is"),
     ({"name": "no spaces"}, ValueError, "table name"),
 ]
