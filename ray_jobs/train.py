@@ -108,7 +108,11 @@ def _pinned(config: ExperimentConfig, lake: Any) -> Iterator[Callable[[], None]]
 
 
 def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]:
-    """Resolve paths and the snapshot, and write config.yaml and plan.json; a run that exists must be the same, and is continued."""
+    """Resolve paths and the snapshot, and write config.yaml and plan.json; a run that exists must be the same, and is continued.
+
+    Raises:
+        ConfigError: A finished or different run has this name, or the loader would refuse a value: before ranks start, and before a run folder is made.
+    """
     if config.loader.output != "dict":
         raise ConfigError(f"loader.output = {config.loader.output}: the model reads tensors; set loader.output=dict")
     folder = Path(config.run.folder).absolute()
@@ -126,10 +130,12 @@ def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]
             if config != before:
                 raise ConfigError(f"{run.path}: a run of this name began with another experiment: give another run.name, or remove the folder")
             return config, json.loads(run.plan.read_text(encoding="utf-8"))
-        plan = data.make_scan(config, lake).plan()
-        plan.release()  # the run has a pin of its own
-        config = _change(config, lake={"snapshot": plan.snapshot})
-        _check_test_rows(config, lake)
+        with _wrong_values_named():
+            data.loader_options(config, rank=0, world_size=config.train.ranks)
+            plan = data.make_scan(config, lake).plan()
+            plan.release()  # the run has a pin of its own
+            config = _change(config, lake={"snapshot": plan.snapshot})
+            _check_test_rows(config, lake)
         run.path.mkdir(parents=True, exist_ok=True)
         if config.train.record_ids:
             run.ids.mkdir(exist_ok=True)
@@ -138,6 +144,17 @@ def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]
     journal.write_json(run.plan, described)
     config.dump(run.config)
     return config, described
+
+
+@contextlib.contextmanager
+def _wrong_values_named() -> Iterator[None]:
+    """What the loader refuses as an argument is a value of the experiment here."""
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_test_rows(config: ExperimentConfig, lake: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from loader.distributed.ahead import at_epoch, epoch_requests
 from loader.distributed.datasource import MAX_TASKS
 from loader.scan.encoded import FetchRequest
 from loader.scan.plan import Plan
+from loader.train.options import LoaderOptions
 from loader.train.state import LoaderState
 
 
@@ -35,11 +37,14 @@ def is_tested(config: ExperimentConfig) -> bool:
     return config.data.test_where is not None or config.data.test_closed_before is not None
 
 
-def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: int, stream: RayBlockStream | None = None, test: bool = False) -> Any:
-    """The loader of one rank. Test rows come unshuffled, and none of them is dropped."""
+def loader_options(config: ExperimentConfig, *, rank: int, world_size: int, test: bool = False) -> LoaderOptions:
+    """The options of one rank's loader. Test rows come unshuffled, and none of them is dropped.
+
+    Raises:
+        ValueError: One is wrong, or not possible yet.
+    """
     options = config.loader
-    return loader.DataLoader(
-        scan,
+    return LoaderOptions(
         global_batch_size=options.global_batch_size,
         shuffle="none" if test else options.shuffle,
         shuffle_run_rows=options.shuffle_run_rows,
@@ -52,10 +57,16 @@ def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: i
         device=options.device,
         output=options.output,
         decode=options.decode,
-        stream=stream,
         prefetch_bytes=options.prefetch_bytes,
         threads=options.threads,
+        memory_bytes=None,
     )
+
+
+def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: int, stream: RayBlockStream | None = None, test: bool = False) -> Any:
+    """The loader of one rank."""
+    options = loader_options(config, rank=rank, world_size=world_size, test=test)
+    return loader.DataLoader(scan, stream=stream, **dataclasses.asdict(options))
 
 
 def make_stream(config: ExperimentConfig, plan: Plan) -> RayBlockStream | None:

@@ -123,6 +123,22 @@ def test_rows_that_measure_the_model_are_checked_before_it_is_trained(tiny_lake:
     assert not (tmp_path / "untested").exists()
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("data", {"where": "ts >"}, "where 'ts >' is not a SQL expression"),
+        ("data", {"closed_before": 10**9}, "after the watermark"),
+        ("loader", {"device": "cuda"}, "use device='cpu'"),
+        ("loader", {"decode": "actor"}, "not implemented yet"),
+    ],
+)
+def test_what_the_ranks_would_refuse_is_refused_before_they_start(tiny_lake: Path, tmp_path: Path, section: str, values: dict[str, Any], message: str) -> None:
+    config = make_config(tiny_lake, tmp_path, "refused")
+    with pytest.raises(ConfigError, match=message) as error:
+        train.prepare(config.model_copy(update={section: getattr(config, section).model_copy(update=values)}))
+    assert "\n" not in str(error.value) and not (tmp_path / "refused").exists()
+
+
 def test_a_run_holds_its_snapshot_until_it_is_finished(tiny_lake: Path, tmp_path: Path) -> None:
     config, _ = train.prepare(make_config(tiny_lake, tmp_path, "held"))
 
