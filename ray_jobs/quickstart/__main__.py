@@ -7,4 +7,7 @@ import sys
 from ray_jobs.quickstart import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while modules were still being imported
+        sys.exit(130)

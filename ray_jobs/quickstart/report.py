@@ -79,8 +79,8 @@ def ingest_rate(entries: Sequence[dict[str, Any]]) -> tuple[float, float]:
 def lines(results: Results) -> list[tuple[str, str, str]]:
     """The table: (what, figure, remark)."""
     manifest, before, after = results.manifest, results.compact["before"], results.compact["after"]
-    lake, loose, parquet = (part["segments"] + part["overlays"] for part in (after, before)), 0, results.parquet["total"]
-    compacted, loose = lake
+    loose, compacted = (part["segments"] + part["overlays"] for part in (before, after))
+    parquet = results.parquet["total"]
     samples, labels = ingest_rate(results.ingest)
     rows = [
         ("rows", f"{manifest.samples:,}", f"{manifest.households:,} households; {manifest.labels:,} labels came later"),
@@ -98,7 +98,7 @@ def lines(results: Results) -> list[tuple[str, str, str]]:
         (
             "Parquet with zstd",
             _megabytes(parquet),
-            f"the same rows in the same order; the lake's columns are {sum(after['columns'].values()) / parquet:.2f} of it",
+            f"the same rows in the same order; the lake is {compacted / parquet:.2f} times that, its columns alone {sum(after['columns'].values()) / parquet:.2f}",
         ),
         ("ingest", f"{samples:,.0f} rows/s", f"and {labels:,.0f} label patches/s, each micro-batch synced with its offsets"),
         (
@@ -190,10 +190,14 @@ def _training_chart(results: Results) -> str:
     by_seed: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for entry in results.metrics:
         by_seed[entry["seed"]].append(entry)
-    curves = [
-        Line(name=f"seed {seed}", x=[entry["time"] - start for entry in steps], y=[entry["samples_per_second"] for entry in steps])
-        for seed, steps in by_seed.items()
-    ]
+    curves = []
+    for seed, steps in by_seed.items():
+        points: list[tuple[float, float]] = []
+        for before, entry in zip([None, *steps], steps, strict=False):
+            if before is not None and before["attempt"] != entry["attempt"]:
+                points += [(before["time"], 0.0), (entry["time"] - entry["seconds"], 0.0)]  # the ranks were starting again
+            points.append((entry["time"], entry["samples_per_second"]))
+        curves.append(Line(name=f"seed {seed}", x=[time - start for time, _ in points], y=[rate for _, rate in points]))
     marks = [(event["time"] - start, event["event"]) for event in results.events if event["event"] in ("kill", "resume")]
     return svg.line_chart(curves, x_label="seconds since the ranks started", y_label="samples / s", marks=marks)
 

@@ -45,7 +45,10 @@ def results() -> Results:
             "killed": {"step": 7, "rank": 1, "resumed_from": 5, "kept": 320, "rolled_back": 128, "after": 380, "seconds": 8.0},
         },
         baselines={"rule": {"auc": 0.75, "log_loss": 0.4, "rows": 150}, "regression": [{"auc": 0.82, "log_loss": 0.31, "rows": 150}]},
-        metrics=[{"time": 5.0 + n, "seed": n % 2, "step": n, "loss": 1.0 / (n + 1), "samples_per_second": 100.0 * n} for n in range(6)],
+        metrics=[
+            {"time": 5.0 + n, "seed": n % 2, "step": n, "loss": 1.0 / (n + 1), "samples_per_second": 100.0 * n, "attempt": n // 3, "seconds": 1.0}
+            for n in range(6)
+        ],
         events=[{"time": 6.5, "event": "kill"}, {"time": 7.5, "event": "resume"}],
     )
 
