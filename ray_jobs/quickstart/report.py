@@ -80,7 +80,7 @@ def lines(results: Results) -> list[tuple[str, str, str]]:
     """The table: (what, figure, remark)."""
     manifest, before, after = results.manifest, results.compact["before"], results.compact["after"]
     loose, compacted = (part["segments"] + part["overlays"] for part in (before, after))
-    parquet = results.parquet["total"]
+    columns, parquet = sum(after["columns"].values()), results.parquet["total"]
     samples, labels = ingest_rate(results.ingest)
     rows = [
         ("rows", f"{manifest.samples:,}", f"{manifest.households:,} households; {manifest.labels:,} labels came later"),
@@ -93,12 +93,12 @@ def lines(results: Results) -> list[tuple[str, str, str]]:
         (
             "lake after compaction",
             _megabytes(compacted),
-            f"{after['num_segments']} segments, {sum(after['columns'].values()) / manifest.samples:.1f} B of columns a row",
+            f"{after['num_segments']} segments, {columns / manifest.samples:.1f} B of columns a row",
         ),
         (
             "Parquet with zstd",
             _megabytes(parquet),
-            f"the same rows in the same order; the lake is {compacted / parquet:.2f} times that, its columns alone {sum(after['columns'].values()) / parquet:.2f}",
+            f"the same rows in the same order; the lake is {compacted / parquet:.2f} times that, its columns alone {columns / parquet:.2f}",
         ),
         ("ingest", f"{samples:,.0f} rows/s", f"and {labels:,.0f} label patches/s, each micro-batch synced with its offsets"),
         (
