@@ -59,7 +59,8 @@ class KeyDirectory:
         self.synced = 0
         self._storage = storage
         self._memory_bytes = memory_bytes
-        self._refs: list[SegmentRef] = []
+        self._refs: list[SegmentRef | None] = []  # by place; what died is forgotten, its place stays
+        self._ids = np.zeros(64, np.int64)
         self._live = np.zeros(64, bool)
         self._ordinal_of: dict[int, int] = {}
         self._runs: list[_Run] = []
@@ -79,21 +80,23 @@ class KeyDirectory:
 
     def apply(self, head: int, added: list[SegmentRef], removed: list[int]) -> None:
         """Follow the catalog to snapshot `head`."""
-        fresh = []
+        fresh: list[_Run] = []
         for ref in added:
             ordinal = len(self._refs)
             self._refs.append(ref)
             self._ordinal_of[ref.segment_id] = ordinal
             if ordinal >= len(self._live):
-                self._live = np.concatenate([self._live, np.zeros(len(self._live), bool)])
-            self._live[ordinal] = True
-            if ref.num_rows > ALWAYS_WARM_KEYS and self._nbytes() + ref.num_rows * 24 > self._memory_bytes:
+                self._ids, self._live = np.resize(self._ids, 2 * ordinal), np.append(self._live, np.zeros(ordinal, bool))
+            self._ids[ordinal], self._live[ordinal] = ref.segment_id, True
+            if ref.num_rows > ALWAYS_WARM_KEYS and self._nbytes(fresh) + ref.num_rows * 24 > self._memory_bytes:
                 self._cold.append(ordinal)
             else:
                 fresh.append(self._load(ordinal))
         for segment_id in removed:
-            if segment_id in self._ordinal_of:
-                self._live[self._ordinal_of[segment_id]] = False
+            ordinal = self._ordinal_of.pop(segment_id, -1)
+            if ordinal >= 0:
+                self._refs[ordinal], self._live[ordinal] = None, False
+                self._opened.pop(ordinal, None)
         self._cold = [ordinal for ordinal in self._cold if self._live[ordinal]]
         if fresh:
             self._runs.append(_merge(fresh, self._live))
@@ -103,15 +106,20 @@ class KeyDirectory:
         self.synced = head
         self._built.clear()
 
-    def _nbytes(self) -> int:
-        return sum(run.nbytes for run in self._runs)
+    def _nbytes(self, fresh: list[_Run]) -> int:
+        return sum(run.nbytes for run in [*self._runs, *fresh])
 
     def _load(self, ordinal: int) -> _Run:
         index = self._index(ordinal)
         return _Run(index.keys, np.full(len(index), ordinal, np.uint32), index.rows)
 
-    def _index(self, ordinal: int) -> KeyIndex:
+    def _ref(self, ordinal: int) -> SegmentRef:
         ref = self._refs[ordinal]
+        assert ref is not None, "only live segments are opened"
+        return ref
+
+    def _index(self, ordinal: int) -> KeyIndex:
+        ref = self._ref(ordinal)
         built = self._built.pop((ref.path, ref.offset), None)
         if built is not None:
             return built
@@ -142,11 +150,10 @@ class KeyDirectory:
         for ordinal in self._cold:
             if ordinal >= since:
                 self._probe_cold(ordinal, keys, ordinals, rows)
-        ids = np.array([ref.segment_id for ref in self._refs] or [0], np.int64)
-        return Hits(np.where(ordinals >= 0, ids[ordinals], -1), rows)
+        return Hits(np.where(ordinals >= 0, self._ids[ordinals], -1), rows)
 
     def _probe_cold(self, ordinal: int, keys: Keys, ordinals: I64, rows: I64) -> None:
-        ref = self._refs[ordinal]
+        ref = self._ref(ordinal)
         left = np.flatnonzero(ordinals < 0)
         wanted = keys.take(left)
         if not len(left) or ref.key_min is None or ref.key_max is None:
@@ -164,7 +171,7 @@ class KeyDirectory:
 
     def probe_again(self, keys: Keys, hits: Hits, since: int) -> Hits:
         """Bring earlier hits up to date: only what is not found in a live segment any more is looked for, only in what came since."""
-        alive = np.array([segment_id >= 0 and bool(self._live[self._ordinal_of[segment_id]]) for segment_id in np.unique(hits.segment_ids).tolist()])
+        alive = np.array([segment_id in self._ordinal_of for segment_id in np.unique(hits.segment_ids).tolist()], bool)
         known = np.unique(hits.segment_ids)[alive] if len(hits.segment_ids) else hits.segment_ids
         again = np.flatnonzero(~np.isin(hits.segment_ids, known))
         found = self.probe(keys.take(again), since)
