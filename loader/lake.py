@@ -215,7 +215,10 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
     database = SqliteCatalog(path, create=create and marker is None, busy_timeout_seconds=busy_timeout_seconds)
     if marker is None:
         with database.queue():  # several processes may create it at once
-            marker = _read_marker(files) or _write_marker(files, database.lake_id)
+            marker = _read_marker(files)
+            if marker is None and catalog is not None:
+                _check_unused(database, text)
+            marker = marker or _write_marker(files, database.lake_id)
     if marker["lake_id"] != database.lake_id:
         raise StorageError(f"catalog {path} belongs to another lake ({database.lake_id}) than {text} ({marker['lake_id']}): give the right catalog=…")
     if isinstance(files, LocalStorage):
@@ -244,6 +247,14 @@ def _read_marker(files: Storage) -> dict[str, Any] | None:
             f"lake {files.url} has version {version}; this Headrace reads up to version {LAKE_VERSION}: upgrade with `pip install --upgrade headrace`"
         )
     return dict(marker)
+
+
+def _check_unused(database: SqliteCatalog, location: str) -> None:
+    """Refuse to make a second lake of a catalog: each would write files that the other does not find."""
+    with database.read() as connection:
+        names = table_names(connection)
+    if names:
+        raise StorageError(f"catalog {database.path} describes another lake than {location}, with table {names[0]!r}: give this one a catalog=… of its own")
 
 
 def _write_marker(files: Storage, lake_id: str) -> dict[str, Any]:

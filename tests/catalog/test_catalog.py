@@ -86,6 +86,14 @@ def test_a_catalog_beside_the_lake(make_lake: MakeLake, tmp_path: Path) -> None:
         loader.connect("memory://objects")
 
 
+def test_a_catalog_is_of_one_lake(tmp_path: Path) -> None:
+    with loader.connect(tmp_path / "one", catalog=str(tmp_path / "c.sqlite")) as lake:
+        create(lake)
+        with pytest.raises(StorageError, match="describes another lake than .*two, with table 'samples'"):
+            loader.connect(tmp_path / "two", catalog=str(tmp_path / "c.sqlite"))
+        assert not (tmp_path / "two" / MARKER).exists()
+
+
 def test_a_pickled_lake_finds_its_catalog_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
