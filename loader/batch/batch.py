@@ -103,6 +103,7 @@ class Batch(Mapping[str, Any]):
         arrays: BatchArrays,
         columns: dict[str, Any] | None = None,
         validity: Mapping[str, Any] | None = None,
+        mask: Any = None,
         *,
         changed: bool = False,
     ) -> None:
@@ -111,6 +112,7 @@ class Batch(Mapping[str, Any]):
         self._columns: dict[str, Any] = {} if columns is None else columns
         self._names = layout.names if columns is None else tuple(columns)
         self._validity = validity
+        self._mask = mask
         self._changed = changed  # some columns are no longer what was read
 
     @property
@@ -192,7 +194,9 @@ class Batch(Mapping[str, Any]):
     @property
     def mask(self) -> Any:
         """bool [rows]: False where a row is padding."""
-        return self._convert((np.arange(self.num_rows) < self.num_samples).view(np.uint8), ValueType.BOOL)
+        if self._mask is None:
+            self._mask = self._convert((np.arange(self.num_rows) < self.num_samples).view(np.uint8), ValueType.BOOL)
+        return self._mask
 
     def positions(self) -> npt.NDArray[np.int64]:
         """int64 [samples, 2]: (segment id, row of the segment) of every sample, by which it can be accounted for."""
@@ -203,11 +207,12 @@ class Batch(Mapping[str, Any]):
         """The batch with other or more columns, for transforms; a value of None removes the column."""
         merged = {**{name: self[name] for name in self._names}, **columns}
         kept = {name: value for name, value in merged.items() if value is not None}
-        return Batch(self._layout, self._arrays, kept, {name: valid for name, valid in self.validity.items() if name in kept}, changed=True)
+        return Batch(self._layout, self._arrays, kept, {name: valid for name, valid in self.validity.items() if name in kept}, self._mask, changed=True)
 
     def _map(self, change: Callable[[Any], Any]) -> Batch:
         columns = {name: change(self[name]) for name in self._names}
-        return Batch(self._layout, self._arrays, columns, {name: change(valid) for name, valid in self.validity.items()}, changed=self._changed)
+        validity = {name: change(valid) for name, valid in self.validity.items()}
+        return Batch(self._layout, self._arrays, columns, validity, change(self.mask), changed=self._changed)
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on a device (TorchRec's Pipelineable)."""
@@ -218,8 +223,8 @@ class Batch(Mapping[str, Any]):
         return self._map(lambda value: value.pin_memory())
 
     def record_stream(self, stream: Any) -> None:
-        """Tell CUDA's allocator that `stream` uses the tensors, those of `validity` too."""
-        for value in (*self.values(), *self.validity.values()):
+        """Tell CUDA's allocator that `stream` uses the tensors, those of `validity` and `mask` too."""
+        for value in (*self.values(), *self.validity.values(), self.mask):
             value.record_stream(stream)
 
     def to_nested(self) -> dict[str, Any]:

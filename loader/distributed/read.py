@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +14,9 @@ from loader.distributed.wire import unpack
 from loader.errors import HeadraceError
 from loader.scan.encoded import EncodedBlock
 
+logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 
 
@@ -57,11 +62,14 @@ class Read:
         return block
 
     def close(self) -> None:
-        """Stop the execution; returns when its thread has ended. Whoever still waits for a block gets None."""
+        """Stop the execution; returns when its thread has ended, or Ray does not answer. Whoever still waits for a block gets None."""
         self._stop.set()
-        while self._thread.is_alive():
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self._thread.is_alive() and time.monotonic() < deadline:
             self._drain()
             self._thread.join(_POLL_SECONDS)
+        if self._thread.is_alive():
+            logger.warning("Ray has not answered for %g s, and its read is left behind: can the cluster place the fetch actors?", CLOSE_SECONDS)
         self._drain()
         self._blocks = iter(())
         with contextlib.suppress(queue.Full):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +28,10 @@ from loader.scan.plan import Plan
 from loader.scan.stream import BlockStream, check_arrival
 from loader.train.stats import StageClock, StatsRecorder
 
+logger = logging.getLogger(__name__)
+
 QUEUED_BATCHES = 2
+CLOSE_SECONDS = 10.0
 ENDED = "this iteration ended when another one of the same DataLoader began, or when it was closed"
 
 
@@ -238,11 +243,14 @@ class Prefetcher:
         raise StopIteration
 
     def close(self) -> None:
-        """Stop the thread and wait for it. Whoever still waits for an item, or asks for one later, is told."""
+        """Stop the thread and wait for it, for as long as a store may be slow. Whoever still waits for an item, or asks for one later, is told."""
         self._stop.set()
-        while self._thread.is_alive():
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self._thread.is_alive() and time.monotonic() < deadline:
             self._drain()
             self._thread.join(timeout=0.05)
+        if self._thread.is_alive():
+            logger.warning("%s still waits for a block after %g s; it is left behind, and ends when the block comes", self._thread.name, CLOSE_SECONDS)
         self._drain()
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(("error", RuntimeError(ENDED)))

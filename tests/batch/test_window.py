@@ -209,9 +209,18 @@ def test_another_stream_is_told_of_validity_too():
 
     window = fill([encode(block_table(np.random.default_rng(10), 5), 0)], [(0, 0, 5)], np.arange(5))
     arrays = assemble(Columns.of(READ), [Part(window=window, start=0, stop=5)])
-    values, valid = Recorded(), Recorded()
-    Batch(layout(), arrays, {"a": values}, {"a": valid}).record_stream("side")
-    assert values.streams == valid.streams == ["side"]
+    values, valid, mask = Recorded(), Recorded(), Recorded()
+    Batch(layout(), arrays, {"a": values}, {"a": valid}, mask).record_stream("side")
+    assert values.streams == valid.streams == mask.streams == ["side"]
+
+
+def test_all_of_a_batch_moves_to_a_device():
+    window = fill([encode(block_table(np.random.default_rng(11), 5), 0)], [(0, 0, 5)], np.arange(5))
+    columns = Columns.of(READ[:1])
+    arrays = dataclasses.replace(assemble(Columns.of(READ), [Part(window=window, start=0, stop=5)], pad_to=6), lists={}, wide={})
+    moved = Batch(layout(columns.read, output="dict"), arrays).to("meta")
+    more = moved.replace(twice=moved["a"] * 2)
+    assert {str(tensor.device) for tensor in (moved["a"], moved.validity["a"], moved.mask, more.mask)} == {"meta"}
 
 
 def test_a_batch_is_a_mapping_that_names_its_columns():

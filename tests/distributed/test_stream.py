@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from loader.distributed import RayBlockStream
+from loader.distributed import read as reading
 from loader.distributed.read import Read
 from loader.distributed.wire import pack
 from loader.errors import CorruptSegmentError, HeadraceError
@@ -105,6 +107,17 @@ def test_a_block_out_of_turn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     assert next(blocks).request == requests[0]
     with pytest.raises(HeadraceError, match="lost or reordered blocks"):
         next(blocks)
+
+
+def test_closing_does_not_wait_for_ever_for_ray(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(reading, "CLOSE_SECONDS", 0.1)
+    answer = threading.Event()
+    read = Read(lambda: iter(lambda: answer.wait(30), True), ahead=1)  # as where no actor finds a place
+    read.close()
+    assert "can the cluster place the fetch actors" in caplog.text and read.next_block() is None
+    answer.set()
+    read.close()
+    assert not read._thread.is_alive()
 
 
 def test_a_read_that_ends_early_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

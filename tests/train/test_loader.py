@@ -18,7 +18,7 @@ from loader.catalog.admin import active_pins
 from loader.errors import CatalogBusyError, ColumnNotFoundError, ConflictError, CorruptSegmentError, ForkedProcessError, SchemaError, StateMismatchError
 from loader.scan import plan as planning
 from loader.scan.fetch import BlockFetcher
-from loader.train import renewal
+from loader.train import pipeline, renewal
 from loader.train.pipeline import Prefetcher
 from loader.train.stats import StageClock
 
@@ -425,6 +425,24 @@ def test_closing_ends_a_wait_for_a_slow_store():
     for thread in threads:
         thread.join(10)
     assert len(errors) == 1
+
+
+def test_closing_does_not_wait_for_ever_for_a_store_that_never_answers(monkeypatch, caplog):
+    monkeypatch.setattr(pipeline, "CLOSE_SECONDS", 0.1)
+    answer = threading.Event()
+
+    def stuck():
+        answer.wait(30)
+        yield 1
+
+    prefetcher = Prefetcher(stuck, name="stuck", ahead=2, clock=StageClock())
+    prefetcher.close()
+    assert "stuck still waits for a block" in caplog.text
+    with pytest.raises(RuntimeError, match="this iteration ended"):
+        prefetcher.get()
+    answer.set()
+    prefetcher.close()
+    assert not prefetcher._thread.is_alive()
 
 
 def test_statistics_stand_still_once_the_loader_is_closed(table):
