@@ -172,7 +172,7 @@ def make_plan(scan: Scan) -> Plan:
     lake = scan.table.lake
     closed_before = scan.closed_before_value(view)
     read, label = resolve_columns(view, scan.columns, closed_before)
-    definition = {"table": view.spec.id, "snapshot": view.snapshot_id, "where": scan.where, "closed_before": closed_before}
+    definition = {"lake": lake.database.lake_id, "table": view.spec.id, "snapshot": view.snapshot_id, "where": scan.where, "closed_before": closed_before}
     name = selection_hash(definition)
     pin = lake.pin(view.table, view.snapshot_id, f"plan {name}", PIN_SECONDS)
     stored = lake.catalog.load_selection(view.table, view.snapshot_id, name)

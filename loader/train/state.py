@@ -26,7 +26,7 @@ class LoaderState:
         columns: Columns of the batches, in order.
         where: Normalised predicate, or None.
         closed_before: Time value that attribution windows closed by, or None.
-        selection: Hash of what defines the selection.
+        selection: Hash of what defines the selection: the lake, the table, the snapshot and the predicates.
         num_rows: Rows of the plan.
         order: Seed, epoch and the rest of the order.
         plan: Fingerprint of the laid-out plan.

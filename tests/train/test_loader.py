@@ -243,6 +243,18 @@ def test_a_state_brings_its_snapshot_when_the_scan_names_none(tmp_path):
     lake.close()
 
 
+def test_a_state_of_another_lake_is_refused_however_alike(tmp_path):
+    states = []
+    for name in ("one", "two"):
+        lake = loader.connect(str(tmp_path / name))
+        with make(create(lake, num_rows=60), 10) as batches:
+            states.append(batches.state_dict())
+            if name == "two":
+                with pytest.raises(StateMismatchError, match="^the state does not fit this loader: selection"):
+                    batches.load_state_dict(states[0])
+        lake.close()
+
+
 def test_a_refused_state_leaves_the_loader_as_it_was(tmp_path):
     lake = loader.connect(str(tmp_path / "lake"))
     table = create(lake, num_rows=120)
