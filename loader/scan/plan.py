@@ -175,10 +175,14 @@ def make_plan(scan: Scan) -> Plan:
     definition = {"lake": lake.database.lake_id, "table": view.spec.id, "snapshot": view.snapshot_id, "where": scan.where, "closed_before": closed_before}
     name = selection_hash(definition)
     pin = lake.pin(view.table, view.snapshot_id, f"plan {name}", PIN_SECONDS)
-    stored = lake.catalog.load_selection(view.table, view.snapshot_id, name)
-    selection = Selection.from_bytes(stored) if stored is not None else select(scan, view, closed_before)
-    if stored is None and (scan.where is not None or closed_before is not None):
-        lake.catalog.save_selection(view.table, view.snapshot_id, name, selection.to_bytes(), pin.id)
+    try:
+        stored = lake.catalog.load_selection(view.table, view.snapshot_id, name)
+        selection = Selection.from_bytes(stored) if stored is not None else select(scan, view, closed_before)
+        if stored is None and (scan.where is not None or closed_before is not None):
+            lake.catalog.save_selection(view.table, view.snapshot_id, name, selection.to_bytes(), pin.id)
+    except BaseException:
+        lake.unpin(pin)  # nobody releases a plan that was never made
+        raise
     by_id = {ref.segment_id: ref for ref in view.segments}
     kept = np.flatnonzero(selection.blocks["selected"])
     blocks = selection.blocks[kept]

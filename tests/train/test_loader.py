@@ -341,6 +341,8 @@ def test_a_loader_that_cannot_be_made_holds_no_pin(tmp_path):
     table = create(lake, num_rows=60)
     with pytest.raises(ValueError, match="leaves no batch"):
         make(table, 100)
+    with pytest.raises(ValueError, match="cannot be evaluated"):
+        table.scan(where="id + 9223372036854775807 > 5").plan()
     lake.drop_table(table.name)
     lake.close()
 
