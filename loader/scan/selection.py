@@ -60,6 +60,8 @@ class Selection:
         bits = {}
         for index in partly.tolist():
             num_bytes = (int(blocks["num_rows"][index]) + 7) // 8
-            bits[index] = np.frombuffer(data, np.uint8, num_bytes, at)
+            bits[index] = np.frombuffer(data[at : at + num_bytes], np.uint8)
             at += num_bytes
+        if at != len(data):
+            raise StateMismatchError(f"the stored selection has {len(data)} bytes and needs {at}: it is damaged, and must be counted again")
         return cls(blocks=blocks, bits=bits)

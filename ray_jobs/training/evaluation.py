@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from loader.errors import HeadraceError
 from ray_jobs.metrics import auc, log_loss
 
 
@@ -49,7 +50,13 @@ def gather(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def measure(scores: Scores, device: torch.device) -> dict[str, float]:
-    """AUC, log loss, rows and the share of positives over all ranks' scores; a collective: every rank calls it and gets the same."""
+    """AUC, log loss, rows and the share of positives over all ranks' scores; a collective: every rank calls it and gets the same.
+
+    Raises:
+        HeadraceError: The rows are all positives or all negatives.
+    """
     logits: np.ndarray[Any, Any] = gather(scores.logits, device).numpy()
     labels: np.ndarray[Any, Any] = gather(scores.labels, device).numpy()
+    if len(np.unique(labels != 0)) < 2:
+        raise HeadraceError(f"the {len(labels):,} rows of data.test_where hold one label only, which measures nothing: choose others, or leave it out")
     return {"auc": auc(labels, logits), "log_loss": log_loss(labels, logits), "rows": len(labels), "positives": float(labels.mean())}

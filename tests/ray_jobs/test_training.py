@@ -17,9 +17,9 @@ import ray.train
 import torch
 
 import loader.config
-from loader.errors import ConfigError, MissingDependencyError, StateMismatchError, StorageFullError
+from loader.errors import ConfigError, HeadraceError, MissingDependencyError, StateMismatchError, StorageFullError
 from ray_jobs import train
-from ray_jobs.training import checkpoint, journal
+from ray_jobs.training import checkpoint, evaluation, journal
 from ray_jobs.training.checkpoint import Progress
 from ray_jobs.training.journal import RunFolder
 from ray_jobs.training.records import RecordWriter
@@ -64,6 +64,13 @@ def test_a_line_torn_by_a_kill_is_left_out(tmp_path: Path) -> None:
     assert [event["event"] for event in journal.read(path)] == ["start"]
     journal.append(path, {"event": "resume"})
     assert [event["event"] for event in journal.read(path)] == ["start", "resume"]
+
+
+def test_test_rows_of_one_label_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "gather", lambda values, device: values)
+    scores = evaluation.Scores(logits=torch.zeros(5), labels=torch.zeros(5))
+    with pytest.raises(HeadraceError, match="the 5 rows of data.test_where hold one label only"):
+        evaluation.measure(scores, torch.device("cpu"))
 
 
 def test_a_full_disk_is_told_at_once(tmp_path: Path) -> None:

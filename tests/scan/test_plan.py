@@ -166,6 +166,6 @@ def test_selections_survive_the_catalog_and_refuse_other_versions():
     again = Selection.from_bytes(Selection(blocks=blocks, bits={1: bits}).to_bytes())
     assert (again.blocks == blocks).all() and list(again.bits) == [1] and (again.bits[1] == bits).all()
     data = Selection(blocks=blocks, bits={1: bits}).to_bytes()
-    for broken in (b"\x09" + data[1:], data[:20], b""):
+    for broken in (b"\x09" + data[1:], data[:20], data[:-1], data[:-2], data + b"\x00", b""):
         with pytest.raises(StateMismatchError):
             Selection.from_bytes(broken)
