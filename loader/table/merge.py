@@ -8,6 +8,8 @@
 | count | the row's own value plus the number of operands |
 | any | true if the row's own value or any operand is |
 
+Sums and counts wrap around at the width of their column's type, as NumPy's do: give them int64.
+
 An operand that is null does not touch the column. A value that came from operands with an order keeps that order when compaction folds it
 in, so that a later operand with an earlier order does not win.
 """
