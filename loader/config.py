@@ -183,9 +183,10 @@ class TrainConfig(_Section):
         stream: Who fetches blocks: threads in the rank, or Ray Data actors.
         fetch_actors: Actors that serve one rank (`stream: ray`).
         epochs: Passes over the plan.
-        seeds: One training a seed; it sets the initial weights (the order follows `loader.seed`).
+        seeds: One training a seed; it sets the initial weights. The order follows `loader.seed` and goes on from seed to seed as from epoch to epoch.
         learning_rate: Of the dense layers.
         embedding_learning_rate: Of the embedding tables.
+        learning_rate_decay: Share of a training's steps, the last ones, over which both rates fall to zero in a line.
         weight_decay: Of the dense layers.
         checkpoint_every_steps: Global batches between two checkpoints.
         max_failures: How often a run that loses a rank starts again from its last checkpoint.
@@ -204,6 +205,7 @@ class TrainConfig(_Section):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (17,)
     learning_rate: PositiveFloat = 1e-3
     embedding_learning_rate: PositiveFloat = 1e-2
+    learning_rate_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     checkpoint_every_steps: PositiveInt = 100
     max_failures: NonNegativeInt = 2

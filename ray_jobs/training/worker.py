@@ -74,7 +74,7 @@ class Worker:
         """Train and test the seeds that are left; rank 0 writes the result."""
         seeds = self.config.train.seeds
         while self.progress.seed_index < len(seeds):
-            trainee = _Trainee(self.config, seeds[self.progress.seed_index], self.device)
+            trainee = _Trainee(self.config, seeds[self.progress.seed_index], self.device, num_steps=self._steps_per_seed())
             if self._tensors is not None:
                 trainee.load_state_dict(self._tensors)
                 self._tensors = None
@@ -112,10 +112,12 @@ class Worker:
         return batches
 
     def _epochs_left(self) -> list[int]:
-        """Epochs to train, seed after seed, the one under way first."""
-        progress, train = self.progress, self.config.train
-        each = list(range(train.epochs))
-        return each[progress.epoch :] + each * (len(train.seeds) - progress.seed_index - 1)
+        """Epochs of the order that are left, seed after seed, the one under way first."""
+        return list(range(self._order_epoch(), len(self.config.train.seeds) * self.config.train.epochs))
+
+    def _order_epoch(self) -> int:
+        """A seed goes on with the epochs after those of the seed before: each sees an order of its own, so that their spread tells of both."""
+        return self.progress.seed_index * self.config.train.epochs + self.progress.epoch
 
     def _event(self, kind: str, **fields: Any) -> None:
         journal.append(self.run_folder.events, {"event": kind, **fields})
@@ -125,13 +127,17 @@ class Worker:
         progress, train = self.progress, self.config.train
         while progress.epoch < train.epochs:
             if progress.rows_seen == 0:
-                self.batches.set_epoch(progress.epoch)
+                self.batches.set_epoch(self._order_epoch())
             self._train_epoch(trainee)
             if self.rank == 0:
                 counts = {"rows": progress.rows_seen, "planned": self.plan.num_rows}
                 self._event("epoch", seed=trainee.seed, epoch=progress.epoch, step=progress.step, **counts)
             progress.epoch, progress.rows_seen = progress.epoch + 1, 0
         self._checkpoint(trainee)
+
+    def _steps_per_seed(self) -> int:
+        options = self.config.loader
+        return self.config.train.epochs * order.num_batches(self.plan.num_rows, 0, options.global_batch_size, options.remainder)
 
     def _train_epoch(self, trainee: _Trainee) -> None:
         progress, options = self.progress, self.config.loader
@@ -223,7 +229,8 @@ class Worker:
 class _Trainee:
     """A model with its optimisers: Adagrad for embeddings, whose rows are met at very different rates, AdamW for the rest."""
 
-    def __init__(self, config: ExperimentConfig, seed: int, device: torch.device) -> None:
+    def __init__(self, config: ExperimentConfig, seed: int, device: torch.device, *, num_steps: int) -> None:
+        self.num_steps, self.decay = num_steps, config.train.learning_rate_decay
         self.seed, self.label, self.device = seed, config.data.label, device
         self.has_dropout = config.model.dropout > 0
         self.model: nn.Module = ray.train.torch.prepare_model(build(config, seed), parallel_strategy_kwargs={"gradient_as_bucket_view": True})
@@ -250,9 +257,17 @@ class _Trainee:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        share = self._rate_share(step)
         for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * share
             optimizer.step()
         return loss.item()
+
+    def _rate_share(self, step: int) -> float:
+        """What is left of the learning rates at a step: a function of the step alone, so that a restart needs no scheduler's state."""
+        falling = self.decay * self.num_steps
+        return min(1.0, (self.num_steps + 1 - step) / falling) if falling else 1.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self._bare.state_dict(), **{name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}}
