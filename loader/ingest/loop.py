@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from loader.catalog.records import SourceOffsets
+from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
 from loader.ingest.merge import I64, Round, rounds
 from loader.ingest.source import Source, SourceBatch, merge_ranges
 from loader.table.table import Table
@@ -184,13 +185,19 @@ class _Loop:
         name = stream.time_column
         if name is None:
             return lambda records: _no_times(records.num_rows)
-        kind = self._time_type
-        return lambda records: time_words(records[name] if kind is None or records[name].type == kind else records[name].cast(kind))
+        return lambda records: self._event_times(stream, name, records)
+
+    def _event_times(self, stream: Stream, name: str, records: pa.Table) -> I64:
+        where = f"{stream.source.name}: time column {name!r}"
+        if name not in records.column_names:
+            raise ColumnNotFoundError(f"{where} is not in the events: {did_you_mean(name, records.column_names)}")
+        times = records[name] if self._time_type is None or records[name].type == self._time_type else _cast(records[name], self._time_type, where)
+        if times.null_count:
+            raise SchemaError(f"{where} holds {times.null_count} nulls: an event without a time has no place in the merge, leave it out")
+        return time_words(times)
 
     def _write(self, stream: Stream, part: Sequence[SourceBatch], watermark: int | None) -> None:
-        records = pa.concat_tables([batch.records for batch in part])
-        if stream.columns is not None:
-            records = pa.table({name: records[source] for name, source in stream.columns.items()})
+        records = pa.concat_tables([self._records(stream, batch) for batch in part])
         elsewhere: dict[str, Any] = {"watermark": watermark, "offsets": SourceOffsets(self._pipeline, stream.source.name, merge_ranges(part))}
         if stream.write == "append":
             self._table.append(records, on_conflict=stream.on_conflict, **elsewhere)
@@ -198,6 +205,29 @@ class _Loop:
             self._table.patch(records, order=stream.order, on_missing=stream.on_missing, **elsewhere)
         self._commits += 1
         self._rows[stream.source.name] += sum(batch.num_rows for batch in part)
+
+    def _records(self, stream: Stream, batch: SourceBatch) -> pa.Table:
+        """Columns under the table's names and in its types, since files of one stream may differ in theirs."""
+        named = stream.columns or {name: name for name in batch.records.column_names}
+        arrays = {name: self._column(stream, batch, source) for name, source in named.items()}
+        for name, array in arrays.items():
+            wanted = self._table.schema.column(name).type if name in self._table.schema else array.type
+            if array.type != wanted:
+                arrays[name] = _cast(array, wanted, f"{stream.source.name}, {batch.partition}: column {name!r}")
+        return pa.table(arrays)
+
+    def _column(self, stream: Stream, batch: SourceBatch, name: str) -> pa.ChunkedArray:
+        if name not in batch.records.column_names:
+            raise ColumnNotFoundError(f"{stream.source.name}, {batch.partition} has no column {name!r}: {did_you_mean(name, batch.records.column_names)}")
+        return batch.records[name]
+
+
+def _cast(array: pa.ChunkedArray, wanted: pa.DataType, where: str) -> pa.ChunkedArray:
+    try:
+        return array.cast(wanted)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise SchemaError(f"{where} is {array.type} and the table wants {wanted}: {reason}: cast it in the source") from error
 
 
 def _no_times(num_rows: int) -> I64:

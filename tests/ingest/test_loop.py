@@ -12,6 +12,7 @@ import pytest
 
 import loader
 from loader import failpoints
+from loader.errors import ColumnNotFoundError, SchemaError
 from loader.ingest.loop import IngestReport, Progress, Stream, run
 from loader.ingest.sources.files import FileSource
 from loader.table.table import Table
@@ -160,3 +161,40 @@ def test_two_sources_of_one_name_are_refused(events: Path, tmp_path: Path) -> No
         stream = Stream(source=FileSource("samples", events / "samples"), time_column="ts")
         with pytest.raises(ValueError, match="rename one"):
             run(open_table(lake), [stream, stream], pipeline="test")
+
+
+def test_files_of_one_stream_may_differ_in_type(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [1], "ts": pa.array([5], pa.timestamp("s")), "price": pa.array([2], pa.int64())}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"id": [2], "ts": pa.array([6], pa.timestamp("s")), "price": pa.array([0.5], pa.float64())}), tmp_path / "1.parquet")
+    with loader.connect(tmp_path / "lake") as lake:
+        table = open_table(lake)
+        run(table, [Stream(source=FileSource("samples", tmp_path), time_column="ts")], pipeline="test")
+        assert table.to_arrow(columns=["id", "price"]).to_pylist() == [{"id": 1, "price": 2.0}, {"id": 2, "price": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        ({"id": ["x"], "ts": pa.array([5], pa.timestamp("s"))}, SchemaError, "0.parquet: column 'id' is string and the table wants int64"),
+        (
+            {"id": [1], "ts": pa.array([5_000_000_001], pa.timestamp("ns"))},
+            SchemaError,
+            r"time column 'ts' is timestamp.ns. and the table wants",
+        ),
+        ({"id": [1], "ts": pa.array([None], pa.timestamp("s"))}, SchemaError, "time column 'ts' holds 1 nulls"),
+        ({"id": [1]}, ColumnNotFoundError, "time column 'ts' is not in the events"),
+    ],
+)
+def test_events_that_do_not_fit_are_one_line(tmp_path: Path, columns: dict[str, object], error: type[Exception], message: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    with loader.connect(tmp_path / "lake") as lake, pytest.raises(error, match=message) as caught:
+        run(open_table(lake), [Stream(source=FileSource("samples", tmp_path), time_column="ts")], pipeline="test")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "content"), [("0.parquet", b"PAR1 no"), ("0.csv", b""), ("0.arrow", b"ARROW1")])
+def test_a_file_that_is_broken_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with loader.connect(tmp_path / "lake") as lake, pytest.raises(SchemaError, match=name) as caught:
+        run(open_table(lake), [Stream(source=FileSource("samples", tmp_path / name), time_column="ts")], pipeline="test")
+    assert "\n" not in str(caught.value)

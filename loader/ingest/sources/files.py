@@ -6,6 +6,7 @@ allows it (row groups, record batches). Files must not change once they are ther
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from loader.errors import ConflictError, NotFoundError
+from loader.errors import ConflictError, NotFoundError, SchemaError
 from loader.ingest.source import SourceBatch
 
 Piece = tuple[int, Callable[[], pa.Table]]  # a number of rows, and how to read them
@@ -48,7 +49,7 @@ class FileSource:
 
     def _read_file(self, partition: str, path: Path, skip: int, max_rows: int) -> Iterator[SourceBatch]:
         row = 0
-        for num_rows, read in _PIECES[path.suffix](path, self._columns):
+        for num_rows, read in _readable(path, _PIECES[path.suffix](path, self._columns)):
             if row + num_rows > skip:
                 table = read()
                 for begin in range(max(skip - row, 0), num_rows, max_rows):
@@ -57,6 +58,27 @@ class FileSource:
             row += num_rows
         if row < skip:
             raise ConflictError(f"{path} has {row} rows, but {skip} of them are committed: it was replaced or cut short; put the old one back")
+
+
+def _readable(path: Path, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The pieces; what Arrow says of a file it cannot read becomes one line that names it."""
+    try:
+        for num_rows, read in pieces:
+            yield num_rows, functools.partial(_read_piece, path, read)
+    except (pa.ArrowException, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_piece(path: Path, read: Callable[[], pa.Table]) -> pa.Table:
+    try:
+        return read()
+    except (pa.ArrowException, KeyError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> SchemaError:
+    reason = str(error.args[0] if error.args else error).strip().splitlines()[0]
+    return SchemaError(f"event file {str(path)!r} cannot be read as {path.suffix}: {reason}: repair it, or leave it out")
 
 
 def _list_files(paths: Sequence[str | Path]) -> dict[str, Path]:
