@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ray_jobs import metrics
+from ray_jobs import machine, metrics
 from ray_jobs.quickstart import svg
 from ray_jobs.quickstart.dataset import Manifest
 from ray_jobs.quickstart.svg import Bar, Line
@@ -265,7 +265,8 @@ def _stream(name: str) -> str:
 
 def to_json(results: Results) -> str:
     """The same figures for machines."""
-    return json.dumps({"table": [list(row) for row in lines(results)], "wins": results.wins(), "audit_exact": results.audit["exact"]}, indent=1)
+    checks = {"wins": results.wins(), "audit_exact": results.audit["exact"]}
+    return json.dumps({**machine.describe(), **checks, "table": [list(row) for row in lines(results)]}, indent=1)
 
 
 _PAGE = """<!doctype html>
