@@ -98,7 +98,10 @@ def test_a_wrong_override_is_named_with_its_cure(experiment: Path, override: str
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (EXPERIMENT.replace("learning_rate", "lerning_rate"), "unknown key train.lerning_rate: did you mean learning_rate, learning_rate_decay, embedding_learning_rate?"),
+        (
+            EXPERIMENT.replace("learning_rate", "lerning_rate"),
+            "unknown key train.lerning_rate: did you mean learning_rate, learning_rate_decay, embedding_learning_rate?",
+        ),
         (EXPERIMENT.replace("num_embeddings: 512", "num_embeddings: many"), "data.sparse.1.num_embeddings must be a whole number, not 'many'"),
         (EXPERIMENT.replace("  label: bought_again\n", ""), "data.label is missing: add it"),
         (
