@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from loader.decode.arrow import take, to_arrow
+from loader.decode.program import MAX_ARENA_BYTES
 from loader.decode.result import DecodedBlock, decode_block
 from loader.encodings.leaf import LeafType, leaf_type
 from loader.errors import ColumnNotFoundError, CorruptSegmentError, TruncatedSegmentError, did_you_mean
+from loader.segment import requests
 from loader.segment.checksum import crc32c
 from loader.segment.footer import check_directory, check_version, name_hash, read_tail
 from loader.segment.inspect import ColumnLayout, SegmentLayout
@@ -35,9 +37,10 @@ from loader.segment.layout import (
     ValueType,
 )
 from loader.segment.pages import SectionPages
-from loader.segment.source import open_source, source_name
+from loader.segment.source import fill, open_source, source_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Allocate = Callable[[int], Array]  # uint8 of at least so many bytes, on 8 bytes
 TAIL_READ_BYTES = 64 << 10
 
 
@@ -215,6 +218,18 @@ class SegmentReader:
             self.column_index(int(ids[missing[0]]))
         return rows
 
+    def resolve(self, columns: Sequence[str | int] | None) -> list[int]:
+        """Ids of columns given by name or id; None is all, in the order they were written.
+
+        Raises:
+            ColumnNotFoundError: One is not in the segment.
+        """
+        if columns is None:
+            chosen = np.argsort(self.columns["schema_index"])
+        else:
+            chosen = np.array([self.column_index(column) for column in columns], np.int64)
+        return [int(column) for column in self.columns["column_id"][chosen]]
+
     def leaf(self, column: str | int) -> LeafType:
         """The physical type of a column."""
         record = self.columns[self.column_index(column)]
@@ -246,28 +261,51 @@ class SegmentReader:
         """The bytes of a section, verified; None where the segment has none."""
         return self._sections[kind].all().data if kind in self._sections else None
 
-    def read_block(self, block: int, column_ids: Sequence[int], *, verify: bool | None = None, threads: int = 1) -> DecodedBlock:
-        """Fetch, verify and decode some columns of a block."""
-        records = self.chunks(column_ids, [block])[:, 0]
+    def read_block(
+        self, block: int, column_ids: Sequence[int], *, verify: bool | None = None, threads: int = 1, allocate: Allocate | None = None
+    ) -> DecodedBlock:
+        """Fetch, verify and decode some columns of a block.
+
+        Args:
+            block: Its number.
+            column_ids: Which columns.
+            verify: Compare checksums; default as the reader was opened.
+            threads: Of the native executor.
+            allocate: Where the arena comes from; default fresh memory. A reader of many blocks hands out the same memory again.
+
+        Raises:
+            ColumnNotFoundError: An id is not in the segment.
+            CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
+        """
+        slab, offsets, records = self._fetch(block, column_ids, verify)
         sizes = records["num_bytes"].astype(np.int64)
-        padded = -(-sizes // ALIGNMENT) * ALIGNMENT
-        offsets = np.cumsum(padded) - padded
-        slab = np.zeros(int(padded.sum()) + PADDING_BYTES, np.uint8)
         ranges = list(zip(records["offset"].tolist(), sizes.tolist(), strict=True))
-        for index, part in enumerate(self._read(ranges)):
-            start = int(offsets[index])
-            slab[start : start + len(part)] = np.frombuffer(part, np.uint8)
-            if (self._verify if verify is None else verify) and crc32c(slab[start : start + len(part)]) != int(records["checksum"][index]):
-                raise CorruptSegmentError(
-                    self._where_chunk(block, column_ids[index], ranges[index][0], "its checksum does not match: the bytes changed since they were written")
-                )
+        arena = None
+        if allocate is not None:
+            stated = int(records["arena_bytes"].sum(dtype=np.float64))
+            arena = allocate(stated + PADDING_BYTES) if stated <= MAX_ARENA_BYTES else None
         try:
-            decoded = decode_block(slab, offsets, sizes, [self.leaf(column) for column in column_ids], threads=threads)
+            decoded = decode_block(slab, offsets, sizes, [self.leaf(column) for column in column_ids], threads=threads, arena=arena)
         except CorruptSegmentError as error:
             raise self._located(error, block, column_ids, ranges) from None
         if not np.array_equal(decoded.program.num_rows, np.full(len(column_ids), int(self.blocks["num_rows"][block]))):
             raise CorruptSegmentError(f"{self.name}, block {block}: chunks have another number of rows than the block; fetch or write the file again")
         return decoded
+
+    def _fetch(self, block: int, column_ids: Sequence[int], verify: bool | None) -> tuple[Array, Array, Array]:
+        """The chunks of some columns of a block: (slab, chunk offsets in it, CHUNK records), checksums compared."""
+        records = self.chunks(column_ids, [block])[:, 0]
+        sizes = records["num_bytes"].astype(np.int64)
+        wanted = requests.plan(records["offset"].astype(np.int64), sizes)
+        slab = np.empty(wanted.slab_bytes, np.uint8)
+        slab[-PADDING_BYTES:] = 0
+        fill(self._source, wanted.ranges, wanted.starts, slab.data)
+        if self._verify if verify is None else verify:
+            for index, (start, size) in enumerate(zip(wanted.chunk_offsets.tolist(), sizes.tolist(), strict=True)):
+                if crc32c(slab[start : start + size]) != int(records["checksum"][index]):
+                    what = "its checksum does not match: the bytes changed since they were written"
+                    raise CorruptSegmentError(self._where_chunk(block, column_ids[index], int(records["offset"][index]), what))
+        return slab, wanted.chunk_offsets, records
 
     def _located(self, error: CorruptSegmentError, block: int, column_ids: Sequence[int], ranges: Sequence[tuple[int, int]]) -> CorruptSegmentError:
         """A decoder's error with file, column and offset in place of the chunk's position in the request."""
@@ -295,11 +333,9 @@ class SegmentReader:
             ColumnNotFoundError: A column is not in the segment.
             CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
         """
-        records = self.columns
-        chosen = np.argsort(records["schema_index"]).tolist() if columns is None else [self.column_index(column) for column in columns]
-        fields = [self._field(index) for index in chosen]
+        ids = self.resolve(columns)
+        fields = [self._field(index) for index in self._rows_of(ids).tolist()]
         schema = pa.schema(fields, metadata=self.arrow_schema.metadata)
-        ids = [int(records["column_id"][index]) for index in chosen]
         if isinstance(rows, range) or rows is None or isinstance(rows, slice):
             span = range(*rows.indices(self.num_rows)) if isinstance(rows, slice) else range(self.num_rows) if rows is None else rows
             if span.step == 1:
