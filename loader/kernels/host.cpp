@@ -18,6 +18,7 @@ namespace portable {
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(HEADRACE_PORTABLE_ONLY)
 #define HEADRACE_AVX2 1
+#include <immintrin.h>
 #pragma GCC push_options
 #pragma GCC target("avx2,bmi,bmi2,popcnt,lzcnt")
 #define HEADRACE_AVX2_BODY 1  // g++ reads all tokens before pragmas, so __AVX2__ does not tell
@@ -39,7 +40,7 @@ namespace avx2 {
 namespace {
 
 const u32 ABI_VERSION = 1;
-const u64 VECTORS_PER_GRAB = 16, ROWS_PER_GRAB = 16384, LISTS_PER_GRAB = 4096;
+const u64 VECTORS_PER_GRAB = 32, ROWS_PER_GRAB = 16384, LISTS_PER_GRAB = 4096;
 
 bool force_portable = false;
 
@@ -85,21 +86,9 @@ struct Decoder {
 
     // Decodes vectors [first, end) of a level.
     void decode(unsigned thread, size_t stage, u64 first, u64 end) {
-        u64 item = stage_first[stage] + first;
-        const u64 stop = stage_first[stage] + end;
-        u64 op = (u64)(std::upper_bound(first_item.begin(), first_item.end(), item) - first_item.begin()) - 1;
-        for (; item < stop; ++item) {
-            while (first_item[op + 1] <= item) ++op;
-            const u32 vector = (u32)(item - first_item[op]);
-            u64* error = &errors[thread];
-#if defined(HEADRACE_AVX2)
-            if (use_avx2()) {
-                avx2::decode_vector({slab, arena, ops + op, sources, (u32)op, vector, error});
-                continue;
-            }
-#endif
-            portable::decode_vector({slab, arena, ops + op, sources, (u32)op, vector, error});
-        }
+        const u64 item = stage_first[stage] + first, stop = stage_first[stage] + end;
+        const u64 op = (u64)(std::upper_bound(first_item.begin(), first_item.end(), item) - first_item.begin()) - 1;
+        DISPATCH(decode_items(slab, arena, ops, sources, first_item.data(), op, item, stop, &errors[thread]));
     }
 };
 
@@ -168,6 +157,8 @@ EXPORT const char* headrace_records() {
     static const std::string text = describe_records();
     return text.c_str();
 }
+
+EXPORT u64 headrace_known_features() { return KNOWN_FEATURES; }
 
 // Tests compare the instruction sets with it. Not for use while other calls run.
 EXPORT void headrace_force_portable(int on) { force_portable = on != 0; }

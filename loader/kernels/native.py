@@ -34,6 +34,8 @@ REASONS = {
     4: "a gathered row lies outside of the column",
     5: "a view reaches outside of its pool",
     6: "the lists do not fit into the output",
+    7: "a vector's exceptions do not ascend inside of it",
+    8: "an op's patches do not ascend inside of it",
     16: "an op of a kind, store or scan that this version does not know",
     17: "an op's sources are missing or hold too few values",
     18: "a stream lies outside the chunk's bytes or is not aligned",
@@ -77,6 +79,7 @@ class NativeLibrary:
     Attributes:
         path: The shared library.
         source_hash: Hash of the sources that it was compiled from.
+        known_features: The `Feature` bits that a program may use, the ones that are gone before a program runs left out.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -90,6 +93,7 @@ class NativeLibrary:
         signatures = {
             "headrace_source_hash": ([], ctypes.c_char_p),
             "headrace_records": ([], ctypes.c_char_p),
+            "headrace_known_features": ([], u64),
             "headrace_force_portable": ([ctypes.c_int], None),
             "headrace_has_avx2": ([], ctypes.c_int),
             "headrace_decode": ([pointer, u64, pointer, u64, pointer, u64, pointer, u64, u32], u64),
@@ -106,6 +110,7 @@ class NativeLibrary:
             function.argtypes, function.restype = arguments, result
         self._library = library
         self.source_hash: str = library.headrace_source_hash().decode()
+        self.known_features: int = library.headrace_known_features()
 
     def records(self) -> str:
         """Sizes and field offsets of the records as C++ sees them, one record a line."""
