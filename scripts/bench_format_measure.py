@@ -16,9 +16,14 @@ from typing import Any
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1]), str(pathlib.Path(__file__).resolve().parent)]
 
 CLASSES = {
-    "random floats": ("float_",), "decimals": ("decimal_",), "counts and flags": ("count_", "flag_"), "ids": ("user_id", "session_id", "item_id", "ts", "label"),
-    "session lists": tuple(f"list_{k:02}" for k in range(0, 26, 2)), "row lists": tuple(f"list_{k:02}" for k in range(1, 26, 2)), "histories": ("history_",),
-}  # fmt: skip
+    "random floats": ("float_",),
+    "decimals": ("decimal_",),
+    "counts and flags": ("count_", "flag_"),
+    "ids": ("user_id", "session_id", "item_id", "ts", "label"),
+    "session lists": tuple(f"list_{k:02}" for k in range(0, 26, 2)),
+    "row lists": tuple(f"list_{k:02}" for k in range(1, 26, 2)),
+    "histories": ("history_",),
+}
 BATCH_ROWS = 4_096
 LOOK_UP_ROWS = 100
 LOCATED = 100

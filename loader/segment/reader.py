@@ -257,6 +257,16 @@ class SegmentReader:
         rows = self.column_index(column_id) * self.num_blocks + np.arange(self.num_blocks)
         return self._records(Section.STATS, STATS, self.num_columns * self.num_blocks, rows)[rows]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the segment."""
+        return self._source.num_bytes
+
+    @property
+    def section_kinds(self) -> list[Section]:
+        """The sections that the segment has, of those that this version knows."""
+        return [Section(kind) for kind in self._sections if kind in Section.__members__.values()]
+
     def section(self, kind: Section) -> memoryview | None:
         """The bytes of a section, verified; None where the segment has none."""
         return self._sections[kind].all().data if kind in self._sections else None

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from loader.decode import cpu, program, reference
 from loader.encodings import bitpack
+from loader.encodings.bits import pack_bits
 from loader.encodings.chooser import EncodeOptions
 from loader.encodings.chunk import encode_chunk
 from loader.encodings.leaf import leaf_type
 from loader.encodings.shred import shred
-from loader.encodings.bits import pack_bits
 from loader.encodings.split import class_anchors
 from loader.errors import CorruptSegmentError
 from loader.kernels import native
@@ -181,7 +181,8 @@ def test_bad_streams_are_refused_by_the_chunk_as_the_reference_does(each_library
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("kind", 9, "does not know"), ("out_kind", 10, "does not know"), ("out_kind", 5, "does not know"), ("scan", 7, "does not know"), ("num_patches", 1, "does not know"),
+        ("kind", 9, "does not know"), ("out_kind", 10, "does not know"), ("out_kind", 5, "does not know"),
+        ("scan", 7, "does not know"), ("num_patches", 1, "does not know"),
         ("out", 1 << 40, "outside the arena"), ("out", 2, "not aligned"), ("dict", 1 << 63, "outside the arena"), ("count", 0xFFFF_FFFF, "outside the arena"),
         ("count", 2001, "too few values"), ("first_source", 1 << 31, "sources are missing"),
     ],
