@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from loader.encodings import bitpack
 from loader.encodings.bits import Bitmap
 from loader.encodings.builder import ChunkBuilder
-from loader.encodings.chooser import Decision, EncodeOptions, as_integers, encode_booleans, encode_values
+from loader.encodings.chooser import Decision, as_integers, choose, encode_booleans, encode_values
 from loader.encodings.frame import frame
 from loader.encodings.leaf import LeafType
+from loader.encodings.options import EncodeOptions
 from loader.encodings.overlap import ranges
 from loader.encodings.shred import Leaf, ListNode, Node
 from loader.encodings.target import OUT_KINDS, Target
@@ -25,10 +25,11 @@ _WIDE_INTEGERS = (ValueType.INT64, ValueType.UINT64)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodedChunk:
-    """Bytes of a chunk and how they were chosen."""
+    """Bytes of a chunk, how they were chosen, and the feature bits that decoding them needs."""
 
     data: Array
     decision: Decision
+    features: int
 
 
 def encode_chunk(node: Node, leaf: LeafType, num_rows: int, options: EncodeOptions) -> EncodedChunk:
@@ -42,7 +43,7 @@ def encode_chunk(node: Node, leaf: LeafType, num_rows: int, options: EncodeOptio
     """
     builder = ChunkBuilder()
     decision = _encode_node(builder, node, leaf, 0, options)
-    return EncodedChunk(data=builder.finish(num_rows), decision=decision)
+    return EncodedChunk(data=builder.finish(num_rows), decision=decision, features=builder.features)
 
 
 def _encode_node(builder: ChunkBuilder, node: Node, leaf: LeafType, depth: int, options: EncodeOptions) -> Decision:
@@ -51,8 +52,8 @@ def _encode_node(builder: ChunkBuilder, node: Node, leaf: LeafType, depth: int, 
     if node.validity is not None:
         Bitmap(builder, node.validity).emit_validity(depth)
     slide = leaf.value_type != ValueType.UINT8
-    layout = choose_layout(node.lengths, _planes(node.child, leaf), item_bytes=_item_bytes(node.child, leaf), options=options, slide=slide)
-    views = emit_views(builder, layout, depth=depth, count=node.lengths.size)
+    layout = choose_layout(node.lengths, _planes(node.child, leaf), item_bytes=_item_bytes(node.child, leaf, options), options=options, slide=slide)
+    views = emit_views(builder, layout, depth=depth, count=node.lengths.size, options=options)
     pool = _encode_node(builder, _take(node.child, layout), leaf, depth + 1, options)
     return Decision(tree=f"{layout.text}(pool={pool.tree}, {views})", reason=f"{layout.reason}; pool {pool.reason}")
 
@@ -67,16 +68,13 @@ def _planes(child: Node, leaf: LeafType) -> list[Array] | None:
     return [np.where(child.validity, values, np.zeros(1, values.dtype)), child.validity]
 
 
-def _item_bytes(child: Node, leaf: LeafType) -> float:
+def _item_bytes(child: Node, leaf: LeafType, options: EncodeOptions) -> float:
     """Encoded bytes of an item, estimated from a stretch of items."""
     if isinstance(child, ListNode) or leaf.value_type == ValueType.UINT8 or not child.values.size:
         return float(leaf.dtype.itemsize)
     middle = child.values.size // 2
     stretch = as_integers(child.values[max(middle - 2048, 0) : middle + 2048], leaf.value_type)
-    parts = frame(stretch)
-    if parts.deltas.dtype != np.uint32:
-        return float(leaf.dtype.itemsize)
-    return max(bitpack.plan(parts.deltas).num_bytes / stretch.size, 0.05)
+    return max(choose(stretch, spread=False, options=options)[0].num_bytes / stretch.size, 0.05)
 
 
 def _take(child: Node, layout: Layout) -> Node:
@@ -108,4 +106,4 @@ def _encode_leaf(builder: ChunkBuilder, node: Leaf, leaf: LeafType, depth: int, 
     target = Target(builder=builder, region=region, out_kind=OUT_KINDS[item_bytes], count=count, nulls=nulls)
     if leaf.value_type == ValueType.BOOL and count:
         return encode_booleans(target, values)
-    return encode_values(target, values, options)
+    return encode_values(target, values, options, leaf.value_type if leaf.value_type >= ValueType.FLOAT16 else None)

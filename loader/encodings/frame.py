@@ -1,4 +1,4 @@
-"""Frame of reference: values minus their minimum, as one packed 32-bit stream, or as two halves where the range is wider."""
+"""Frame of reference: values minus their minimum, as one 32-bit stream, or as two halves where the range is wider."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from loader.encodings import bitpack
-from loader.encodings.target import Target, emit_stream, stream_bytes, stream_text
+from loader.encodings.stream import Stream
+from loader.encodings.target import Scaled, Target
 
 Array = np.ndarray[Any, np.dtype[Any]]
-UNPACK_COST = 1.03  # of a packed byte beside a copied one
-HALVES_COST = 1.06
+DIVIDE_NS = 0.3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,31 +47,17 @@ def frame(values: Array) -> Frame:
     return Frame(base=base, span=span, deltas=deltas)
 
 
-class Packed:
-    """One packed stream above a base; the range is below 2^32."""
+class Framed:
+    """A stream (or a pair of halves) above a base; for decimals, divided afterwards."""
 
-    def __init__(self, base: int, deltas: Array) -> None:
-        self._base, self._deltas = base, deltas
-        self._plan = bitpack.plan(deltas)
-        self.num_bytes = stream_bytes(self._plan)
-        self.cost = self.num_bytes * UNPACK_COST
-        self.text = stream_text(self._plan)
+    def __init__(self, base: int, stream: Stream, scaled: Scaled | None = None) -> None:
+        self._base, self._stream, self._scaled = base, stream, scaled
+        self.num_bytes, self.decode_ns, self.text = stream.num_bytes, stream.decode_ns, stream.text
+        if scaled is not None:
+            self.num_bytes += scaled.num_bytes
+            self.decode_ns += DIVIDE_NS * stream.count
+            patched = f", {scaled.positions.size:,} patches" if scaled.positions.size else ""
+            self.text = f"decimals[1/{scaled.scale:,}{patched}]({stream.text})"
 
-    def emit(self, target: Target) -> None:
-        target.op(level=0, source=emit_stream(target.builder, self._deltas, self._plan), base=self._base)
-
-
-class Halves:
-    """Two packed streams, the low and the high 32 bits above a base."""
-
-    def __init__(self, base: int, deltas: Array) -> None:
-        self._base = base
-        self._parts = (deltas.astype(np.uint32), (deltas >> np.uint64(32)).astype(np.uint32))
-        self._plans = tuple(bitpack.plan(part) for part in self._parts)
-        self.num_bytes = sum(stream_bytes(part) for part in self._plans)
-        self.cost = self.num_bytes * HALVES_COST
-        self.text = f"halves(low={stream_text(self._plans[0])}, high={stream_text(self._plans[1])})"
-
-    def emit(self, target: Target) -> None:
-        low, _ = (emit_stream(target.builder, part, packing) for part, packing in zip(self._parts, self._plans, strict=True))
-        target.op(level=0, source=low, num_sources=2, base=self._base)
+    def emit(self, target: Target) -> int:
+        return target.read(self._stream, base=self._base, scaled=self._scaled)

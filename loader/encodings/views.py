@@ -17,9 +17,10 @@ import pyarrow as pa
 from loader.encodings import bitpack
 from loader.encodings.bits import Bitmap
 from loader.encodings.builder import ChunkBuilder
-from loader.encodings.chooser import EncodeOptions
+from loader.encodings.cascade import choose_stream
+from loader.encodings.options import EncodeOptions
 from loader.encodings.overlap import fresh_rows, ranges, slide_overlaps
-from loader.encodings.target import emit_stream, stream_bytes, stream_text
+from loader.encodings.stream import Packed, op_of, place_codes
 from loader.segment.layout import NO_REGION, VECTOR, OpKind, OutKind, Role, Scan, ValueType
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -53,10 +54,10 @@ class Layout:
 
 
 def _view_bytes(layout: Layout) -> int:
-    total = stream_bytes(bitpack.plan(layout.lengths.astype(np.uint32)))
-    total += 0 if layout.starts is None else stream_bytes(bitpack.plan(_zigzag(layout.starts)))
+    total = Packed(layout.lengths.astype(np.uint32)).num_bytes
+    total += 0 if layout.starts is None else Packed(_zigzag(layout.starts)).num_bytes
     total += 0 if layout.fresh is None else layout.fresh.size // 8 + 4 * bitpack.num_vectors(layout.fresh.size)
-    return total + (0 if layout.codes is None else stream_bytes(bitpack.plan(layout.codes)))
+    return total + (0 if layout.codes is None else Packed(layout.codes).num_bytes)
 
 
 def _zigzag(starts: Array) -> Array:
@@ -174,46 +175,48 @@ def _sliding_pays(planes: Sequence[Array], offsets: Array, fresh: Array, *, newe
     return saved > 0.5 * options.min_pool_saving * total
 
 
-def emit_views(builder: ChunkBuilder, layout: Layout, *, depth: int, count: int) -> str:
+def emit_views(builder: ChunkBuilder, layout: Layout, *, depth: int, count: int, options: EncodeOptions) -> str:
     """Write the VIEWS region of `count` entries; returns its description."""
     region = builder.region(Role.VIEWS, depth=depth, item_bytes=8, value_type=ValueType.UINT64, count=count)
     shared = layout.fresh is not None or layout.codes is not None
     num_views = layout.lengths.size
     views = builder.region(Role.SCRATCH, depth=depth, item_bytes=8, value_type=ValueType.UINT64, count=num_views) if shared else region
-    text = _emit_ranges(builder, layout, views)
+    text, level = _emit_ranges(builder, layout, views, options)
     if layout.fresh is not None:
         bitmap = Bitmap(builder, layout.fresh)
         builder.op(
-            OpKind.RANK, out=region, out_kind=OutKind.VIEW, count=count, level=1, num_sources=0, bits=bitmap.bits, anchors=bitmap.anchors,
+            OpKind.RANK, out=region, out_kind=OutKind.VIEW, count=count, level=level + 1, num_sources=0, bits=bitmap.bits, anchors=bitmap.anchors,
             dictionary=views, dict_count=num_views,
         )  # fmt: skip
         return f"{text}, rows=fresh[{num_views:,} of {count:,}]"
     if layout.codes is not None:
-        packing = bitpack.plan(layout.codes)
-        source = emit_stream(builder, layout.codes, packing)
-        builder.op(OpKind.DIRECT, out=region, out_kind=OutKind.VIEW, count=count, level=1, source=source, dictionary=views, dict_count=num_views)
-        return f"{text}, rows=codes[{num_views:,}]({stream_text(packing)})"
+        codes = choose_stream(layout.codes, options)
+        placed = place_codes(builder, codes)
+        op_of(
+            builder, placed, out=region, out_kind=OutKind.VIEW, count=count, level=max(level + 1, placed.level), dictionary=views, dict_count=num_views
+        )  # fmt: skip
+        return f"{text}, rows=codes[{num_views:,}]({codes.text})"
     return text
 
 
-def _emit_ranges(builder: ChunkBuilder, layout: Layout, region: int) -> str:
-    """The op that turns lengths, and starts where windows slide, into views."""
-    lengths = layout.lengths.astype(np.uint32)
-    packing = bitpack.plan(lengths)
-    num_views = lengths.size
+def _emit_ranges(builder: ChunkBuilder, layout: Layout, region: int, options: EncodeOptions) -> tuple[str, int]:
+    """The op that turns lengths, and starts where windows slide, into views; its description and level."""
+    num_views = layout.lengths.size
+    values = layout.lengths.astype(np.uint32)
     if layout.starts is None:
         anchors = (np.cumsum(layout.lengths) - layout.lengths)[::VECTOR].astype(np.uint32)
-        source = emit_stream(builder, lengths, packing)
-        scan, num_sources, text = Scan.EXCLUSIVE_SUM, 1, f"lengths={stream_text(packing)}"
+        lengths = choose_stream(values, options, direct=True)
+        placed = [lengths.as_source(builder, by_rank=False)]
+        scan, text = Scan.EXCLUSIVE_SUM, f"lengths={lengths.text}"
     else:
         anchors = np.concatenate([np.zeros(1, np.int64), layout.starts[VECTOR - 1 :: VECTOR]])[: bitpack.num_vectors(num_views)].astype(np.uint32)
-        deltas = _zigzag(layout.starts)
-        steps = bitpack.plan(deltas)
-        source = emit_stream(builder, deltas, steps)
-        emit_stream(builder, lengths, packing)
-        scan, num_sources, text = Scan.ZIGZAG_SUM, 2, f"starts={stream_text(steps)}, lengths={stream_text(packing)}"
+        steps, lengths = choose_stream(_zigzag(layout.starts), options), choose_stream(values, options)
+        placed = [steps.as_source(builder), lengths.as_source(builder)]
+        scan, text = Scan.ZIGZAG_SUM, f"starts={steps.text}, lengths={lengths.text}"
+    numbers = [source.add(builder) for source in placed]
+    level = max(source.level for source in placed)
     builder.op(
-        OpKind.DIRECT, out=region, out_kind=OutKind.VIEW, count=num_views, level=0, source=source, num_sources=num_sources, scan=scan,
+        OpKind.DIRECT, out=region, out_kind=OutKind.VIEW, count=num_views, level=level, source=numbers[0], num_sources=len(numbers), scan=scan,
         scan_anchors=builder.stream(anchors), dictionary=NO_REGION,
     )  # fmt: skip
-    return text
+    return text, level

@@ -40,7 +40,18 @@ class Feature(enum.IntFlag):
     OVERLAY = 1 << 13  # holds patches of other segments, not rows of its own
 
 
-KNOWN_FEATURES = Feature.NULLS | Feature.LIST_VIEWS | Feature.DICTIONARY | Feature.COLUMN_FILE | Feature.OVERLAY
+KNOWN_FEATURES = (
+    Feature.NULLS
+    | Feature.LIST_VIEWS
+    | Feature.DICTIONARY
+    | Feature.EXCEPTIONS
+    | Feature.DELTA
+    | Feature.CLASS_SPLIT
+    | Feature.RUN_ENDS
+    | Feature.DECIMAL_FLOATS
+    | Feature.COLUMN_FILE
+    | Feature.OVERLAY
+)
 
 SYSTEM_COLUMN_BASE = 0xFFFF_FF00  # column ids from here on are Headrace's own
 SEQUENCE_COLUMN_ID = 0xFFFF_FF00  # commit sequence of each row, int64; absent in a fresh segment
@@ -114,8 +125,8 @@ class OpKind(enum.IntEnum):
     DIRECT = 1  # x(i) = source(i)
     NULLS = 2  # x(i) = source(number of set bits before i) where bit i is set, else 0
     RANK = 3  # x(i) = number of set bits up to and including i, minus 1
-    SPLIT = 4  # reserved: Feature.CLASS_SPLIT
-    RUNS = 5  # reserved: Feature.RUN_ENDS
+    SPLIT = 4  # x(i) = source[class of i](number of items of that class before i)
+    RUNS = 5  # x(i) = source(number of set bits up to and including i, minus 1)
 
 
 class SourceKind(enum.IntEnum):
@@ -125,6 +136,7 @@ class SourceKind(enum.IntEnum):
     PACKED = 1  # frame of reference + bit packing, vector by vector
     PLAIN = 2  # u32 items in a region of the arena, written by an earlier level
     BITS = 3  # one bit a value, least significant first, in 32-bit words
+    PACKED_EXCEPTIONS = 4  # PACKED, and a vector may hold values wider than its width
 
 
 class Scan(enum.IntEnum):
@@ -144,8 +156,8 @@ class OutKind(enum.IntEnum):
     U32 = 2
     U64 = 3
     VIEW = 4
-    F32_DECIMAL = 5  # reserved: Feature.DECIMAL_FLOATS
-    F64_DECIMAL = 6  # reserved: Feature.DECIMAL_FLOATS
+    F32_DECIMAL = 5  # an integer divided by the op's scale, as float32
+    F64_DECIMAL = 6
 
 
 OUT_ITEM_BYTES = np.array([1, 2, 4, 8, 8, 4, 8], np.uint8)  # by OutKind
@@ -250,6 +262,9 @@ SOURCE = np.dtype(
         ("num_words", "<u4"),
     ]
 )
+MAX_CLASSES = 4  # of a SPLIT op
+PATCH_F32 = np.dtype([("position", "<u4"), ("bits", "<u4")])
+PATCH_F64 = np.dtype([("position", "<u4"), ("reserved", "<u4"), ("bits", "<u8")])
 VECTOR_META = np.dtype([("word_offset", "<u4"), ("base", "<u4"), ("width", "u1"), ("reserved", "u1"), ("num_exceptions", "<u2")])
 
 

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from loader.encodings.chooser import Decision, EncodeOptions
+from loader.encodings.chooser import Decision
 from loader.encodings.chunk import encode_chunk
 from loader.encodings.leaf import LeafType, leaf_type
+from loader.encodings.options import EFFORTS, EncodeOptions
 from loader.encodings.shred import shred
 from loader.errors import AlreadyExistsError, NotFoundError, SchemaError, StorageError, StorageFullError
 from loader.segment.blocks import cut_blocks
@@ -56,6 +57,7 @@ class WriteOptions:
         cluster_by: Names of the columns the caller sorted by; recorded.
         dictionary: Try dictionaries.
         list_views: Share and overlap repeated list rows.
+        effort: What to minimise: `size` bytes alone, `balanced` bytes and the time to decode them, `speed` mostly time.
         threads: Columns encoded at the same time.
         segment_id: 16 bytes; a random UUID if None.
         properties: Anything else to record, as JSON values.
@@ -66,6 +68,7 @@ class WriteOptions:
     cluster_by: tuple[str, ...] = ()
     dictionary: bool = True
     list_views: bool = True
+    effort: str = "balanced"
     threads: int = 1
     segment_id: bytes | None = None
     properties: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -73,6 +76,8 @@ class WriteOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.block_rows <= MAX_BLOCK_ROWS:
             raise ValueError(f"block_rows must be from 1 to {MAX_BLOCK_ROWS:,}, not {self.block_rows:,}")
+        if self.effort not in EFFORTS:
+            raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, not {self.effort!r}")
         if self.block_bytes < 1:
             raise ValueError(f"block_bytes must be positive, not {self.block_bytes}")
         if self.segment_id is not None and len(self.segment_id) != 16:
@@ -106,6 +111,7 @@ class _Encoded:
     stats: Array
     decision: Decision
     checksum: int
+    features: int
 
 
 def encode_segment(
@@ -138,7 +144,7 @@ def encode_segment(
     block_rows = cut_blocks(table, leaves, max_rows=options.block_rows, max_bytes=options.block_bytes)
     chunks = _encode_blocks(table, leaves, order, block_rows, options)
     segment_id = uuid.uuid4().bytes if options.segment_id is None else options.segment_id
-    features |= _features(table, leaves)
+    features |= _features(table, leaves, chunks)
     data, placed = _lay_chunks(chunks)
     stats = np.array([[chunk.stats for chunk in column] for column in chunks], STATS).reshape(len(order), len(block_rows))
     properties = _properties(chunks, [column_ids[index] for index in order], options)
@@ -191,20 +197,23 @@ def _plain_columns(table: pa.Table) -> pa.Table:
     return table
 
 
-def _features(table: pa.Table, leaves: Sequence[LeafType]) -> int:
-    features = Feature(0)
+def _features(table: pa.Table, leaves: Sequence[LeafType], chunks: list[list[_Encoded]]) -> int:
+    features = 0
+    for blocks in chunks:
+        for chunk in blocks:
+            features |= chunk.features
     if any(column.null_count for column in table.columns):
         features |= Feature.NULLS
     if any(leaf.depth for leaf in leaves):
         features |= Feature.LIST_VIEWS | Feature.NULLS
     if any(leaf.fixed_size for leaf in leaves):
         features |= Feature.NULLS
-    return int(features | Feature.DICTIONARY)
+    return int(features)
 
 
 def _encode_blocks(table: pa.Table, leaves: Sequence[LeafType], order: Sequence[int], block_rows: Sequence[int], options: WriteOptions) -> list[list[_Encoded]]:
     """`[column][block]`, columns by id."""
-    encode = EncodeOptions(dictionary=options.dictionary, list_views=options.list_views)
+    encode = EncodeOptions(dictionary=options.dictionary, list_views=options.list_views, effort=options.effort)
     starts = [0, *np.cumsum(block_rows).tolist()]
 
     def run(index: int) -> list[_Encoded]:
@@ -213,7 +222,8 @@ def _encode_blocks(table: pa.Table, leaves: Sequence[LeafType], order: Sequence[
         for start, rows in zip(starts[:-1], block_rows, strict=True):
             node = shred(_contiguous(column.slice(start, rows), table.schema.field(index).name), leaf)
             chunk = encode_chunk(node, leaf, rows, encode)
-            done.append(_Encoded(data=chunk.data, stats=measure(node, leaf, ranged=ranged), decision=chunk.decision, checksum=crc32c(chunk.data)))
+            stats, checksum = measure(node, leaf, ranged=ranged), crc32c(chunk.data)
+            done.append(_Encoded(data=chunk.data, stats=stats, decision=chunk.decision, checksum=checksum, features=chunk.features))
         return done
 
     if options.threads > 1 and len(order) > 1:

@@ -1,0 +1,74 @@
+"""Which streams stand for 32-bit values: packed, with exceptions, delta, runs or class split, and what those are made of in turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from loader.encodings import runs
+from loader.encodings.delta import Delta, zigzag
+from loader.encodings.options import EncodeOptions
+from loader.encodings.runs import Runs
+from loader.encodings.split import best_split
+from loader.encodings.stream import Excepted, Packed, Stream
+
+Array = np.ndarray[Any, np.dtype[Any]]
+MIN_SPLIT = 256  # values: below, the planes and tables cost what the widths save
+MAX_RUN_SHARE = 0.4  # of the values that start a run
+MIN_SAVING = 0.98
+
+
+def weigh(num_bytes: float, decode_ns: float, options: EncodeOptions) -> float:
+    """Bytes plus what decoding costs, in bytes."""
+    return num_bytes + options.bytes_per_ns * decode_ns
+
+
+def choose_stream(values: Array, options: EncodeOptions, *, budget: int = 2, direct: bool = False) -> Stream:
+    """The cheapest way to store a uint32 stream.
+
+    Args:
+        values: uint32.
+        options: How bytes and time compare.
+        budget: How many encodings may lie around the packed streams.
+        direct: Whether the op reads the stream in order and alone, so that vectors may have exceptions.
+    """
+    packed = Packed(values)
+    if not packed.num_bytes or not budget:
+        return packed
+    best, best_cost = _better([packed], options)
+    found: list[Stream] = []
+    mask = runs.starts(values)
+    num_runs = int(np.count_nonzero(mask))
+    if num_runs < MAX_RUN_SHARE * values.size:
+        found.append(Runs(mask, choose_stream(values[mask], options, budget=budget - 1)))
+    found.extend(_deltas(values, packed.num_bytes, options, budget))
+    if direct:
+        found.append(Excepted(values))
+    best, best_cost = _better([best, *found], options)
+    if values.size >= MIN_SPLIT:
+        split = best_split(values, MIN_SAVING * best.num_bytes)
+        if split is not None:
+            best, best_cost = _better([best, split], options)
+    return best
+
+
+def _deltas(values: Array, packed_bytes: float, options: EncodeOptions, budget: int) -> list[Stream]:
+    """Differences packed, with exceptions and, if they can be cascaded, split."""
+    steps, anchors = zigzag(values)
+    with_exceptions = Excepted(steps)
+    found: list[Stream] = [Delta(anchors, Packed(steps))]
+    if with_exceptions.num_exceptions:
+        found.append(Delta(anchors, with_exceptions))
+    if budget > 1 and steps.size >= MIN_SPLIT and min(stream.num_bytes for stream in found) < packed_bytes:
+        split = best_split(steps, MIN_SAVING * min(stream.num_bytes for stream in found))
+        if split is not None:
+            found.append(Delta(anchors, split))
+    return found
+
+
+def _better(streams: list[Stream], options: EncodeOptions) -> tuple[Stream, float]:
+    """The cheapest, the first of equals."""
+    costs = [weigh(stream.num_bytes, stream.decode_ns, options) for stream in streams]
+    best = min(range(len(streams)), key=costs.__getitem__)
+    return streams[best], costs[best]
