@@ -149,7 +149,7 @@ def needed_features(ops: Array, sources: Array) -> int:
         (Feature.RUN_ENDS, ops["kind"] == OpKind.RUNS),
         (Feature.DECIMAL_FLOATS, ops["out_kind"] >= OutKind.F32_DECIMAL),
         (Feature.EXCEPTIONS, sources["kind"] == SourceKind.PACKED_EXCEPTIONS),
-        (Feature.DELTA, (ops["scan"] == Scan.ZIGZAG_SUM) & (ops["out_kind"] != OutKind.VIEW)),
+        (Feature.DELTA, (ops["scan"] != Scan.NONE) & (ops["out_kind"] != OutKind.VIEW)),
     )
     for feature, uses in marks:
         if uses.any():

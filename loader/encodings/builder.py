@@ -126,7 +126,7 @@ class ChunkBuilder:
                 used |= Feature.DICTIONARY
             if (op["out_kind"] or 0) >= OutKind.F32_DECIMAL:
                 used |= Feature.DECIMAL_FLOATS
-            if op["scan"] == Scan.ZIGZAG_SUM and op["out_kind"] != OutKind.VIEW:
+            if op["scan"] != Scan.NONE and op["out_kind"] != OutKind.VIEW:
                 used |= Feature.DELTA
         if any(source[0] == SourceKind.PACKED_EXCEPTIONS for source in self._sources):
             used |= Feature.EXCEPTIONS

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from loader.encodings import runs
-from loader.encodings.delta import Delta, zigzag
+from loader.encodings.delta import Delta, differences, zigzag
 from loader.encodings.options import EncodeOptions
 from loader.encodings.runs import Runs
 from loader.encodings.split import best_split
 from loader.encodings.stream import Excepted, Packed, Stream
+from loader.segment.layout import Scan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MIN_SPLIT = 256  # values: below, the planes and tables cost what the widths save
@@ -55,15 +56,16 @@ def choose_stream(values: Array, options: EncodeOptions, *, budget: int = 2, dir
 
 def _deltas(values: Array, packed_bytes: float, options: EncodeOptions, budget: int) -> list[Stream]:
     """Differences packed, with exceptions and, if they can be cascaded, split."""
-    steps, anchors = zigzag(values)
-    with_exceptions = Excepted(steps)
-    found: list[Stream] = [Delta(anchors, Packed(steps))]
-    if with_exceptions.num_exceptions:
-        found.append(Delta(anchors, with_exceptions))
-    if budget > 1 and steps.size >= MIN_SPLIT and min(stream.num_bytes for stream in found) < packed_bytes:
-        split = best_split(steps, MIN_SAVING * min(stream.num_bytes for stream in found))
-        if split is not None:
-            found.append(Delta(anchors, split))
+    steps, anchors = differences(values)
+    found: list[Stream] = []
+    # steps that only go up need no room for a sign; a few that go down are exceptions
+    for scan, coded in ((Scan.SUM, steps), (Scan.ZIGZAG_SUM, zigzag(steps))):
+        coded_streams: list[Stream] = [Packed(coded), Excepted(coded)]
+        best = min(stream.num_bytes for stream in coded_streams)
+        if budget > 1 and coded.size >= MIN_SPLIT and best < packed_bytes:
+            split = best_split(coded, MIN_SAVING * best)
+            coded_streams.extend([] if split is None else [split])
+        found.extend(Delta(anchors, stream, scan) for stream in coded_streams)
     return found
 
 

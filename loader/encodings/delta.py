@@ -1,4 +1,4 @@
-"""Delta: what each value adds to the one before, zigzagged, from an anchor for each vector."""
+"""Delta: what each value adds to the one before, from an anchor for each vector; zigzagged where steps go both ways."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SUM_NS = 0.35  # a value
 
 
-def zigzag(values: Array) -> tuple[Array, Array]:
-    """Zigzagged differences modulo 2^32 of a uint32 stream, and the value that each vector starts from (its anchor).
+def differences(values: Array) -> tuple[Array, Array]:
+    """Differences modulo 2^32 of a uint32 stream, and the value that each vector starts from (its anchor).
 
     The first value of a vector takes the step of the second, and its anchor lies that much before it: a step of its own would be wide.
     """
@@ -24,8 +24,12 @@ def zigzag(values: Array) -> tuple[Array, Array]:
     first, second = deltas[::VECTOR], deltas[1::VECTOR]
     first[: second.size] = second
     first[second.size :] = 0
-    anchors = values[::VECTOR] - first
-    return np.asarray((deltas << np.uint32(1)) ^ (np.uint32(0) - (deltas >> np.uint32(31)))), anchors
+    return deltas, values[::VECTOR] - first
+
+
+def zigzag(deltas: Array) -> Array:
+    """Differences as uint32 that are small for small steps up and down."""
+    return np.asarray((deltas << np.uint32(1)) ^ (np.uint32(0) - (deltas >> np.uint32(31))))
 
 
 class Delta:
@@ -33,13 +37,14 @@ class Delta:
 
     scans = True
 
-    def __init__(self, anchors: Array, steps: Stream) -> None:
+    def __init__(self, anchors: Array, steps: Stream, scan: Scan) -> None:
         """
         Args:
-            anchors: From `zigzag`.
-            steps: Its differences, encoded.
+            anchors: From `differences`.
+            steps: The differences, encoded.
+            scan: SUM, or ZIGZAG_SUM where they are zigzagged.
         """
-        self._anchors, self._steps = anchors, steps
+        self._anchors, self._steps, self._scan = anchors, steps, scan
         self.count = steps.count
         self.num_bytes = steps.num_bytes + anchors.nbytes
         self.decode_ns = steps.decode_ns + SUM_NS * steps.count
@@ -47,7 +52,7 @@ class Delta:
 
     def place(self, builder: ChunkBuilder) -> Input:
         source = self._steps.as_source(builder, by_rank=False)
-        return Input(source=source.add(builder), level=source.level, scan=Scan.ZIGZAG_SUM, scan_anchors=builder.stream(self._anchors))
+        return Input(source=source.add(builder), level=source.level, scan=self._scan, scan_anchors=builder.stream(self._anchors))
 
     def as_source(self, builder: ChunkBuilder, *, by_rank: bool = True) -> Source:
         return materialise(builder, self)
