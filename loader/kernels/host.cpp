@@ -9,6 +9,11 @@
 
 #include "lanes.cuh"
 
+// How a vector is packed: what encode.h finds and packs by.
+struct VectorPlan {
+    u32 base, width, num_words, num_exceptions;
+};
+
 // The kernels once for every instruction set; `using` below chooses at run time. No fused multiply-add in either: same bits.
 namespace portable {
 #include "assemble.cu"
@@ -31,6 +36,7 @@ namespace avx2 {
 #pragma GCC pop_options
 #endif
 
+#include "choose.h"
 #include "crc32c.h"
 #include "threads.h"
 #include "verify.h"
@@ -54,9 +60,9 @@ bool use_avx2() {
 }
 
 #if defined(HEADRACE_AVX2)
-#define DISPATCH(call) (use_avx2() ? avx2::call : portable::call)
+#define DISPATCH(...) (use_avx2() ? avx2::__VA_ARGS__ : portable::__VA_ARGS__)
 #else
-#define DISPATCH(call) portable::call
+#define DISPATCH(...) portable::__VA_ARGS__
 #endif
 
 // One line a record, "name:size field=offset …": the test that Python and C++ agree parses it.
@@ -216,18 +222,6 @@ EXPORT u64 headrace_gather_lists(const void* pool, u64 pool_count, u32 pool_item
 
 EXPORT u32 headrace_crc32c(const u8* data, u64 num_bytes, u32 seed) { return crc32c::checksum(data, num_bytes, seed, force_portable); }
 
-// Frame of reference + bit packing of n values; words has room for n rounded up to 1,024, metas for one a vector. Returns the number of words.
-EXPORT u64 headrace_pack(const u32* values, u64 n, u32* words, VectorMeta* metas) {
-    u64 num_words = 0;
-    for (u64 first = 0; first < n; first += VECTOR) {
-        VectorMeta& meta = metas[first / VECTOR];
-        meta.word_offset = (u32)num_words;
-        const u32 count = n - first < VECTOR ? (u32)(n - first) : VECTOR;
-        num_words += DISPATCH(pack_vector(values + first, count, words + num_words, meta));
-    }
-    return num_words;
-}
-
 // Clears same[i] where items first[i] + j and second[i] + j of the plane differ in some byte, j < lengths[i]. Rows cleared before are
 // not read. Returns the first row that reaches outside of the plane, else n.
 EXPORT u64 headrace_equal_ranges(const u8* plane, u64 num_items, u64 item_bytes, const i64* first, const i64* second, const i64* lengths, u64 n, u8* same) {
@@ -250,3 +244,5 @@ EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* ou
     }
     return n;
 }
+
+#include "encoder.h"
