@@ -41,8 +41,10 @@ def _add(array: pa.Array, found: Tensors) -> None:
     if array.null_count:
         found.append(torch.from_numpy(_bits(array.buffers()[0], array.offset, len(array))))
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        found.append(torch.from_numpy(array.offsets.to_numpy()))
-        _add(array.values, found)
+        offsets = array.offsets.to_numpy()
+        found.append(torch.from_numpy(offsets))
+        first = int(offsets[0]) if len(offsets) else 0
+        _add(array.values.slice(first, (int(offsets[-1]) if len(offsets) else 0) - first), found)
     elif pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
         found += [torch.from_numpy(array.offsets.to_numpy()), torch.from_numpy(array.sizes.to_numpy())]
         _add(array.flatten(), found)  # lists end to end, as everybody else hands them out
@@ -262,18 +264,17 @@ class Headrace(Format):
         import torch
 
         from loader.batch.buffers import BufferPool
-        from loader.batch.whole import plain_column
+        from loader.batch.whole import plain_columns
         from loader.segment.reader import SegmentReader
         from loader.segment.stream import stream_blocks
 
         pool = BufferPool()
         with SegmentReader(path) as reader:
             ids = reader.resolve(columns)
-            leaves = [reader.leaf(column) for column in ids]
+            leaves = reader.leaves(ids)
             for _, block in stream_blocks(reader, ids, threads=threads, allocate=lambda num_bytes: pool.empty(num_bytes, np.uint8)):
                 found: Tensors = []
-                for leaf, column in zip(leaves, block, strict=True):
-                    plain = plain_column(column, leaf, pool, threads=threads)
+                for plain in plain_columns(block, leaves, pool, threads=threads):
                     found.append(torch.from_numpy(plain.values))
                     found += [torch.from_numpy(offsets) for offsets in plain.offsets]
                     if plain.validity is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,18 @@ class PlainColumn:
     values: Array
     offsets: tuple[npt.NDArray[np.int64], ...]
     validity: npt.NDArray[np.uint8] | None
+
+
+def plain_columns(block: Sequence[DecodedColumn], leaves: Sequence[LeafType], pool: BufferPool, *, threads: int = 1) -> list[PlainColumn]:
+    """All columns of a block laid out, several at a time with more threads. Arguments and errors as for `plain_column`."""
+
+    def lay_out(index: int) -> PlainColumn:
+        return plain_column(block[index], leaves[index], pool)
+
+    if threads <= 1:
+        return [lay_out(index) for index in range(len(leaves))]
+    with concurrent.futures.ThreadPoolExecutor(threads) as workers:
+        return list(workers.map(lay_out, range(len(leaves))))
 
 
 def plain_column(column: DecodedColumn, leaf: LeafType, pool: BufferPool, *, threads: int = 1) -> PlainColumn:

@@ -44,6 +44,11 @@ Allocate = Callable[[int], Array]  # uint8 of at least so many bytes, on 8 bytes
 TAIL_READ_BYTES = 64 << 10
 
 
+@functools.lru_cache(maxsize=1024)
+def _leaf_type(value_type: int, depth: int, fixed_size: int) -> LeafType:
+    return LeafType(value_type=ValueType(value_type), depth=depth, fixed_size=fixed_size)
+
+
 def _reorder(column: pa.ChunkedArray, rows: Array) -> pa.Array | pa.ChunkedArray:
     try:
         return column.take(pa.array(rows))
@@ -232,8 +237,13 @@ class SegmentReader:
 
     def leaf(self, column: str | int) -> LeafType:
         """The physical type of a column."""
-        record = self.columns[self.column_index(column)]
-        return LeafType(value_type=ValueType(int(record["value_type"])), depth=int(record["depth"]), fixed_size=int(record["fixed_size"]))
+        return self.leaves([column] if isinstance(column, int) else self.resolve([column]))[0]
+
+    def leaves(self, column_ids: Sequence[int]) -> list[LeafType]:
+        """The physical types of columns."""
+        records = self.columns[self._rows_of(column_ids)]
+        stated = zip(records["value_type"].tolist(), records["depth"].tolist(), records["fixed_size"].tolist(), strict=True)
+        return [_leaf_type(*key) for key in stated]
 
     def chunks(self, column_ids: Sequence[int], blocks: Sequence[int] | Array) -> Array:
         """CHUNK records `[column, block]`, bounds checked; only their pages of the footer are read.
@@ -295,7 +305,7 @@ class SegmentReader:
             stated = int(records["arena_bytes"].sum(dtype=np.float64))
             arena = allocate(stated + PADDING_BYTES) if stated <= MAX_ARENA_BYTES else None
         try:
-            decoded = decode_block(slab, offsets, sizes, [self.leaf(column) for column in column_ids], threads=threads, arena=arena)
+            decoded = decode_block(slab, offsets, sizes, self.leaves(column_ids), threads=threads, arena=arena)
         except CorruptSegmentError as error:
             raise self._located(error, block, column_ids, ranges) from None
         if not np.array_equal(decoded.program.num_rows, np.full(len(column_ids), int(self.blocks["num_rows"][block]))):
