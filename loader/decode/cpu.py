@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from loader.decode import reference
+from loader.decode.inflate import inflate
 from loader.decode.program import Program
 from loader.kernels import native
 from loader.segment.layout import Feature
@@ -27,6 +28,7 @@ def execute(program: Program, slab: Array, arena: Array, threads: int = 1) -> No
     Raises:
         CorruptSegmentError: A stream holds what its op cannot use; names the chunk by its position in the request.
     """
+    program = inflate(program, slab, arena)
     library = native.load()
     if library is None or program.features & ~getattr(library, "known_features", _THIN):
         reference.execute(program, slab, arena)

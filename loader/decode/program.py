@@ -15,6 +15,7 @@ from loader.errors import CorruptSegmentError
 from loader.segment.layout import (
     ALIGNMENT,
     CHUNK_HEADER,
+    COPY_IS_ZSTD,
     MAX_BLOCK_ROWS,
     MAX_CLASSES,
     NO_REGION,
@@ -147,7 +148,9 @@ def needed_features(ops: Array, sources: Array) -> int:
     marks = (
         (Feature.CLASS_SPLIT, ops["kind"] == OpKind.SPLIT),
         (Feature.RUN_ENDS, ops["kind"] == OpKind.RUNS),
-        (Feature.DECIMAL_FLOATS, ops["out_kind"] >= OutKind.F32_DECIMAL),
+        (Feature.DECIMAL_FLOATS, (ops["out_kind"] == OutKind.F32_DECIMAL) | (ops["out_kind"] == OutKind.F64_DECIMAL)),
+        (Feature.QUANTISED, ops["out_kind"] >= OutKind.F32_FROM_F16),
+        (Feature.COMPRESSED_BYTES, (ops["kind"] == OpKind.COPY) & (ops["flags"] != 0)),
         (Feature.EXCEPTIONS, sources["kind"] == SourceKind.PACKED_EXCEPTIONS),
         (Feature.DELTA, (ops["scan"] != Scan.NONE) & (ops["out_kind"] != OutKind.VIEW)),
     )
@@ -248,16 +251,30 @@ def _check_ops(tables: _Tables) -> None:
     kind, scan, out_kind = table["kind"], table["scan"], table["out_kind"]
     header = tables.headers
     has_dictionary = table["dict_region"] != NO_REGION
-    decimal = out_kind >= OutKind.F32_DECIMAL
-    _refuse((kind > OpKind.RUNS) | (out_kind > OutKind.F64_DECIMAL) | (scan > Scan.EXCLUSIVE_SUM), chunk, "an op has a kind this version does not know")
-    _refuse(table["flags"] != 0, chunk, "an op has flags this version does not know")
+    decimal = (out_kind == OutKind.F32_DECIMAL) | (out_kind == OutKind.F64_DECIMAL)
+    quantised = out_kind >= OutKind.F32_FROM_F16
+    _refuse((kind > OpKind.RUNS) | (out_kind > OutKind.F32_SCALED_I8) | (scan > Scan.EXCLUSIVE_SUM), chunk, "an op has a kind this version does not know")
+    zstd = (kind == OpKind.COPY) & (table["flags"] == COPY_IS_ZSTD)
+    _refuse((table["flags"] != 0) & ~zstd, chunk, "an op has flags this version does not know")
+    _refuse(zstd & (table["level"] != 0), chunk, "compressed bytes are above level 0")
+    _refuse(quantised & (has_dictionary | (kind == OpKind.COPY) | (scan != Scan.NONE)), chunk, "an op quantises what may not be quantised")
+    step = np.ascontiguousarray(table["scale"]).view(np.float32)
+    _refuse((out_kind == OutKind.F32_SCALED_I8) & ~np.isfinite(step), chunk, "an op's scale is not finite")
     _refuse(decimal & (has_dictionary | (kind == OpKind.COPY) | (table["scale"] == 0)), chunk, "an op divides what may not be divided")
     _refuse((table["num_patches"] > 0) & (~decimal | (table["num_patches"] > table["count"])), chunk, "an op has patches where it may have none")
     _refuse(table["level"] >= header["num_levels"][chunk], chunk, "an op's level is above its chunk's")
     ranged_views = (out_kind == OutKind.VIEW) & ((scan == Scan.SUM) | (scan == Scan.ZIGZAG_SUM))
     wanted = np.where(kind == OpKind.RANK, 0, np.where(ranged_views, 2, 1))
     split = (kind == OpKind.SPLIT) & (table["num_sources"] >= 2) & (table["num_sources"] <= MAX_CLASSES)
-    halves = (wanted == 1) & (table["num_sources"] == 2) & (kind != OpKind.COPY) & (scan == Scan.NONE) & ~has_dictionary & (out_kind != OutKind.F32_DECIMAL)
+    halves = (
+        (wanted == 1)
+        & (table["num_sources"] == 2)
+        & (kind != OpKind.COPY)
+        & (scan == Scan.NONE)
+        & ~has_dictionary
+        & (out_kind != OutKind.F32_DECIMAL)
+        & ~quantised
+    )
     _refuse(np.where(kind == OpKind.SPLIT, ~split, (table["num_sources"] != wanted) & ~halves), chunk, "an op has too few or too many sources")
     _refuse(table["first_source"].astype(np.int64) + table["num_sources"] > header["num_sources"][chunk], chunk, "an op's sources do not exist")
     _refuse((scan != Scan.NONE) & ((kind != OpKind.DIRECT) | has_dictionary), chunk, "an op scans what may not be scanned")
@@ -388,7 +405,9 @@ def _source_users(tables: _Tables, source_count: Array) -> tuple[Array, Array, A
         is_copy = kind == OpKind.COPY
         copied[source[is_copy]] = True
         other[source[~is_copy]] = True
-        copy_bytes[source[is_copy]] = (count * _OUT_BYTES[table["out_kind"]])[used][is_copy]
+        frame_bytes = np.where(table["flags"][used] != 0, tables.sources["num_words"][source].astype(np.int64), (count * _OUT_BYTES[table["out_kind"]])[used])
+        # a source that several ops copy must hold what each of them reads
+        np.maximum.at(copy_bytes, source[is_copy], frame_bytes[is_copy])
         np.minimum.at(level, source, table["level"][used].astype(np.int64))
     _refuse(copied & other, tables.source_chunk, "a copy shares its source")
     _refuse((table["kind"] == OpKind.SPLIT) & (classes != count), chunk, "the classes of an op do not add up to its values")

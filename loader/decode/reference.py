@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from loader.decode.inflate import inflate
 from loader.decode.program import NO_OFFSET, Program
 from loader.encodings.bitpack import num_vectors, unpack
 from loader.encodings.bits import rank_anchors, unpack_bits
@@ -31,7 +32,7 @@ def execute(program: Program, slab: Array, arena: Array) -> None:
     Raises:
         CorruptSegmentError: A stream holds what its op cannot use; names the chunk by its position in the request.
     """
-    for op in program.ops:
+    for op in inflate(program, slab, arena).ops:
         try:
             _run(op, program.sources, slab, arena)
         except CorruptSegmentError as error:
@@ -156,6 +157,8 @@ def _run(op: Any, sources: Array, slab: Array, arena: Array) -> None:
     values, mask = _input(op, sources, slab, arena)
     if int(op["dict"]) != NO_OFFSET:
         items = _look_up(op, values, arena, stored)
+    elif op["out_kind"] >= OutKind.F32_FROM_F16:
+        items = _quantised(op, values)
     elif op["out_kind"] >= OutKind.F32_DECIMAL:
         items = _decimals(op, values if op["scan"] == Scan.NONE else _scan(op, values, slab)).view(stored)
     elif op["scan"] != Scan.NONE:
@@ -177,6 +180,23 @@ def _decimals(op: Any, values: Array) -> Array:
     if op["out_kind"] == OutKind.F64_DECIMAL:
         return exact.view(np.int64).astype(np.float64) / np.float64(op["scale"])
     return exact.astype(np.uint32).view(np.int32).astype(np.float32) / np.float32(op["scale"])
+
+
+def _quantised(op: Any, values: Array) -> Array:
+    """float32 bits of float16, bfloat16 or scaled int8 values."""
+    bits = (values.astype(np.uint64) + np.uint64(int(op["base"]) % (1 << 64))).astype(np.uint32)
+    if op["out_kind"] == OutKind.F32_FROM_BF16:
+        return bits << np.uint32(16)
+    if op["out_kind"] == OutKind.F32_SCALED_I8:
+        with np.errstate(over="ignore"):
+            return np.asarray((bits.astype(np.uint8).view(np.int8).astype(np.float32) * op["scale"].view(np.float32)).view(np.uint32))
+    half = bits.astype(np.uint16)
+    # a NaN keeps its bits: conversions may change them
+    nan = ((half & np.uint16(0x7FFF)) > 0x7C00).astype(np.bool_)
+    wide = half.astype(np.uint32)
+    kept = ((wide & np.uint32(0x8000)) << np.uint32(16)) | np.uint32(0x7F80_0000) | ((wide & np.uint32(0x3FF)) << np.uint32(13))
+    with np.errstate(invalid="ignore"):
+        return np.where(nan, kept, half.view(np.float16).astype(np.float32).view(np.uint32))
 
 
 def _patch(op: Any, slab: Array, out: Array) -> None:

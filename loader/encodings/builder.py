@@ -89,6 +89,7 @@ class ChunkBuilder:
         anchors: int | None = None,
         scan_anchors: int | None = None,
         scale: int = 0,
+        flags: int = 0,
         patches: int | None = None,
         num_patches: int = 0,
     ) -> None:
@@ -110,6 +111,7 @@ class ChunkBuilder:
                 "bits0": bits,
                 "bits1": bits1,
                 "scale": scale,
+                "flags": flags,
                 "patches": patches,
                 "num_patches": num_patches,
                 "base": as_i64(base),
@@ -124,8 +126,12 @@ class ChunkBuilder:
             used |= _KIND_FEATURES.get(op["kind"] or 0, Feature(0))
             if op["dict_region"] != NO_REGION:
                 used |= Feature.DICTIONARY
-            if (op["out_kind"] or 0) >= OutKind.F32_DECIMAL:
+            if (op["out_kind"] or 0) >= OutKind.F32_FROM_F16:
+                used |= Feature.QUANTISED
+            elif (op["out_kind"] or 0) >= OutKind.F32_DECIMAL:
                 used |= Feature.DECIMAL_FLOATS
+            if op["kind"] == OpKind.COPY and op["flags"]:
+                used |= Feature.COMPRESSED_BYTES
             if op["scan"] != Scan.NONE and op["out_kind"] != OutKind.VIEW:
                 used |= Feature.DELTA
         if any(source[0] == SourceKind.PACKED_EXCEPTIONS for source in self._sources):

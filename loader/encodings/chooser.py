@@ -14,15 +14,17 @@ import numpy as np
 from loader.encodings import decimals, runs
 from loader.encodings.bits import Bitmap
 from loader.encodings.cascade import MAX_RUN_SHARE, choose_stream, weigh
+from loader.encodings.compressed import Compressed, worth_trying
 from loader.encodings.constant import Constant
 from loader.encodings.dictionary import best_dictionary, estimate_bytes
 from loader.encodings.frame import Framed, frame
 from loader.encodings.options import EncodeOptions
 from loader.encodings.plain import Plain
+from loader.encodings.quantise import quantise
 from loader.encodings.runs import Runs
 from loader.encodings.stream import Packed, Pair, Stream
 from loader.encodings.target import UNSIGNED, Candidate, Scaled, Target
-from loader.segment.layout import VALUE_DTYPES, ValueType
+from loader.segment.layout import VALUE_DTYPES, OutKind, ValueType
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _DECIMAL_TYPES = (ValueType.FLOAT32, ValueType.FLOAT64)
@@ -51,13 +53,15 @@ def choose(values: Array, *, spread: bool, options: EncodeOptions, value_type: V
         values: Present values, from `as_integers`.
         spread: Whether nulls lie between them; plain values cannot be spread.
         options: What may be used.
-        value_type: What the integers stand for, where that is floats.
+        value_type: What the integers stand for, where that is floats, or UINT8 for bytes of strings.
     """
     parts = frame(values)
     if parts.span == 0:
         return Constant(pattern=parts.base), f"{values.size:,} equal values"
     candidates = _flat(values, spread=spread, options=options, value_type=value_type)
     least = min(candidate.num_bytes for candidate in candidates)
+    if value_type == ValueType.UINT8 and not spread and options.compress and worth_trying(values):
+        candidates.append(Compressed(values))
     if options.dictionary and values.dtype.itemsize > 1 and estimate_bytes(values) < 0.9 * least:
         candidates.append(best_dictionary(values, options, lambda entries: _cheapest(_flat(entries, options=options, value_type=value_type), options)))
     best = _cheapest(candidates, options)
@@ -108,7 +112,9 @@ def _decimal(values: Array, options: EncodeOptions, *, spread: bool) -> list[Can
 
 
 def _scaled(found: decimals.Decimals, values: Array) -> Scaled:
-    return Scaled(scale=found.scale, positions=found.patches, bits=values[found.patches].view(UNSIGNED[values.dtype.itemsize]))
+    size = values.dtype.itemsize
+    out_kind = OutKind.F32_DECIMAL if size == 4 else OutKind.F64_DECIMAL
+    return Scaled(scale=found.scale, positions=found.patches, bits=values[found.patches].view(UNSIGNED[size]), out_kind=out_kind)
 
 
 def encode_values(target: Target, values: Array, options: EncodeOptions, value_type: ValueType | None = None) -> Decision:
@@ -125,6 +131,11 @@ def encode_values(target: Target, values: Array, options: EncodeOptions, value_t
     if not present.size:
         Constant(pattern=0).emit(dataclasses.replace(target, nulls=None))
         return Decision(tree="nulls" if nulls else "empty", reason="nothing present")
+    if options.quantise and value_type == ValueType.FLOAT32:
+        stored = quantise(present.view(np.float32), options.quantise, options)
+        if stored is not None:
+            stored.emit(target)
+            return Decision(tree=f"nulls[{nulls.mask.size - nulls.num_set:,}]({stored.text})" if nulls else stored.text, reason="asked for")
     best, reason = choose(present, spread=nulls is not None, options=options, value_type=value_type)
     best.emit(target)
     tree = f"nulls[{nulls.mask.size - nulls.num_set:,}]({best.text})" if nulls else best.text

@@ -106,4 +106,5 @@ def _encode_leaf(builder: ChunkBuilder, node: Leaf, leaf: LeafType, depth: int, 
     target = Target(builder=builder, region=region, out_kind=OUT_KINDS[item_bytes], count=count, nulls=nulls)
     if leaf.value_type == ValueType.BOOL and count:
         return encode_booleans(target, values)
-    return encode_values(target, values, options, leaf.value_type if leaf.value_type >= ValueType.FLOAT16 else None)
+    stands_for = leaf.value_type if leaf.value_type >= ValueType.FLOAT16 or (depth and leaf.value_type == ValueType.UINT8) else None
+    return encode_values(target, values, options, stands_for)

@@ -9,6 +9,7 @@ import numpy as np
 
 from loader.encodings.stream import Stream
 from loader.encodings.target import Scaled, Target
+from loader.segment.layout import OutKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DIVIDE_NS = 0.3
@@ -47,6 +48,13 @@ def frame(values: Array) -> Frame:
     return Frame(base=base, span=span, deltas=deltas)
 
 
+def _scaled_text(scaled: Scaled) -> str:
+    if scaled.out_kind in (OutKind.F32_DECIMAL, OutKind.F64_DECIMAL):
+        patched = f", {scaled.positions.size:,} patches" if scaled.positions.size else ""
+        return f"decimals[1/{scaled.scale:,}{patched}]"
+    return {OutKind.F32_FROM_F16: "float16", OutKind.F32_FROM_BF16: "bfloat16", OutKind.F32_SCALED_I8: "int8"}[scaled.out_kind]
+
+
 class Framed:
     """A stream (or a pair of halves) above a base; for decimals, divided afterwards."""
 
@@ -56,8 +64,7 @@ class Framed:
         if scaled is not None:
             self.num_bytes += scaled.num_bytes
             self.decode_ns += DIVIDE_NS * stream.count
-            patched = f", {scaled.positions.size:,} patches" if scaled.positions.size else ""
-            self.text = f"decimals[1/{scaled.scale:,}{patched}]({stream.text})"
+            self.text = f"{_scaled_text(scaled)}({stream.text})"
 
     def emit(self, target: Target) -> int:
         return target.read(self._stream, base=self._base, scaled=self._scaled)

@@ -17,6 +17,7 @@ class EncodeOptions:
         effort: `size` counts bytes alone, `balanced` also what decoding them takes, `speed` mostly that.
         min_pool_saving: Share of a pool that sliding must save before it is used: accidental matches cost more than they save.
         max_slide_items: Most items a window may drop from one row to the next and still be found.
+        compress: Compress strings and blobs where that makes them smaller.
         quantise: `float16`, `bfloat16` or `int8`: store float32 values with less precision; None keeps every bit.
     """
 
@@ -25,6 +26,7 @@ class EncodeOptions:
     effort: str = "balanced"
     min_pool_saving: float = 0.15
     max_slide_items: int = 8
+    compress: bool = True
     quantise: str | None = None
 
     def __post_init__(self) -> None:

@@ -19,10 +19,10 @@ UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scaled:
-    """How decimals become floats.
+    """How decimals or quantised values become floats.
 
     Attributes:
-        scale: What the integers are divided by.
+        scale: What the integers are divided by; for int8 the bits of the float32 that they are multiplied with.
         positions: int64, which of the present values are patched, ascending.
         bits: Their bit patterns.
     """
@@ -30,6 +30,7 @@ class Scaled:
     scale: int
     positions: Array
     bits: Array
+    out_kind: OutKind
 
     @property
     def num_bytes(self) -> int:
@@ -61,7 +62,7 @@ class Target:
             dictionary: The region that codes look up.
             dict_count: Its entries.
             level: The lowest level the op may have.
-            scaled: For decimals.
+            scaled: For decimals and quantised values.
 
         Returns:
             The op's level.
@@ -71,7 +72,7 @@ class Target:
         else:
             placed = stream.place(self.builder) if dictionary == NO_REGION else place_codes(self.builder, stream)
         level = max(level, placed.level)
-        out_kind = self.out_kind if scaled is None else _DECIMALS[self.out_kind]
+        out_kind = self.out_kind if scaled is None else scaled.out_kind
         fields: dict[str, Any] = {} if scaled is None else {"scale": scaled.scale, **self._patches(scaled)}
         op_of(
             self.builder, placed, out=self.region, out_kind=out_kind, count=self.count, level=level, base=base, dictionary=dictionary,
@@ -95,9 +96,6 @@ class Target:
         records["position"] = scaled.positions if self.nulls is None else np.flatnonzero(self.nulls.mask)[scaled.positions]
         records["bits"] = scaled.bits
         return {"patches": self.builder.stream(records), "num_patches": records.size}
-
-
-_DECIMALS = {OutKind.U32: OutKind.F32_DECIMAL, OutKind.U64: OutKind.F64_DECIMAL}
 
 
 class Candidate(Protocol):

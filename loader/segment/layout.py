@@ -49,6 +49,8 @@ KNOWN_FEATURES = (
     | Feature.CLASS_SPLIT
     | Feature.RUN_ENDS
     | Feature.DECIMAL_FLOATS
+    | Feature.QUANTISED
+    | Feature.COMPRESSED_BYTES
     | Feature.COLUMN_FILE
     | Feature.OVERLAY
 )
@@ -158,9 +160,12 @@ class OutKind(enum.IntEnum):
     VIEW = 4
     F32_DECIMAL = 5  # an integer divided by the op's scale, as float32
     F64_DECIMAL = 6
+    F32_FROM_F16 = 7  # float16 bits, as float32
+    F32_FROM_BF16 = 8
+    F32_SCALED_I8 = 9  # int8 times the float32 whose bits are the op's scale
 
 
-OUT_ITEM_BYTES = np.array([1, 2, 4, 8, 8, 4, 8], np.uint8)  # by OutKind
+OUT_ITEM_BYTES = np.array([1, 2, 4, 8, 8, 4, 8, 4, 4, 4], np.uint8)  # by OutKind
 
 HEADER = np.dtype(
     [("magic", "S8"), ("version", "<u4"), ("header_bytes", "<u4"), ("features", "<u8"), ("segment_id", "V16"), ("reserved", "V20"), ("checksum", "<u4")]
@@ -262,6 +267,7 @@ SOURCE = np.dtype(
         ("num_words", "<u4"),
     ]
 )
+COPY_IS_ZSTD = 1  # flag of a COPY op: its bytes are one zstd frame
 MAX_CLASSES = 4  # of a SPLIT op
 PATCH_F32 = np.dtype([("position", "<u4"), ("bits", "<u4")])
 PATCH_F64 = np.dtype([("position", "<u4"), ("reserved", "<u4"), ("bits", "<u8")])

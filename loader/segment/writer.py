@@ -22,6 +22,7 @@ from loader.encodings.chooser import Decision
 from loader.encodings.chunk import encode_chunk
 from loader.encodings.leaf import LeafType, leaf_type
 from loader.encodings.options import EFFORTS, EncodeOptions
+from loader.encodings.quantise import KINDS
 from loader.encodings.shred import shred
 from loader.errors import AlreadyExistsError, NotFoundError, SchemaError, StorageError, StorageFullError
 from loader.segment.blocks import cut_blocks
@@ -39,12 +40,14 @@ from loader.segment.layout import (
     STATS,
     Feature,
     Section,
+    ValueType,
     round_up,
 )
 from loader.segment.stats import ColumnStats, has_range, measure, merge
 
 Array = np.ndarray[Any, np.dtype[Any]]
 WRITER = "headrace"
+QUANTISE_KEY = b"headrace.quantise"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,9 @@ class WriteOptions:
         dictionary: Try dictionaries.
         list_views: Share and overlap repeated list rows.
         effort: What to minimise: `size` bytes alone, `balanced` bytes and the time to decode them, `speed` mostly time.
+        compress: Compress strings and blobs with zstd where that makes them smaller.
+        quantise: `float16`, `bfloat16` or `int8` by the name of a float32 column: it loses precision and comes back as float32. A field's
+            metadata `headrace.quantise` asks for the same.
         threads: Columns encoded at the same time.
         segment_id: 16 bytes; a random UUID if None.
         properties: Anything else to record, as JSON values.
@@ -69,6 +75,8 @@ class WriteOptions:
     dictionary: bool = True
     list_views: bool = True
     effort: str = "balanced"
+    compress: bool = True
+    quantise: dict[str, str] = dataclasses.field(default_factory=dict)
     threads: int = 1
     segment_id: bytes | None = None
     properties: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -140,6 +148,8 @@ def encode_segment(
         raise ValueError(f"{table.num_columns} columns need as many different ids, got {list(column_ids)[:20]}")
     table = _plain_columns(table)
     leaves = [leaf_type(field.type, field.name) for field in table.schema]
+    if unknown := sorted(set(options.quantise) - set(table.column_names)):
+        raise SchemaError(f"quantise names columns that are not there: {', '.join(unknown[:5])}")
     order = sorted(range(table.num_columns), key=lambda index: column_ids[index])
     block_rows = cut_blocks(table, leaves, max_rows=options.block_rows, max_bytes=options.block_bytes)
     chunks = _encode_blocks(table, leaves, order, block_rows, options)
@@ -213,15 +223,16 @@ def _features(table: pa.Table, leaves: Sequence[LeafType], chunks: list[list[_En
 
 def _encode_blocks(table: pa.Table, leaves: Sequence[LeafType], order: Sequence[int], block_rows: Sequence[int], options: WriteOptions) -> list[list[_Encoded]]:
     """`[column][block]`, columns by id."""
-    encode = EncodeOptions(dictionary=options.dictionary, list_views=options.list_views, effort=options.effort)
+    encode = EncodeOptions(dictionary=options.dictionary, list_views=options.list_views, compress=options.compress, effort=options.effort)
     starts = [0, *np.cumsum(block_rows).tolist()]
 
     def run(index: int) -> list[_Encoded]:
-        leaf, column, ranged = leaves[index], table.column(index), has_range(table.schema.field(index).type)
+        leaf, column, field = leaves[index], table.column(index), table.schema.field(index)
+        ranged, asked = has_range(field.type), dataclasses.replace(encode, quantise=_quantise(field, leaf, options))
         done = []
         for start, rows in zip(starts[:-1], block_rows, strict=True):
             node = shred(_contiguous(column.slice(start, rows), table.schema.field(index).name), leaf)
-            chunk = encode_chunk(node, leaf, rows, encode)
+            chunk = encode_chunk(node, leaf, rows, asked)
             stats, checksum = measure(node, leaf, ranged=ranged), crc32c(chunk.data)
             done.append(_Encoded(data=chunk.data, stats=stats, decision=chunk.decision, checksum=checksum, features=chunk.features))
         return done
@@ -230,6 +241,14 @@ def _encode_blocks(table: pa.Table, leaves: Sequence[LeafType], order: Sequence[
         with ThreadPoolExecutor(options.threads) as pool:
             return list(pool.map(run, order))
     return [run(index) for index in order]
+
+
+def _quantise(field: pa.Field, leaf: LeafType, options: WriteOptions) -> str | None:
+    """How much precision a column may lose, by the options or its field's metadata; None for none, the default."""
+    kind = options.quantise.get(field.name) or ((field.metadata or {}).get(QUANTISE_KEY) or b"").decode() or None
+    if kind is not None and (kind not in KINDS or leaf.value_type != ValueType.FLOAT32):
+        raise SchemaError(f"column {field.name!r} ({field.type}) cannot be quantised to {kind!r}: float32 columns can, to {', '.join(KINDS)}")
+    return kind
 
 
 def _contiguous(column: pa.ChunkedArray, name: str) -> pa.Array:
