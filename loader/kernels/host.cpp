@@ -46,7 +46,7 @@ namespace avx2 {
 namespace {
 
 const u32 ABI_VERSION = 1;
-const u64 VECTORS_PER_GRAB = 32, ROWS_PER_GRAB = 16384, LISTS_PER_GRAB = 4096;
+const u64 VECTORS_PER_GRAB = 32, ROWS_PER_GRAB = 16384, LISTS_PER_GRAB = 4096, BYTES_PER_PIECE = 1 << 20;
 
 bool force_portable = false;
 
@@ -245,4 +245,5 @@ EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* ou
     return n;
 }
 
+#include "columns.h"
 #include "encoder.h"
