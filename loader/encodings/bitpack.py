@@ -1,6 +1,6 @@
 """Frame of reference + bit packing of a 32-bit stream, vector by vector, in 32 interleaved lanes.
 
-After FastLanes (Afroozeh and Boncz, VLDB 2023) with 32-bit words. `pack` has a native twin that gives the same bytes; here vectors
+After FastLanes (Afroozeh and Boncz, VLDB 2023) with 32-bit words. `plan` and `pack` have native twins that give the same; here vectors
 of one width are packed together, so the Python work is by width, never by value or vector.
 """
 
@@ -62,6 +62,10 @@ def vector_rows(count: int) -> Array:
 
 def plan(values: Array) -> PackPlan:
     """Bases and widths of a uint32 stream."""
+    library = native.load()
+    if library is not None:
+        bases, widths, words, _ = library.plan(np.ascontiguousarray(values))
+        return PackPlan(bases=bases, widths=widths, words=words)
     full = values.size // VECTOR * VECTOR
     body = values[:full].reshape(-1, VECTOR)
     low, high = body.min(axis=1), body.max(axis=1)
@@ -75,6 +79,10 @@ def plan(values: Array) -> PackPlan:
 
 def plan_exceptions(values: Array) -> PackPlan:
     """As `plan`, but a vector may be packed to fewer bits than its widest values have: the width with the fewest words in all."""
+    library = native.load()
+    if library is not None:
+        bases, widths, words, exceptions = library.plan(np.ascontiguousarray(values), exceptions=True)
+        return PackPlan(bases=bases, widths=widths, words=words, exceptions=exceptions)
     tight = plan(values)
     vectors = tight.widths.size
     vector = np.repeat(np.arange(vectors), VECTOR)[: values.size]
@@ -113,10 +121,12 @@ def pack(values: Array, packing: PackPlan | None = None) -> tuple[Array, Array]:
     Returns:
         The words (uint32) and a VECTOR_META record for each vector.
     """
+    packing = plan(values) if packing is None else packing
     library = native.load()
-    if library is not None and (packing is None or packing.exceptions is None):
-        return library.pack(np.ascontiguousarray(values))
-    return pack_reference(values, plan(values) if packing is None else packing)
+    if library is None:
+        return pack_reference(values, packing)
+    exceptions = np.zeros(packing.words.size, np.int64) if packing.exceptions is None else packing.exceptions
+    return library.pack_planned(np.ascontiguousarray(values), packing.bases, packing.widths, packing.words, exceptions)
 
 
 def pack_reference(values: Array, packing: PackPlan) -> tuple[Array, Array]:

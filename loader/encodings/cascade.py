@@ -18,6 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MIN_SPLIT = 256  # values: below, the planes and tables cost what the widths save
 MAX_RUN_SHARE = 0.4  # of the values that start a run
 MIN_SAVING = 0.98
+STRETCH = 1024
 
 
 def weigh(num_bytes: float, decode_ns: float, options: EncodeOptions) -> float:
@@ -43,7 +44,8 @@ def choose_stream(values: Array, options: EncodeOptions, *, budget: int = 2, dir
     num_runs = int(np.count_nonzero(mask))
     if num_runs < MAX_RUN_SHARE * values.size:
         found.append(Runs(mask, choose_stream(values[mask], options, budget=budget - 1)))
-    found.extend(_deltas(values, packed.num_bytes, options, budget))
+    if _steps_are_small(values):
+        found.extend(_deltas(values, packed.num_bytes, options, budget))
     if direct:
         found.append(Excepted(values))
     best, best_cost = _better([best, *found], options)
@@ -52,6 +54,17 @@ def choose_stream(values: Array, options: EncodeOptions, *, budget: int = 2, dir
         if split is not None:
             best, best_cost = _better([best, split], options)
     return best
+
+
+def _steps_are_small(values: Array) -> bool:
+    """Whether a stretch from the middle takes fewer bits as differences than above its minimum."""
+    middle = values.size // 2
+    stretch = values[max(middle - STRETCH // 2, 0) : middle + STRETCH // 2].astype(np.int64)
+    if stretch.size < 2:
+        return False
+    steps = np.abs(np.diff(stretch))
+    # frexp gives bit lengths; a mean of them does not mind a few wide steps, as exceptions do not
+    return float(np.frexp(steps)[1].mean()) + 1 < 0.95 * float(np.frexp(stretch - stretch.min())[1].mean()) + 0.5
 
 
 def _deltas(values: Array, packed_bytes: float, options: EncodeOptions, budget: int) -> list[Stream]:

@@ -77,12 +77,15 @@ def _flat(values: Array, *, options: EncodeOptions, value_type: ValueType | None
     """Candidates without a dictionary of their own, for non-empty integers."""
     parts = frame(values)
     found: list[Candidate] = []
+    if value_type in _DECIMAL_TYPES and values.size >= MIN_DECIMALS:
+        found.extend(_decimal(values.view(VALUE_DTYPES[value_type]), options, spread=spread))
+    if found:
+        # the bits of decimals are never as narrow as their integers
+        return found
     if parts.deltas.dtype == np.uint32:
         found.append(Framed(parts.base, choose_stream(parts.deltas, options, direct=not spread)))
     else:
         found.extend(Framed(parts.base, stream) for stream in _wide(parts.deltas, options, spread=spread))
-    if value_type in _DECIMAL_TYPES and values.size >= MIN_DECIMALS:
-        found.extend(_decimal(values.view(VALUE_DTYPES[value_type]), options, spread=spread))
     if not spread:
         found.append(Plain(values=values.view(UNSIGNED[values.dtype.itemsize])))
     return found

@@ -9,7 +9,8 @@ import numpy as np
 
 from loader.encodings.bits import Bitmap
 from loader.encodings.builder import ChunkBuilder
-from loader.encodings.chooser import Decision, as_integers, choose, encode_booleans, encode_values
+from loader.encodings.cascade import choose_stream
+from loader.encodings.chooser import Decision, as_integers, encode_booleans, encode_values
 from loader.encodings.frame import frame
 from loader.encodings.leaf import LeafType
 from loader.encodings.options import EncodeOptions
@@ -74,7 +75,10 @@ def _item_bytes(child: Node, leaf: LeafType, options: EncodeOptions) -> float:
         return float(leaf.dtype.itemsize)
     middle = child.values.size // 2
     stretch = as_integers(child.values[max(middle - 2048, 0) : middle + 2048], leaf.value_type)
-    return max(choose(stretch, spread=False, options=options)[0].num_bytes / stretch.size, 0.05)
+    parts = frame(stretch)
+    if parts.deltas.dtype != np.uint32:
+        return float(leaf.dtype.itemsize)
+    return max(choose_stream(parts.deltas, options, budget=1).num_bytes / stretch.size, 0.05)
 
 
 def _take(child: Node, layout: Layout) -> Node:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from loader.kernels import native
+
 Array = np.ndarray[Any, np.dtype[Any]]
 SCALES = tuple(10**exponent for exponent in range(8))
 SAMPLE = 256
@@ -40,6 +42,9 @@ def try_scale(values: Array, scale: int) -> tuple[Array, Array]:
         values: float32 or float64.
         scale: Integer, at least 1.
     """
+    library = native.load()
+    if library is not None:
+        return library.try_scale(np.ascontiguousarray(values), scale)
     with np.errstate(all="ignore"):
         scaled = values.astype(np.float64) * scale
         rounded = np.rint(np.where(np.abs(scaled) < _LIMITS[values.dtype.itemsize], scaled, 0.0))

@@ -8,6 +8,7 @@ import numpy as np
 
 from loader.encodings.builder import ChunkBuilder
 from loader.encodings.stream import Input, Source, Stream, materialise
+from loader.kernels import native
 from loader.segment.layout import VECTOR, Scan
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -19,6 +20,9 @@ def differences(values: Array) -> tuple[Array, Array]:
 
     The first value of a vector takes the step of the second, and its anchor lies that much before it: a step of its own would be wide.
     """
+    library = native.load()
+    if library is not None:
+        return library.differences(np.ascontiguousarray(values))
     deltas = np.zeros(values.size, np.uint32)
     np.subtract(values[1:], values[:-1], out=deltas[1:])
     first, second = deltas[::VECTOR], deltas[1::VECTOR]
@@ -48,7 +52,10 @@ class Delta:
         self.count = steps.count
         self.num_bytes = steps.num_bytes + anchors.nbytes
         self.decode_ns = steps.decode_ns + SUM_NS * steps.count
-        self.text = f"delta({steps.text})"
+
+    @property
+    def text(self) -> str:
+        return f"delta({self._steps.text})"
 
     def place(self, builder: ChunkBuilder) -> Input:
         source = self._steps.as_source(builder, by_rank=False)

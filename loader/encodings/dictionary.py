@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from loader.encodings import split
-from loader.encodings.cascade import choose_stream, weigh
+from loader.encodings import runs, split
+from loader.encodings.cascade import MAX_RUN_SHARE, choose_stream, weigh
 from loader.encodings.options import EncodeOptions
 from loader.encodings.split import Split
-from loader.encodings.stream import Stream
+from loader.encodings.stream import Packed, Stream
 from loader.encodings.target import OUT_KINDS, Candidate, Target
+from loader.kernels import native
 from loader.segment.layout import Role, ValueType
 
 Array = np.ndarray[Any, np.dtype[Any]]
 GATHER_NS = 0.6
+CODE_EXCESS = 0.5  # bits that a code takes beyond the entropy of a sample
 SAMPLE = 4096
 
 
@@ -46,12 +48,19 @@ def estimate_bytes(patterns: Array) -> float:
     sample = np.sort(patterns[:: max(patterns.size // SAMPLE, 1)][:SAMPLE])
     counts = np.diff(np.flatnonzero(np.concatenate([[True], sample[1:] != sample[:-1], [True]])))
     entropy = float((counts * np.log2(sample.size / counts)).sum()) / sample.size
+    # what came once in the sample would come once among more values, too: its code is longer than the sample shows
+    entropy += int(np.count_nonzero(counts == 1)) / sample.size * math.log2(max(patterns.size / sample.size, 1))
     spread = max(math.log2(max((int(sample[-1]) - int(sample[0])) / distinct, 1)), 1.0)
-    return patterns.size * entropy / 8 + 0.7 * distinct * spread / 8
+    return patterns.size * (entropy + CODE_EXCESS) / 8 + 0.7 * distinct * spread / 8
 
 
 def distinct(values: Array) -> tuple[Array, Array, Array]:
     """Distinct values in the order of their first occurrence, the code of each value (uint32), and how often each occurs (int64)."""
+    library = native.load()
+    if library is not None and values.dtype.itemsize > 1:
+        found = library.distinct(np.ascontiguousarray(values))
+        assert found is not None
+        return found
     # Arrow's hash is several times faster than sorting all values
     encoded = pa.array(values).dictionary_encode()
     codes = encoded.indices.to_numpy().astype(np.uint32)
@@ -111,6 +120,10 @@ def by_frequency(entries: Array, codes: Array, counts: Array, *, split_codes: bo
         entries, codes, counts: From `distinct`.
         split_codes: False for one class of sorted entries.
     """
+    library = native.load()
+    if library is not None:
+        ordered, renumbered, borders = library.by_frequency(entries, codes, counts, split_codes=split_codes)
+        return Classes(entries=ordered, codes=renumbered, limits=borders)
     by_value = np.argsort(entries, kind="stable")
     order, limits = by_value, np.zeros(0, np.uint32)
     if split_codes:
@@ -141,7 +154,10 @@ class Dictionary:
         self._values, self._codes = values, codes
         self.num_bytes = codes.num_bytes + values.num_bytes
         self.decode_ns = codes.decode_ns + values.decode_ns + GATHER_NS * codes.count
-        self.text = f"dictionary[{entries.size:,}: {values.text}]({codes.text})"
+
+    @property
+    def text(self) -> str:
+        return f"dictionary[{self._count:,}: {self._values.text}]({self._codes.text})"
 
     def emit(self, target: Target) -> int:
         builder = target.builder
@@ -160,8 +176,11 @@ def best_dictionary(values: Array, options: EncodeOptions, encode_entries: Calla
     """
     found = distinct(values)
     ordered = by_frequency(*found, split_codes=False)
-    best = Dictionary(ordered.entries, encode_entries(ordered.entries), choose_stream(ordered.codes, options))
     frequent = by_frequency(*found)
+    # thresholds on codes by value are searched only where frequency gives none
+    scattered = np.count_nonzero(runs.starts(ordered.codes)) > MAX_RUN_SHARE * values.size
+    codes: Stream = Packed(ordered.codes) if frequent.limits.size and scattered else choose_stream(ordered.codes, options)
+    best = Dictionary(ordered.entries, encode_entries(ordered.entries), codes)
     if frequent.limits.size:
         other = Dictionary(frequent.entries, encode_entries(frequent.entries), Split(frequent.codes, frequent.limits))
         if weigh(other.num_bytes, other.decode_ns, options) < weigh(best.num_bytes, best.decode_ns, options):

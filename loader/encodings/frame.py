@@ -60,11 +60,14 @@ class Framed:
 
     def __init__(self, base: int, stream: Stream, scaled: Scaled | None = None) -> None:
         self._base, self._stream, self._scaled = base, stream, scaled
-        self.num_bytes, self.decode_ns, self.text = stream.num_bytes, stream.decode_ns, stream.text
+        self.num_bytes, self.decode_ns = stream.num_bytes, stream.decode_ns
         if scaled is not None:
             self.num_bytes += scaled.num_bytes
             self.decode_ns += DIVIDE_NS * stream.count
-            self.text = f"{_scaled_text(scaled)}({stream.text})"
+
+    @property
+    def text(self) -> str:
+        return self._stream.text if self._scaled is None else f"{_scaled_text(self._scaled)}({self._stream.text})"
 
     def emit(self, target: Target) -> int:
         return target.read(self._stream, base=self._base, scaled=self._scaled)

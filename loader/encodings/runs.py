@@ -33,7 +33,10 @@ class Runs:
         self.count = mask.size
         self.num_bytes = self._words.nbytes + self._anchors.nbytes + values.num_bytes
         self.decode_ns = RUN_NS * mask.size + values.decode_ns
-        self.text = f"runs[{values.count:,}]({values.text})"
+
+    @property
+    def text(self) -> str:
+        return f"runs[{self._values.count:,}]({self._values.text})"
 
     def place(self, builder: ChunkBuilder) -> Input:
         if isinstance(self._values, Pair):

@@ -13,6 +13,7 @@ import numpy as np
 from loader.encodings.bits import pack_bits
 from loader.encodings.builder import ChunkBuilder
 from loader.encodings.stream import Input, Packed, Source, materialise
+from loader.kernels import native
 from loader.segment.layout import MAX_CLASSES, VECTOR, VECTOR_META, OpKind, round_up
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -48,6 +49,9 @@ def partition(values: Array, thresholds: Array) -> tuple[Array, Array | None, Ar
     Returns:
         The first plane (uint32 words, as `pack_bits`), the second (None for two classes), the anchors, and each class's values.
     """
+    library = native.load()
+    if library is not None:
+        return library.partition(np.ascontiguousarray(values), thresholds)
     classes = classify(values, thresholds)
     num_classes = thresholds.size + 1
     second = pack_bits(classes >> 1 != 0) if num_classes > 2 else None
@@ -67,6 +71,9 @@ def search(values: Array, num_classes: int) -> tuple[Array, float]:
         values: uint32, at least one.
         num_classes: 2 to 4.
     """
+    library = native.load()
+    if library is not None:
+        return library.split_search(np.ascontiguousarray(values), num_classes)
     low, high = int(values.min()), int(values.max())
     sample = np.sort(values[:: max(values.size // SAMPLE, 1)][:SAMPLE]).astype(np.int64)
     powers = 1 << np.arange(max((high - low).bit_length(), 1), dtype=np.int64)
@@ -111,7 +118,10 @@ class Split:
         planes = first.nbytes + (0 if second is None else second.nbytes)
         self.num_bytes = planes + anchors.nbytes + sum(stream.num_bytes for stream in self._classes) + 24 * (thresholds.size + 1)
         self.decode_ns = SPLIT_NS * self.count + sum(stream.decode_ns for stream in self._classes)
-        self.text = "split(" + ", ".join(f"{stream.count:,}: {stream.text}" for stream in self._classes) + ")"
+
+    @property
+    def text(self) -> str:
+        return "split(" + ", ".join(f"{stream.count:,}: {stream.text}" for stream in self._classes) + ")"
 
     def place(self, builder: ChunkBuilder) -> Input:
         sources = [stream.as_source(builder) for stream in self._classes]
@@ -127,10 +137,13 @@ class Split:
 
 def best_split(values: Array, below_bytes: float) -> Split | None:
     """The best split whose estimate lies below some bytes."""
-    found: tuple[float, Array] | None = None
-    for num_classes in (2, MAX_CLASSES):
-        thresholds, bits = search(values, num_classes)
-        size = estimate_bytes(values.size, bits, num_classes)
-        if thresholds.size and size < below_bytes:
-            found, below_bytes = (size, thresholds), size
-    return None if found is None else Split(values, found[1])
+    thresholds, bits = search(values, MAX_CLASSES)
+    size = estimate_bytes(values.size, bits, MAX_CLASSES)
+    found = thresholds if thresholds.size and size < below_bytes else None
+    below_bytes = min(size, below_bytes)
+    # two classes never take fewer bits than four, only a plane less
+    if estimate_bytes(values.size, bits, 2) < below_bytes:
+        thresholds, bits = search(values, 2)
+        if thresholds.size and estimate_bytes(values.size, bits, 2) < below_bytes:
+            found = thresholds
+    return None if found is None else Split(values, found)

@@ -107,7 +107,10 @@ class Packed:
         self.count = values.size
         self.num_bytes = 0 if self._constant else self._plan.num_bytes
         self.decode_ns = UNPACK_NS * values.size
-        self.text = "constant" if self._constant else self._plan.bits_text()
+
+    @property
+    def text(self) -> str:
+        return "constant" if self._constant else self._plan.bits_text()
 
     def as_source(self, builder: ChunkBuilder, *, by_rank: bool = True) -> Source:
         if self._constant:
@@ -133,7 +136,10 @@ class Excepted:
         self.count = values.size
         self.num_bytes = self._plan.num_bytes
         self.decode_ns = UNPACK_NS * values.size + EXCEPTION_NS * self.num_exceptions
-        self.text = f"{self._plan.bits_text()} and {self.num_exceptions:,} exceptions"
+
+    @property
+    def text(self) -> str:
+        return f"{self._plan.bits_text()} and {self.num_exceptions:,} exceptions"
 
     def place(self, builder: ChunkBuilder) -> Input:
         return Input(source=self.as_source(builder, by_rank=False).add(builder))
@@ -156,7 +162,11 @@ class Pair:
         self.count = low.count
         self.num_bytes = low.num_bytes + high.num_bytes
         self.decode_ns = low.decode_ns + high.decode_ns
-        self.text = f"halves(low={low.text}, high={high.text})"
+
+    @property
+    def text(self) -> str:
+        low, high = self._parts
+        return f"halves(low={low.text}, high={high.text})"
 
     def place(self, builder: ChunkBuilder) -> Input:
         low, high = (part.as_source(builder) for part in self._parts)

@@ -19,7 +19,7 @@ from loader.encodings.bits import Bitmap
 from loader.encodings.builder import ChunkBuilder
 from loader.encodings.cascade import choose_stream
 from loader.encodings.options import EncodeOptions
-from loader.encodings.overlap import fresh_rows, ranges, slide_overlaps
+from loader.encodings.overlap import fresh_rows, neighbour_overlaps
 from loader.encodings.stream import Packed, op_of, place_codes
 from loader.segment.layout import NO_REGION, VECTOR, OpKind, OutKind, Role, Scan, ValueType
 
@@ -83,10 +83,7 @@ def _sliding(planes: Sequence[Array], offsets: Array, fresh: Array, *, newest_fi
     rows = np.flatnonzero(fresh)
     order = rows[::-1] if newest_first else rows
     lengths = np.diff(offsets)[order]
-    gathered = ranges(offsets[order], lengths)
-    local = np.zeros(order.size + 1, np.int64)
-    np.cumsum(lengths, out=local[1:])
-    overlap = slide_overlaps([plane[gathered] for plane in planes], local, max_slide_items)
+    overlap = neighbour_overlaps(planes, offsets, order, max_slide_items)
     added = lengths - overlap
     starts = np.cumsum(added) - lengths
     parts = (offsets[order] + overlap, added)
@@ -169,9 +166,7 @@ def _sliding_pays(planes: Sequence[Array], offsets: Array, fresh: Array, *, newe
     total = int(lengths.sum())
     if total < MIN_SLIDING_ITEMS * rows.size:
         return False
-    gathered = ranges(offsets[rows], lengths)
-    local = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    saved = int(slide_overlaps([plane[gathered] for plane in planes], local, options.max_slide_items).sum())
+    saved = int(neighbour_overlaps(planes, offsets, rows, options.max_slide_items).sum())
     return saved > 0.5 * options.min_pool_saving * total
 
 
