@@ -40,24 +40,24 @@ class SplitSearch {
         for (u64 i = 0; i < n && sample_.size() < SAMPLE; i += step) sample_.push_back(values[i]);
         sort(sample_);
         find_candidates();
-        for (i64 end : ends_) below_.push_back(std::lower_bound(sample_.begin(), sample_.end(), end) - sample_.begin());
+        weigh();
     }
 
     // Returns how many thresholds there are.
     u32 run(u32 num_classes, u32* thresholds, double* bits) const {
         const size_t count = ends_.size();
         const double infinite = std::numeric_limits<double>::infinity();
-        std::vector<double> best(count), total(count);
+        std::vector<double> best(count, infinite), total(count);
         std::vector<std::vector<u32>> chosen;
-        for (size_t j = 0; j < count; ++j) best[j] = cost(0, j);
+        for (size_t j = 1; j < count; ++j) best[j] = cost_[j];
         for (u32 k = 1; k < num_classes; ++k) {
             chosen.emplace_back(count, 0);
-            for (size_t j = 0; j < count; ++j) {
-                total[j] = infinite;
-                for (size_t i = 0; i < j; ++i) {
-                    const double sum = best[i] + cost(i, j);
-                    if (sum < total[j]) total[j] = sum, chosen.back()[j] = (u32)i;
-                }
+            std::fill(total.begin(), total.end(), infinite);
+            for (size_t i = 0; i < count; ++i) {
+                if (best[i] == infinite) continue;
+                const double* row = &cost_[i * count];
+                for (size_t j = i + 1; j < count; ++j)
+                    if (best[i] + row[j] < total[j]) total[j] = best[i] + row[j], chosen.back()[j] = (u32)i;
             }
             best.swap(total);
         }
@@ -73,10 +73,15 @@ class SplitSearch {
     }
 
   private:
-    // Values from ends[i] up to ends[j], all of one class.
-    double cost(size_t i, size_t j) const {
-        if (j <= i) return std::numeric_limits<double>::infinity();
-        return (double)((below_[j] - below_[i]) * (i64)bits_of((u64)(ends_[j] - 1 - ends_[i])));
+    // cost[i, j], j > i: the bits of the values from ends[i] up to ends[j], all of one class.
+    void weigh() {
+        const size_t count = ends_.size();
+        std::vector<i64> below(count);
+        for (size_t j = 0; j < count; ++j) below[j] = std::lower_bound(sample_.begin(), sample_.end(), ends_[j]) - sample_.begin();
+        cost_.resize(count * count);
+        for (size_t i = 0; i < count; ++i)
+            for (size_t j = i + 1; j < count; ++j)
+                cost_[i * count + j] = (double)((below[j] - below[i]) * (i64)bits_of((u64)(ends_[j] - 1 - ends_[i])));
     }
 
     static void sort(std::vector<i64>& values) {
@@ -111,7 +116,8 @@ class SplitSearch {
     }
 
     i64 low_, high_;
-    std::vector<i64> sample_, ends_, below_;
+    std::vector<i64> sample_, ends_;
+    std::vector<double> cost_;
 };
 
 // dictionary.distinct: entries in the order of their first occurrence, codes, counts. Returns how many, or ~0 past `most`.
@@ -224,6 +230,49 @@ inline bool equal_items(const Plane* planes, u64 num_planes, u64 first, u64 seco
     for (u64 k = 0; k < num_planes; ++k)
         if (std::memcmp(planes[k].items + first * planes[k].item_bytes, planes[k].items + second * planes[k].item_bytes, count * planes[k].item_bytes)) return false;
     return true;
+}
+
+inline u64 hash_bytes(const u8* bytes, u64 num_bytes) {
+    u64 hash = num_bytes * 0x9E3779B97F4A7C15ull;
+    auto mix = [&](u64 word) {
+        const unsigned __int128 product = (unsigned __int128)(hash ^ word) * 0xD6E8FEB86659FD93ull;
+        hash = (u64)product ^ (u64)(product >> 64);
+    };
+    u64 i = 0, word = 0;
+    for (; i + 8 <= num_bytes; i += 8) {
+        std::memcpy(&word, bytes + i, 8);
+        mix(word);
+    }
+    word = 0;
+    std::memcpy(&word, bytes + i, num_bytes - i);
+    mix(word);
+    return hash;
+}
+
+// Numbers of equal rows, in the order of their first occurrence among `rows`; first[k] is the place of number k in `rows`. Returns how many.
+inline u64 distinct_rows(const Plane& plane, const i64* offsets, const i64* rows, u64 num_rows, u32* codes, i64* first) {
+    u64 num_slots = 1024, num_found = 0;
+    while (num_slots < 2 * num_rows) num_slots *= 2;
+    std::vector<u32> slots(num_slots, 0);  // a row's number + 1
+    std::vector<u64> hashes(num_rows);
+    auto length = [&](i64 row) { return offsets[row + 1] - offsets[row]; };
+    for (u64 i = 0; i < num_rows; ++i) {
+        const i64 row = rows[i];
+        const u64 hash = hash_bytes(plane.items + (u64)offsets[row] * plane.item_bytes, (u64)length(row) * plane.item_bytes);
+        u64 slot = hash & (num_slots - 1);
+        for (; slots[slot]; slot = (slot + 1) & (num_slots - 1)) {
+            const u32 number = slots[slot] - 1;
+            const i64 other = rows[first[number]];
+            if (hashes[number] == hash && length(other) == length(row) && equal_items(&plane, 1, (u64)offsets[row], (u64)offsets[other], (u64)length(row))) break;
+        }
+        if (slots[slot] == 0) {
+            hashes[num_found] = hash;
+            first[num_found] = (i64)i;
+            slots[slot] = (u32)++num_found;
+        }
+        codes[i] = slots[slot] - 1;
+    }
+    return num_found;
 }
 
 // overlap.fresh_rows.

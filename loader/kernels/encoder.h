@@ -91,3 +91,8 @@ EXPORT void headrace_slide_overlaps(const choose::Plane* planes, u64 num_planes,
                                     i64* overlaps) {
     choose::slide_overlaps(planes, num_planes, offsets, rows, num_rows, max_dropped, overlaps);
 }
+
+// Returns how many different rows there are; first has room for as many as rows.
+EXPORT u64 headrace_distinct_rows(const choose::Plane* plane, const i64* offsets, const i64* rows, u64 num_rows, u32* codes, i64* first) {
+    return choose::distinct_rows(*plane, offsets, rows, num_rows, codes, first);
+}

@@ -27,6 +27,7 @@ ENCODER_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "headrace_try_scale": ([_POINTER, _U64, _U32, _U32, _POINTER, _POINTER], None),
     "headrace_fresh_rows": ([_POINTER, _U64, _POINTER, _U64, _POINTER], None),
     "headrace_slide_overlaps": ([_POINTER, _U64, _POINTER, _POINTER, _U64, _I64, _POINTER], None),
+    "headrace_distinct_rows": ([_POINTER, _POINTER, _POINTER, _U64, _POINTER, _POINTER], _U64),
 }
 _PLANE = np.dtype([("items", "<u8"), ("item_bytes", "<u8")])
 
@@ -34,6 +35,12 @@ _PLANE = np.dtype([("items", "<u8"), ("item_bytes", "<u8")])
 def _stream(values: Array) -> int:
     check_dtype(values, "values", "<u4")
     return address(values, "values")
+
+
+def _check_rows(rows: Array, offsets: Array) -> None:
+    check_dtype(rows, "rows", "<i8")
+    if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < offsets.size - 1:
+        raise ValueError(f"rows from {rows.min()} to {rows.max()} are not all among {offsets.size - 1} rows")
 
 
 class EncoderMethods:
@@ -157,14 +164,28 @@ class EncoderMethods:
     def slide_overlaps(self, planes: Sequence[Array], offsets: Array, rows: Array, max_slide_items: int) -> Array:
         """How many items each of `rows` (int64) takes over from the end of the one named before it: `encodings.overlap.slide_overlaps`."""
         table = self._planes(planes, offsets)
-        check_dtype(rows, "rows", "<i8")
-        if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < offsets.size - 1:
-            raise ValueError(f"rows from {rows.min()} to {rows.max()} are not all among {offsets.size - 1} rows")
+        _check_rows(rows, offsets)
         overlaps = np.empty(rows.size, np.int64)
         self._library.headrace_slide_overlaps(
             table.ctypes.data, table.size, address(offsets, "offsets"), address(rows, "rows"), rows.size, max_slide_items, overlaps.ctypes.data
         )  # fmt: skip
         return overlaps
+
+    def distinct_rows(self, plane: Array, offsets: Array, rows: Array) -> tuple[Array, Array]:
+        """Codes (uint32) of lists by their items' bytes, and where each code first occurs among `rows` (int64).
+
+        Args:
+            plane: Items.
+            offsets: int64 `[lists + 1]`.
+            rows: int64, which lists.
+        """
+        table = self._planes([plane], offsets)
+        _check_rows(rows, offsets)
+        codes, first = np.empty(rows.size, np.uint32), np.empty(rows.size, np.int64)
+        found = self._library.headrace_distinct_rows(
+            table.ctypes.data, address(offsets, "offsets"), address(rows, "rows"), rows.size, codes.ctypes.data, first.ctypes.data
+        )  # fmt: skip
+        return codes, first[:found]
 
     def _planes(self, planes: Sequence[Array], offsets: Array) -> Array:
         check_dtype(offsets, "offsets", "<i8")

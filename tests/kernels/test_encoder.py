@@ -140,6 +140,10 @@ def test_repetition_in_lists(library: native.NativeLibrary, seed: int, rows: int
     every = np.arange(rows, dtype=np.int64)
     for most in (0, 2, 8):
         np.testing.assert_array_equal(library.slide_overlaps(table, offsets, every, most), overlap.slide_overlaps(table, offsets, most))
+    codes, first = library.distinct_rows(items, offsets, every)
+    seen: dict[tuple[int, ...], int] = {}
+    assert codes.tolist() == [seen.setdefault(tuple(row), len(seen)) for row in lists]
+    np.testing.assert_array_equal(codes[first], np.arange(len(seen)))
     # some rows, in reverse
     chosen = np.ascontiguousarray(np.flatnonzero(rng.random(rows) < 0.7)[::-1].astype(np.int64))
     lengths = np.diff(offsets)[chosen]
