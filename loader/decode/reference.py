@@ -158,9 +158,9 @@ def _run(op: Any, sources: Array, slab: Array, arena: Array) -> None:
     if int(op["dict"]) != NO_OFFSET:
         items = _look_up(op, values, arena, stored)
     elif op["out_kind"] >= OutKind.F32_FROM_F16:
-        items = _quantised(op, values)
+        items = quantised(op, values)
     elif op["out_kind"] >= OutKind.F32_DECIMAL:
-        items = _decimals(op, values if op["scan"] == Scan.NONE else _scan(op, values, slab)).view(stored)
+        items = decimals(op, values if op["scan"] == Scan.NONE else _scan(op, values, slab)).view(stored)
     elif op["scan"] != Scan.NONE:
         items = _store_scan(op, values, _scan(op, values, slab), sources, slab, arena).astype(stored)
     else:
@@ -174,7 +174,7 @@ def _run(op: Any, sources: Array, slab: Array, arena: Array) -> None:
         _patch(op, slab, out)
 
 
-def _decimals(op: Any, values: Array) -> Array:
+def decimals(op: Any, values: Array) -> Array:
     """The integers divided by the scale, correctly rounded."""
     exact = values.astype(np.uint64) + np.uint64(int(op["base"]) % (1 << 64))
     if op["out_kind"] == OutKind.F64_DECIMAL:
@@ -182,7 +182,7 @@ def _decimals(op: Any, values: Array) -> Array:
     return exact.astype(np.uint32).view(np.int32).astype(np.float32) / np.float32(op["scale"])
 
 
-def _quantised(op: Any, values: Array) -> Array:
+def quantised(op: Any, values: Array) -> Array:
     """float32 bits of float16, bfloat16 or scaled int8 values."""
     bits = (values.astype(np.uint64) + np.uint64(int(op["base"]) % (1 << 64))).astype(np.uint32)
     if op["out_kind"] == OutKind.F32_FROM_BF16:

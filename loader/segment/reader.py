@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from loader.decode.arrow import take, to_arrow
-from loader.decode.program import MAX_ARENA_BYTES
-from loader.decode.result import DecodedBlock, decode_block
+from loader.decode.arrow import to_arrow
+from loader.decode.lookup import decode_and_take, look_up
+from loader.decode.program import MAX_ARENA_BYTES, Program
+from loader.decode.result import DecodedBlock, DecodedColumn, decode_block
 from loader.encodings.leaf import LeafType, leaf_type
 from loader.errors import ColumnNotFoundError, CorruptSegmentError, TruncatedSegmentError, did_you_mean
 from loader.segment import requests
@@ -42,6 +44,8 @@ from loader.segment.source import fill, open_source, source_name
 Array = np.ndarray[Any, np.dtype[Any]]
 Allocate = Callable[[int], Array]  # uint8 of at least so many bytes, on 8 bytes
 TAIL_READ_BYTES = 64 << 10
+LOOK_UP_ARENA_BYTES = 1 << 20  # a smaller column is decoded faster than it is looked up in
+LOOK_UP_SHARE = 64  # and so is one of which more than this part of the rows is wanted
 
 
 @functools.lru_cache(maxsize=1024)
@@ -166,7 +170,8 @@ class SegmentReader:
         raw = self._section(Section.ARROW_SCHEMA).all()
         try:
             schema = pa.ipc.read_schema(pa.py_buffer(raw))
-        except (pa.ArrowException, OSError) as error:
+            _ = schema.names, schema.metadata
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise CorruptSegmentError(f"{self.name}: the Arrow schema cannot be read ({error}); fetch or write the file again") from None
         if len(schema) != self.num_columns:
             raise CorruptSegmentError(f"{self.name}: the Arrow schema has {len(schema):,} fields for {self.num_columns:,} columns")
@@ -298,19 +303,54 @@ class SegmentReader:
             CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
         """
         slab, offsets, records = self._fetch(block, column_ids, verify)
-        sizes = records["num_bytes"].astype(np.int64)
-        ranges = list(zip(records["offset"].tolist(), sizes.tolist(), strict=True))
         arena = None
         if allocate is not None:
             stated = int(records["arena_bytes"].sum(dtype=np.float64))
             arena = allocate(stated + PADDING_BYTES) if stated <= MAX_ARENA_BYTES else None
-        try:
-            decoded = decode_block(slab, offsets, sizes, self.leaves(column_ids), threads=threads, arena=arena)
-        except CorruptSegmentError as error:
-            raise self._located(error, block, column_ids, ranges) from None
-        if not np.array_equal(decoded.program.num_rows, np.full(len(column_ids), int(self.blocks["num_rows"][block]))):
-            raise CorruptSegmentError(f"{self.name}, block {block}: chunks have another number of rows than the block; fetch or write the file again")
+        with self._locating(block, column_ids, records):
+            decoded = decode_block(slab, offsets, records["num_bytes"].astype(np.int64), self.leaves(column_ids), threads=threads, arena=arena)
+        self._check_rows(block, decoded.program)
         return decoded
+
+    def take_block(self, block: int, column_ids: Sequence[int], rows: Array, *, verify: bool | None = None) -> list[DecodedColumn]:
+        """Some rows of a block. A column whose block is large is read in the few vectors that hold them, the others are decoded.
+
+        Args:
+            block: Its number.
+            column_ids: Which columns.
+            rows: int64, row numbers inside the block, in any order.
+            verify: Compare checksums; default as the reader was opened.
+
+        Raises:
+            ColumnNotFoundError: An id is not in the segment.
+            CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
+        """
+        slab, offsets, records = self._fetch(block, column_ids, verify)
+        sizes, leaves = records["num_bytes"].astype(np.int64), self.leaves(column_ids)
+        few = rows.size * LOOK_UP_SHARE <= int(self.blocks["num_rows"][block])
+        large = (records["arena_bytes"] > LOOK_UP_ARENA_BYTES) & few
+        found: dict[int, DecodedColumn] = {}
+        for chosen, method in ((np.flatnonzero(large), look_up), (np.flatnonzero(~large), decode_and_take)):
+            if chosen.size:
+                numbers = chosen.tolist()
+                with self._locating(block, [column_ids[index] for index in numbers], records[chosen]):
+                    program, columns = method(slab, offsets[chosen], sizes[chosen], [leaves[index] for index in numbers], rows)
+                self._check_rows(block, program)
+                found.update(zip(numbers, columns, strict=True))
+        return [found[index] for index in range(len(column_ids))]
+
+    def _check_rows(self, block: int, program: Program) -> None:
+        if (program.num_rows != int(self.blocks["num_rows"][block])).any():
+            raise CorruptSegmentError(f"{self.name}, block {block}: chunks have another number of rows than the block; fetch or write the file again")
+
+    @contextlib.contextmanager
+    def _locating(self, block: int, column_ids: Sequence[int], records: Array) -> Iterator[None]:
+        """Errors of decoders name file, column and offset."""
+        try:
+            yield
+        except CorruptSegmentError as error:
+            ranges = list(zip(records["offset"].tolist(), records["num_bytes"].tolist(), strict=True))
+            raise self._located(error, block, column_ids, ranges) from None
 
     def _fetch(self, block: int, column_ids: Sequence[int], verify: bool | None) -> tuple[Array, Array, Array]:
         """The chunks of some columns of a block: (slab, chunk offsets in it, CHUNK records), checksums compared."""
@@ -373,9 +413,8 @@ class SegmentReader:
         return field
 
     def _block_table(self, schema: pa.Schema, ids: Sequence[int], block: int, verify: bool | None, rows: Array | None = None) -> pa.Table:
-        decoded = self.read_block(block, ids, verify=verify)
+        columns = self.read_block(block, ids, verify=verify) if rows is None else self.take_block(block, ids, rows, verify=verify)
         try:
-            columns = [column if rows is None else take(column, rows) for column in decoded.columns]
             arrays = [to_arrow(column, field.type) for column, field in zip(columns, schema, strict=True)]
         except CorruptSegmentError as error:
             raise CorruptSegmentError(f"{self.name}, block {block}: {error}; fetch or write the file again") from None
