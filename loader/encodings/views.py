@@ -21,6 +21,7 @@ from loader.encodings.cascade import choose_stream
 from loader.encodings.options import EncodeOptions
 from loader.encodings.overlap import fresh_rows, neighbour_overlaps
 from loader.encodings.stream import Packed, op_of, place_codes
+from loader.kernels import native
 from loader.segment.layout import NO_REGION, VECTOR, OpKind, OutKind, Role, Scan, ValueType
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -79,13 +80,18 @@ def _repeats(offsets: Array, fresh: Array) -> Layout:
 
 
 def _sliding(planes: Sequence[Array], offsets: Array, fresh: Array, *, newest_first: bool, max_slide_items: int) -> Layout:
-    """Views that overlap in a pool; every view ends where the pool ended when it was added."""
+    """Views that overlap in a pool; every view ends where the pool ended when it was added. Empty rows lie wherever the row before does."""
     rows = np.flatnonzero(fresh)
     order = rows[::-1] if newest_first else rows
     lengths = np.diff(offsets)[order]
-    overlap = neighbour_overlaps(planes, offsets, order, max_slide_items)
+    full = lengths > 0
+    overlap = np.zeros(order.size, np.int64)
+    overlap[full] = neighbour_overlaps(planes, offsets, order[full], max_slide_items)
     added = lengths - overlap
-    starts = np.cumsum(added) - lengths
+    # the last row with items up to each row, or none: rows without items (null rows between equal ones) interrupt no window
+    starts = (np.cumsum(added) - lengths)[np.maximum.accumulate(np.where(full, np.arange(order.size), 0))]
+    if not full[0]:
+        starts[: int(np.argmax(full))] = 0
     parts = (offsets[order] + overlap, added)
     slides = int(np.count_nonzero(overlap))
     if newest_first:
@@ -101,21 +107,41 @@ def _sliding(planes: Sequence[Array], offsets: Array, fresh: Array, *, newest_fi
     )
 
 
-def _shared(offsets: Array, items: Array) -> Layout | None:
-    """Views by code, for fixed-width items without nulls; None when rows are mostly distinct."""
-    size, count = items.dtype.itemsize, offsets.size - 1
-    step = max(count // SAMPLE_ROWS, 1)
+def distinct_rows(items: Array, offsets: Array, rows: Array) -> tuple[Array, Array]:
+    """Equal lists by number, in the order of their first occurrence.
+
+    Args:
+        items: Integers.
+        offsets: int64 `[lists + 1]`.
+        rows: int64, which lists.
+
+    Returns:
+        The number of each of `rows` (uint32), and where in `rows` each number comes first (int64).
+    """
+    library = native.load()
+    if library is not None:
+        return library.distinct_rows(np.ascontiguousarray(items), offsets, np.ascontiguousarray(rows))
     data = pa.py_buffer(np.ascontiguousarray(items))
-    rows = pa.LargeBinaryArray.from_buffers(pa.large_binary(), count, [None, pa.py_buffer(offsets * size), data])
-    sample = rows.take(pa.array(np.arange(0, count, step)[:SAMPLE_ROWS]))
-    if len(sample.unique()) > 0.7 * len(sample):
-        return None
-    codes = rows.dictionary_encode().indices.to_numpy().astype(np.uint32)
+    lists = pa.LargeBinaryArray.from_buffers(pa.large_binary(), offsets.size - 1, [None, pa.py_buffer(offsets * items.dtype.itemsize), data])
+    codes = lists.take(pa.array(rows)).dictionary_encode().indices.to_numpy().astype(np.uint32)
     # Arrow numbers values in the order of their first rows
-    first = np.flatnonzero(np.diff(np.maximum.accumulate(codes.astype(np.int64)), prepend=-1))
+    return codes, np.flatnonzero(np.diff(np.maximum.accumulate(codes.astype(np.int64)), prepend=-1))
+
+
+def _shared(offsets: Array, items: Array, fresh: Array) -> Layout | None:
+    """Views by code, for fixed-width items without nulls; None when rows are mostly distinct."""
+    count = offsets.size - 1
+    sample = np.arange(0, count, max(count // SAMPLE_ROWS, 1))[:SAMPLE_ROWS]
+    if distinct_rows(items, offsets, sample)[1].size > 0.7 * sample.size:
+        return None
+    rows = np.flatnonzero(fresh)
+    codes, first = distinct_rows(items, offsets, rows)
+    first = rows[first]
     lengths = np.diff(offsets)[first]
     reason = f"{first.size:,} distinct of {count:,} rows"
-    return Layout(lengths=lengths, num_items=int(lengths.sum()), codes=codes, parts=(offsets[first], lengths), text="shared views", reason=reason)
+    return Layout(
+        lengths=lengths, num_items=int(lengths.sum()), codes=codes[np.cumsum(fresh) - 1], parts=(offsets[first], lengths), text="shared views", reason=reason
+    )  # fmt: skip
 
 
 def choose_layout(lengths: Array, planes: Sequence[Array] | None, *, item_bytes: float, options: EncodeOptions, slide: bool = True) -> Layout:
@@ -144,7 +170,7 @@ def choose_layout(lengths: Array, planes: Sequence[Array] | None, *, item_bytes:
             sliding = _sliding(planes, offsets, fresh, newest_first=newest_first, max_slide_items=options.max_slide_items)
             candidates.append(sliding if sliding.num_items < limit else None)
     if options.dictionary and len(planes) == 1:
-        candidates.append(_shared(offsets, planes[0]))
+        candidates.append(_shared(offsets, planes[0], fresh))
     for layout in candidates:
         if layout is not None:
             cost = layout.num_items * item_bytes + _view_bytes(layout)
@@ -161,10 +187,10 @@ def _sliding_pays(planes: Sequence[Array], offsets: Array, fresh: Array, *, newe
     rows = np.flatnonzero(fresh)
     middle = max(rows.size // 2 - SAMPLE_ROWS // 4, 0)
     rows = rows[np.unique(np.concatenate([np.arange(middle, min(middle + SAMPLE_ROWS // 2, rows.size)), np.arange(min(SAMPLE_ROWS // 4, rows.size))]))]
+    rows = rows[np.diff(offsets)[rows] > 0]
     rows = rows[::-1] if newest_first else rows
-    lengths = np.diff(offsets)[rows]
-    total = int(lengths.sum())
-    if total < MIN_SLIDING_ITEMS * rows.size:
+    total = int(np.diff(offsets)[rows].sum())
+    if total < MIN_SLIDING_ITEMS * rows.size or not rows.size:
         return False
     saved = int(neighbour_overlaps(planes, offsets, rows, options.max_slide_items).sum())
     return saved > 0.5 * options.min_pool_saving * total

@@ -56,7 +56,7 @@ class WriteOptions:
 
     Attributes:
         block_rows: Most rows of a block, at most 65,536.
-        block_bytes: Most decoded bytes of a block, all columns; one row may pass it.
+        block_bytes: Most bytes of a block as Arrow arrays, all columns; one row may pass it. Decoded, repeated lists take much less.
         cluster_by: Names of the columns the caller sorted by; recorded.
         dictionary: Try dictionaries.
         list_views: Share and overlap repeated list rows.
@@ -70,7 +70,7 @@ class WriteOptions:
     """
 
     block_rows: int = MAX_BLOCK_ROWS
-    block_bytes: int = 64 << 20
+    block_bytes: int = 256 << 20
     cluster_by: tuple[str, ...] = ()
     dictionary: bool = True
     list_views: bool = True
