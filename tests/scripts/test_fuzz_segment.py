@@ -30,9 +30,9 @@ def library(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def test_corrupted_segments_are_refused_or_read_right(tmp_path: pathlib.Path, library: pathlib.Path) -> None:
     state, figures = tmp_path / "state.json", tmp_path / "figures.json"
-    fuzz("--count", 500, "--library", library, "--state", state)
+    fuzz("--count", 500, "--batch", 500, "--library", library, "--state", state)
     assert json.loads(state.read_text())["batches"] == [0]
-    fuzz("--count", 1000, "--library", library, "--state", state, "--json", figures)
+    fuzz("--count", 1000, "--batch", 500, "--library", library, "--state", state, "--json", figures)
     report = json.loads(figures.read_text())
     assert report["failures"] == []
     assert sum(report["counts"].values()) == report["files"] == 1000
