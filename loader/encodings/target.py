@@ -70,7 +70,9 @@ class Target:
         if self.nulls is not None:
             placed = self._spread(stream)
         else:
-            placed = stream.place(self.builder) if dictionary == NO_REGION else place_codes(self.builder, stream)
+            # neither codes nor quantised values are summed up
+            summable = dictionary == NO_REGION and (scaled is None or scaled.out_kind < OutKind.F32_FROM_F16)
+            placed = stream.place(self.builder) if summable else place_codes(self.builder, stream)
         level = max(level, placed.level)
         out_kind = self.out_kind if scaled is None else scaled.out_kind
         fields: dict[str, Any] = {} if scaled is None else {"scale": scaled.scale, **self._patches(scaled)}

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 MAGIC = b"HEADRACE"
 VECTOR = 1024
-KNOWN_FEATURES = 0b11_0000_1111_1111  # NULLS to DECIMAL_FLOATS, COLUMN_FILE, OVERLAY
+KNOWN_FEATURES = 0b11_0011_1111_1111  # NULLS to COMPRESSED_BYTES, COLUMN_FILE, OVERLAY
 VALUE_CODES = "BbhiqBHIQefdH"  # of struct, by value type; bool a byte, bfloat16 its 16 bits
 COPY, DIRECT, NULLS, RANK, SPLIT, RUNS = range(6)
 CONSTANT, PACKED, PLAIN, BITS, PACKED_EXCEPTIONS = range(5)
 ZIGZAG_SUM, SUM, EXCLUSIVE_SUM = 1, 2, 3
-VIEW, F32_DECIMAL, F64_DECIMAL = 4, 5, 6
-OUT_BYTES = (1, 2, 4, 8, 8, 4, 8)
+VIEW, F32_DECIMAL, F64_DECIMAL, F32_FROM_F16, F32_FROM_BF16, F32_SCALED_I8 = 4, 5, 6, 7, 8, 9
+OUT_BYTES = (1, 2, 4, 8, 8, 4, 8, 4, 4, 4)
 VALUES, VALIDITY, VIEWS = 0, 1, 2
 M32, M64 = (1 << 32) - 1, (1 << 64) - 1
 
@@ -48,10 +48,10 @@ def check(holds: bool, what: str) -> None:
 
 
 class Segment:
-    """A whole segment in memory."""
+    """A whole segment in memory. `inflate(frame, num_bytes)` is a zstd decoder, which Python does not bring along."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
+    def __init__(self, data: bytes, inflate: Callable[[bytes, int], bytes] | None = None) -> None:
+        self.data, self.inflate = data, inflate
         magic, version, header_bytes, features, self.segment_id = struct.unpack_from("<8sIIQ16s", data)
         check(magic == MAGIC and version == 1 and header_bytes == 64 and not features & ~KNOWN_FEATURES, "header")
         check(crc32c(data[:60]) == struct.unpack_from("<I", data, 60)[0], "checksum of the header")
@@ -92,7 +92,7 @@ class Segment:
             offset, num_bytes, checksum, arena_bytes = struct.unpack_from("<QIIQ", self.sections[5], 24 * (row * self.num_blocks + block))
             chunk = self.data[offset : offset + num_bytes]
             check(offset % 64 == 0 and crc32c(chunk) == checksum, f"checksum of {name}")
-            decoded = Chunk(chunk, arena_bytes)
+            decoded = Chunk(chunk, arena_bytes, self.inflate)
             check(decoded.num_rows == num_rows, "rows of a chunk")
             found += decoded.column(self.columns[row])
         return found
@@ -101,8 +101,8 @@ class Segment:
 class Chunk:
     """One column of one block, decoded."""
 
-    def __init__(self, data: bytes, arena_bytes: int) -> None:
-        self.data = data
+    def __init__(self, data: bytes, arena_bytes: int, inflate: Callable[[bytes, int], bytes] | None = None) -> None:
+        self.data, self.inflate = data, inflate
         self.num_rows, num_regions, num_ops, num_sources, num_levels, flags, num_bytes, arena, _ = struct.unpack_from("<IHHHBBIQQ", data)
         check(num_bytes == len(data) and flags == 0 and arena == arena_bytes, "chunk header")
         at = 32
@@ -122,7 +122,13 @@ class Chunk:
         size = OUT_BYTES[op.out_kind]
         out = self.memory[op.out_region]
         if op.kind == COPY:
-            start = self.sources[op.first_source][3]
+            start, num_bytes = self.sources[op.first_source][3], self.sources[op.first_source][7]
+            if op.flags & 1:
+                assert self.inflate is not None, "compressed bytes need a decoder"
+                inflated = self.inflate(self.data[start : start + num_bytes], op.count * size)
+                check(len(inflated) == op.count * size, "compressed bytes")
+                out[op.out_offset : op.out_offset + op.count * size] = inflated
+                return
             out[op.out_offset : op.out_offset + op.count * size] = self.data[start : start + op.count * size]
             return
         values = self._input(op)
@@ -201,6 +207,8 @@ class Chunk:
             return [start | length << 32 for start, length in zip(sums, lengths, strict=True)]
         if op.out_kind in (F32_DECIMAL, F64_DECIMAL):
             return [None if value is None else _decimal(value + op.base, op.scale, op.out_kind) for value in sums]
+        if op.out_kind >= F32_FROM_F16:
+            return [None if value is None else _dequantised(value + op.base, op.scale, op.out_kind) for value in sums]
         mask = (1 << 8 * OUT_BYTES[op.out_kind]) - 1
         return [None if value is None else value + op.base & mask for value in sums]
 
@@ -270,6 +278,19 @@ def _running(bits: list[int]) -> list[int]:
         total += bit
         sums.append(total)
     return sums
+
+
+def _dequantised(value: int, scale: int, out_kind: int) -> int:
+    """Bit pattern of the float32 that 16 or 8 bits stand for."""
+    if out_kind == F32_FROM_BF16:
+        return value << 16 & M32
+    if out_kind == F32_SCALED_I8:
+        signed = (value & 255 ^ 128) - 128
+        return int(struct.unpack("<I", struct.pack("<f", signed * struct.unpack("<f", struct.pack("<I", scale))[0]))[0])
+    half = value & 0xFFFF
+    if half & 0x7FFF > 0x7C00:
+        return (half & 0x8000) << 16 | 0x7F800000 | (half & 0x3FF) << 13
+    return int(struct.unpack("<I", struct.pack("<f", struct.unpack("<e", struct.pack("<H", half))[0]))[0])
 
 
 def _decimal(value: int, scale: int, out_kind: int) -> int:
