@@ -50,7 +50,7 @@ def choose_stream(values: Array, options: EncodeOptions, *, budget: int = 2, dir
         found.append(Excepted(values))
     best, best_cost = _better([best, *found], options)
     if values.size >= MIN_SPLIT:
-        split = best_split(values, MIN_SAVING * best.num_bytes)
+        split = best_split(values, MIN_SAVING * best.num_bytes, nested=options.nested_splits and budget > 1)
         if split is not None:
             best, best_cost = _better([best, split], options)
     return best

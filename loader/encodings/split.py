@@ -12,7 +12,7 @@ import numpy as np
 
 from loader.encodings.bits import pack_bits
 from loader.encodings.builder import ChunkBuilder
-from loader.encodings.stream import Input, Packed, Source, materialise
+from loader.encodings.stream import Input, Packed, Source, Stream, materialise
 from loader.kernels import native
 from loader.segment.layout import MAX_CLASSES, VECTOR, VECTOR_META, OpKind, round_up
 
@@ -20,6 +20,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SAMPLE = 4096
 QUANTILES = 32
 SPLIT_NS = 0.7  # a value, beside unpacking
+MIN_NESTED = 4096  # values of a class
+NESTED_BYTES = 256  # of records that a class takes when it is split again
 
 
 def class_anchors(classes: Array, num_classes: int) -> Array:
@@ -106,15 +108,15 @@ def estimate_bytes(count: int, bits: float, num_classes: int) -> float:
 
 
 class Split:
-    """Values split by thresholds."""
+    """Values split by thresholds; with `nested`, a class that is skewed in itself is split again, and decoded one level earlier."""
 
     scans = False
 
-    def __init__(self, values: Array, thresholds: Array) -> None:
+    def __init__(self, values: Array, thresholds: Array, *, nested: bool = False) -> None:
         self.count = values.size
         first, second, anchors, streams = partition(values, thresholds)
         self._first, self._second, self._anchors = first, second, anchors
-        self._classes = [Packed(stream) for stream in streams]
+        self._classes = [_class_stream(stream, nested=nested) for stream in streams]
         planes = first.nbytes + (0 if second is None else second.nbytes)
         self.num_bytes = planes + anchors.nbytes + sum(stream.num_bytes for stream in self._classes) + 24 * (thresholds.size + 1)
         self.decode_ns = SPLIT_NS * self.count + sum(stream.decode_ns for stream in self._classes)
@@ -126,8 +128,9 @@ class Split:
     def place(self, builder: ChunkBuilder) -> Input:
         sources = [stream.as_source(builder) for stream in self._classes]
         numbers = [source.add(builder) for source in sources]
+        level = max(source.level for source in sources)
         return Input(
-            kind=OpKind.SPLIT, source=numbers[0], num_sources=len(numbers), bits0=builder.stream(self._first),
+            kind=OpKind.SPLIT, source=numbers[0], num_sources=len(numbers), level=level, bits0=builder.stream(self._first),
             bits1=None if self._second is None else builder.stream(self._second), anchors=builder.stream(self._anchors),
         )  # fmt: skip
 
@@ -135,7 +138,14 @@ class Split:
         return materialise(builder, self)
 
 
-def best_split(values: Array, below_bytes: float) -> Split | None:
+def _class_stream(values: Array, *, nested: bool) -> Stream:
+    packed = Packed(values)
+    if not nested or values.size < MIN_NESTED:
+        return packed
+    return best_split(values, packed.num_bytes - NESTED_BYTES) or packed
+
+
+def best_split(values: Array, below_bytes: float, *, nested: bool = False) -> Split | None:
     """The best split whose estimate lies below some bytes."""
     thresholds, bits = search(values, MAX_CLASSES)
     size = estimate_bytes(values.size, bits, MAX_CLASSES)
@@ -146,4 +156,4 @@ def best_split(values: Array, below_bytes: float) -> Split | None:
         thresholds, bits = search(values, 2)
         if thresholds.size and estimate_bytes(values.size, bits, 2) < below_bytes:
             found = thresholds
-    return None if found is None else Split(values, found)
+    return None if found is None else Split(values, found, nested=nested)

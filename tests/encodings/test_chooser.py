@@ -55,3 +55,17 @@ def test_values_get_what_suits_them(values: Any, tree: str, most_bytes: float) -
     again = encode_chunk(shred(array, leaf), leaf, ROWS, EncodeOptions())
     assert again.decision == chunk.decision
     assert again.data.tobytes() == chunk.data.tobytes()
+
+
+def test_effort_trades_bytes_for_time() -> None:
+    rank = np.minimum(np.random.default_rng(2).zipf(1.2, 30_000), 1 << 24)
+    array = pa.array(rank)
+    leaf = leaf_type(array.type, "test")
+    size, balanced, speed = (
+        encode_chunk(shred(array, leaf), leaf, len(array), EncodeOptions(effort=effort, dictionary=False)) for effort in ("size", "balanced", "speed")
+    )
+    assert size.data.size < balanced.data.size < speed.data.size
+    assert "split(" in balanced.decision.tree
+    assert "split(" not in speed.decision.tree
+    with pytest.raises(ValueError, match="size, balanced, speed"):
+        EncodeOptions(effort="fast")
