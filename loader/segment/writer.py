@@ -58,6 +58,8 @@ class WriteOptions:
         block_rows: Most rows of a block, at most 65,536.
         block_bytes: Most bytes of a block as Arrow arrays, all columns; one row may pass it. Decoded, repeated lists take much less.
         cluster_by: Names of the columns the caller sorted by; recorded.
+        column_order: Names of columns that are read together, most wanted first: their chunks lie first in every block, in this order, so that
+            reading them takes few requests. The others follow by id.
         dictionary: Try dictionaries.
         list_views: Share and overlap repeated list rows.
         effort: What to minimise: `size` bytes alone, `balanced` bytes and the time to decode them, `speed` mostly time.
@@ -72,6 +74,7 @@ class WriteOptions:
     block_rows: int = MAX_BLOCK_ROWS
     block_bytes: int = 256 << 20
     cluster_by: tuple[str, ...] = ()
+    column_order: tuple[str, ...] = ()
     dictionary: bool = True
     list_views: bool = True
     effort: str = "balanced"
@@ -129,6 +132,7 @@ def encode_segment(
     options: WriteOptions | None = None,
     key_index: bytes | None = None,
     features: int = 0,
+    block_rows: Sequence[int] | None = None,
 ) -> EncodedSegment:
     """Encode a table as one segment.
 
@@ -138,6 +142,7 @@ def encode_segment(
         options: Defaults if None.
         key_index: The bytes of the KEY_INDEX section, if any.
         features: Feature bits that the caller's use needs (COLUMN_FILE, OVERLAY).
+        block_rows: Rows of each block, where they must be those of another segment; default as the options limit them.
 
     Raises:
         SchemaError: A column's type cannot be stored.
@@ -151,11 +156,14 @@ def encode_segment(
     if unknown := sorted(set(options.quantise) - set(table.column_names)):
         raise SchemaError(f"quantise names columns that are not there: {', '.join(unknown[:5])}")
     order = sorted(range(table.num_columns), key=lambda index: column_ids[index])
-    block_rows = cut_blocks(table, leaves, max_rows=options.block_rows, max_bytes=options.block_bytes)
+    if block_rows is None:
+        block_rows = cut_blocks(table, leaves, max_rows=options.block_rows, max_bytes=options.block_bytes)
+    elif sum(block_rows) != table.num_rows or max(block_rows, default=1) > MAX_BLOCK_ROWS or min(block_rows, default=1) < 1:
+        raise ValueError(f"blocks of {sum(block_rows):,} rows, each from 1 to {MAX_BLOCK_ROWS:,}, do not add up to a table of {table.num_rows:,}")
     chunks = _encode_blocks(table, leaves, order, block_rows, options)
     segment_id = uuid.uuid4().bytes if options.segment_id is None else options.segment_id
     features |= _features(table, leaves, chunks)
-    data, placed = _lay_chunks(chunks)
+    data, placed = _lay_chunks(chunks, _file_order(table, order, options.column_order))
     stats = np.array([[chunk.stats for chunk in column] for column in chunks], STATS).reshape(len(order), len(block_rows))
     properties = _properties(chunks, [column_ids[index] for index in order], options)
     entries = [
@@ -262,14 +270,23 @@ def _contiguous(column: pa.ChunkedArray, name: str) -> pa.Array:
     return merged
 
 
-def _lay_chunks(chunks: list[list[_Encoded]]) -> tuple[bytearray, Array]:
+def _file_order(table: pa.Table, order: Sequence[int], first: Sequence[str]) -> list[int]:
+    """Places in `order` as their chunks lie in a block: the columns of the hint, then the others by id."""
+    if unknown := sorted(set(first) - set(table.column_names)):
+        raise SchemaError(f"column_order names columns that are not there: {', '.join(unknown[:5])}")
+    rank = {name: place for place, name in enumerate(first)}
+    names = [table.schema.field(index).name for index in order]
+    return sorted(range(len(order)), key=lambda place: rank.get(names[place], len(rank)))
+
+
+def _lay_chunks(chunks: list[list[_Encoded]], file_order: Sequence[int]) -> tuple[bytearray, Array]:
     """The bytes from the header (still blank) to the footer, and the CHUNKS records. A block's chunks are neighbours."""
     num_blocks = len(chunks[0]) if chunks else 0
     placed = np.zeros((len(chunks), num_blocks), CHUNK)
     position = HEADER.itemsize
     for block in range(num_blocks):
-        for column, blocks in enumerate(chunks):
-            chunk = blocks[block]
+        for column in file_order:
+            chunk = chunks[column][block]
             arena_bytes = chunk.data[: CHUNK_HEADER.itemsize].view(CHUNK_HEADER)["arena_bytes"][0]
             placed[column, block] = (position, chunk.data.size, chunk.checksum, arena_bytes)
             position = round_up(position + chunk.data.size, ALIGNMENT)
