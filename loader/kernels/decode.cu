@@ -28,9 +28,10 @@ FN void open_classes(const Task& t, u32 num_values, Input& in) {
     in.bits1 = num_anchors > 1 ? bits_at(t, op.bits1) : 0;
     for (u32 k = 1; k < MAX_CLASSES; ++k) in.ranks.of[k] = k <= num_anchors ? LOAD(anchors + k - 1) : 0;
     in.ranks.of[0] = t.vector * VECTOR - in.ranks.of[1] - in.ranks.of[2] - in.ranks.of[3];
-    const Ranks num_items = count_classes(in.bits0, in.bits1, num_rows);
+    const Ranks num_items = count_classes(in.bits0, in.bits1, num_rows, num_values);
     for (u32 k = 0; k < MAX_CLASSES; ++k)
         if (k <= num_anchors) open_near(t, k, t.sources[op.first_source + k], in.ranks.of[k], num_items.of[k]);
+    merge_vector(t, in.ranks, num_items, in.bits0, in.bits1, num_rows);
 }
 
 template <int KIND> FN void open_input(const Task& t, bool two, u32 num_values, Input& in) {
@@ -59,14 +60,6 @@ template <int KIND> FN void open_input(const Task& t, bool two, u32 num_values, 
     if (KIND != OP_RANK) wait_for_near();
 }
 
-FN void read_classes(const Task& t, Input& in, u32 row, u32 live_lanes, u32* x) {
-    const u32 planes[2] = {LOAD(in.bits0 + row) & live_lanes, in.bits1 ? LOAD(in.bits1 + row) & live_lanes : 0};
-    const u32 both = planes[0] & planes[1];
-    const Ranks classes = {{live_lanes & ~(planes[0] | planes[1]), planes[0] ^ both, planes[1] ^ both, both}};
-    merge_row(t, in.ranks, classes, planes, x);
-    for (u32 k = 0; k < MAX_CLASSES; ++k) in.ranks.of[k] += count_bits(classes.of[k]);
-}
-
 // x and y of a row: low and high half, or starts and lengths. Returns which lanes hold a value.
 template <int KIND> FN u32 read_row(const Task& t, Input& in, bool two, u32 row, u32 num_values, u32* x, u32* y) {
     if (KIND == OP_DIRECT) {
@@ -79,7 +72,7 @@ template <int KIND> FN u32 read_row(const Task& t, Input& in, bool two, u32 row,
     }
     const u32 live = least(num_values - row * LANES, LANES), live_lanes = ~0u >> (LANES - live);
     if (KIND == OP_SPLIT) {
-        read_classes(t, in, row, live_lanes, x);
+        merge_row(t, in.ranks, in.bits0, in.bits1, row, live_lanes, x);
         return ~0u;
     }
     u32 bits = LOAD(in.bits0 + row) & live_lanes;
@@ -246,7 +239,7 @@ static void decode_vector(const Task& t) {
     const bool dictionary = t.op->dict != NO_OFFSET, plain = !dictionary && t.op->scan == SCAN_NONE;
     switch (t.op->kind) {
         case OP_COPY: return decode_copy(t);
-        case OP_RANK: return decode_rows<OP_RANK, ANY, ANY>(t);
+        case OP_RANK: return t.op->out_kind == OUT_VIEW ? decode_rows<OP_RANK, STEP_DICTIONARY, OUT_VIEW>(t) : decode_rows<OP_RANK, ANY, ANY>(t);
         case OP_RUNS: return decode_rows<OP_RUNS, ANY, ANY>(t);
         case OP_NULLS: return plain ? decode_by_out<OP_NULLS, STEP_STORE>(t) : decode_rows<OP_NULLS, ANY, ANY>(t);
         case OP_SPLIT: return dictionary ? decode_by_out<OP_SPLIT, STEP_DICTIONARY>(t) : decode_by_out<OP_SPLIT, STEP_STORE>(t);

@@ -25,7 +25,7 @@ namespace portable {
 #define HEADRACE_AVX2 1
 #include <immintrin.h>
 #pragma GCC push_options
-#pragma GCC target("avx2,bmi,bmi2,popcnt,lzcnt")
+#pragma GCC target("avx2,bmi,bmi2,popcnt,lzcnt,tune=haswell")
 #define HEADRACE_AVX2_BODY 1  // g++ reads all tokens before pragmas, so __AVX2__ does not tell
 namespace avx2 {
 #include "assemble.cu"

@@ -137,19 +137,3 @@ FN void report(u64* error, u32 op, u32 vector, u32 code) {
 FN u32 least(u32 a, u32 b) { return a < b ? a : b; }
 
 FN u32 item_shift(u32 out_kind) { return (u32)(0x2223233210ull >> (4 * out_kind)) & 15; }  // log2 of the bytes of an item
-
-// Running sum of a row from `carry`, which moves on to the next row: inclusive, or of the lanes before.
-FN void scan_row(u32* x, u32& carry, bool exclusive) {
-#if defined(HEADRACE_GPU)
-    const u32 sum = warp_inclusive_sum(x[0]), total = __shfl_sync(0xffffffffu, sum, 31);
-    x[0] = carry + (exclusive ? sum - x[0] : sum);
-    carry += total;
-#else
-    u32 sum = carry;
-    if (exclusive)
-        for (u32 l = 0; l < LANES; ++l) { const u32 own = x[l]; x[l] = sum; sum += own; }
-    else
-        for (u32 l = 0; l < LANES; ++l) { sum += x[l]; x[l] = sum; }
-    carry = sum;
-#endif
-}

@@ -37,7 +37,7 @@ FN void wait_for_near() { __syncwarp(); }
 
 FN u32 count_set(const u32*, u32) { return 0; }
 
-FN Ranks count_classes(const u32*, const u32*, u32) { return {}; }
+FN Ranks count_classes(const u32*, const u32*, u32, u32) { return {}; }
 
 FN u32 lanes_below() { return (1u << lane_id()) - 1u; }
 
@@ -53,17 +53,22 @@ FN void repeat_row(const Near& near, u32 rank, u32 bits, u32* x) {
 
 FN void rank_row(u32 rank, u32 bits, u32* x) { x[0] = rank + __popc(bits & (lanes_below() << 1 | 1u)) - 1u; }
 
-// x = the next value of each lane's class; `classes` has the lanes of each.
-FN void merge_row(const Task& t, const Ranks& ranks, const Ranks& classes, const u32*, u32* x) {
-    u32 own = classes.of[0], rank = ranks.of[0], k = 0;
+// x = the next value of each lane's class; ranks move on behind the row.
+FN void merge_row(const Task& t, Ranks& ranks, const u32* bits0, const u32* bits1, u32 row, u32 live_lanes, u32* x) {
+    const u32 low = LOAD(bits0 + row) & live_lanes, high = bits1 ? LOAD(bits1 + row) & live_lanes : 0, both = low & high;
+    const Ranks classes = {{live_lanes & ~(low | high), low ^ both, high ^ both, both}};
+    u32 own = classes.of[0], rank = ranks.of[0], chosen = 0;
     for (u32 other = 1; other < MAX_CLASSES; ++other) {
         const bool here = classes.of[other] >> lane_id() & 1;
         own = here ? classes.of[other] : own;
         rank = here ? ranks.of[other] : rank;
-        k = here ? other : k;
+        chosen = here ? other : chosen;
     }
-    x[0] = own >> lane_id() & 1 ? near_value(t.near[k], rank + __popc(own & lanes_below())) : 0;
+    x[0] = own >> lane_id() & 1 ? near_value(t.near[chosen], rank + __popc(own & lanes_below())) : 0;
+    for (u32 k = 0; k < MAX_CLASSES; ++k) ranks.of[k] += count_bits(classes.of[k]);
 }
+
+FN void merge_vector(const Task&, Ranks&, const Ranks&, const u32*, const u32*, u32) {}
 
 #else
 
@@ -72,6 +77,7 @@ struct Near {
     u32 first, vector, num_held;
     const ProgramSource* held;  // whose vectors lie in `room`
     u32 room[2 * VECTOR + LANES];  // a row or a byte may be read past the last value
+    u32 merged[VECTOR];            // of the first: what merge_vector made
 };
 
 FN u32 count_bits(u32 bits) { return (u32)__builtin_popcount(bits); }
@@ -118,14 +124,14 @@ FN u32 count_set(const u32* bits, u32 num_rows) {
     return sum;
 }
 
-FN Ranks count_classes(const u32* bits0, const u32* bits1, u32 num_rows) {
+FN Ranks count_classes(const u32* bits0, const u32* bits1, u32 num_rows, u32 num_values) {
     u32 low = 0, high = 0, both = 0;
     for (u32 row = 0; row < num_rows; ++row) {
         low += count_bits(bits0[row]);
         high += bits1 ? count_bits(bits1[row]) : 0;
         both += bits1 ? count_bits(bits0[row] & bits1[row]) : 0;
     }
-    return {{num_rows * LANES - low - high + both, low - both, high - both, both}};
+    return {{num_values - low - high + both, low - both, high - both, both}};
 }
 
 // For each byte of a bitmap and each of its bits: the set bits below, and the set bits of the whole byte.
@@ -147,10 +153,11 @@ static constexpr BitRanks BIT_RANKS;
 #if defined(HEADRACE_AVX2_BODY)
 FN __m256i ranks_below(u32 byte) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)BIT_RANKS.below[byte])); }
 
-// The bits of a byte in the signs of eight lanes, which is what blends and masks read.
-FN __m256i in_signs(u32 byte) { return _mm256_sllv_epi32(_mm256_set1_epi32((int)byte), _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24)); }
-
-FN __m256i all_set(u32 byte) { return _mm256_srai_epi32(in_signs(byte), 31); }
+// All bits of the lanes whose bit is set.
+FN __m256i all_set(u32 byte) {
+    const __m256i in_signs = _mm256_sllv_epi32(_mm256_set1_epi32((int)byte), _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24));
+    return _mm256_srai_epi32(in_signs, 31);
+}
 
 // Consecutive values on the set bits of a byte; the other lanes hold any.
 FN __m256i spread(const u32* value, u32 byte) { return _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i*)value), ranks_below(byte)); }
@@ -173,10 +180,7 @@ FN void expand_byte(const u32* value, u32 byte, u32* x) {
 
 FN void expand_row(const Near& near, u32 rank, u32 bits, u32* RESTRICT x) {
     const u32* RESTRICT value = near.values + (rank - near.first);
-    if (bits == ~0u) {
-        FOR_LANES(l) x[l] = value[l];
-        return;
-    }
+    if (bits == ~0u) return copy_row(value, x);
     for (u32 group = 0; group < LANES; group += 8) {
         const u32 byte = bits >> group & 255;
         expand_byte(value, byte, x + group);
@@ -217,32 +221,48 @@ FN void rank_row(u32 rank, u32 bits, u32* RESTRICT x) {
     }
 }
 
-// x = the next value of each lane's class. `planes` are the class numbers bit by bit, `classes` the lanes of each.
-FN void merge_row(const Task& t, const Ranks& ranks, [[maybe_unused]] const Ranks& classes, const u32* planes, u32* RESTRICT x) {
+// All values of a vector, by class, into the first source's `merged`; ranks move on behind the vector. Lanes that are not live get any
+// value.
+FN void merge_vector(const Task& t, Ranks& ranks, const Ranks& num_items, const u32* RESTRICT bits0, const u32* RESTRICT bits1, u32 num_rows) {
     const u32* value[MAX_CLASSES];
     const u32 num_classes = t.op->num_sources;
-    for (u32 k = 0; k < MAX_CLASSES; ++k) value[k] = k < num_classes ? t.near[k].values + (ranks.of[k] - t.near[k].first) : t.near[k].room;
+    for (u32 k = 0; k < MAX_CLASSES; ++k) {
+        value[k] = k < num_classes ? t.near[k].values + (ranks.of[k] - t.near[k].first) : t.near[k].room;
+        ranks.of[k] += num_items.of[k];
+    }
+    u32* RESTRICT x = t.near->merged;
 #if defined(HEADRACE_AVX2_BODY)
-    for (u32 group = 0; group < LANES; group += 8) {
-        const u32 low = planes[0] >> group & 255, high = planes[1] >> group & 255;
-        if (num_classes == 2) {
-            const u32 other = low ^ 255;
-            put_eight(x + group, blend(spread(value[0], other), spread(value[1], low), in_signs(low)));
-            value[0] += BIT_RANKS.total[other];
-            value[1] += BIT_RANKS.total[low];
-            continue;
+    for (u32 row = 0; row < num_rows; ++row, x += LANES) {
+        const u32 low = bits0[row], high = num_classes > 2 ? bits1[row] : 0;
+        const __m256i lows = _mm256_set1_epi32((int)low), highs = _mm256_set1_epi32((int)high);
+        // the bit of each lane of a group, in its sign
+        __m256i to_sign = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+        for (u32 group = 0; group < LANES; group += 8) {
+            const u32 a = low >> group & 255, b = high >> group & 255, both = a & b, only_a = a ^ both, only_b = b ^ both, none = (a | b) ^ 255;
+            const __m256i signs = _mm256_sllv_epi32(lows, to_sign);
+            __m256i merged = blend(spread(value[0], none), spread(value[1], only_a), signs);
+            value[0] += count_bits(none);
+            value[1] += count_bits(only_a);
+            if (num_classes > 2) {
+                const __m256i others = blend(spread(value[2], only_b), spread(value[3], both), signs);
+                merged = blend(merged, others, _mm256_sllv_epi32(highs, to_sign));
+                value[2] += count_bits(only_b);
+                value[3] += count_bits(both);
+            }
+            put_eight(x + group, merged);
+            to_sign = _mm256_sub_epi32(to_sign, _mm256_set1_epi32(8));
         }
-        const u32 both = low & high, only_low = low ^ both, only_high = high ^ both, none = (low | high) ^ 255;
-        const __m256i signs = in_signs(low), even = blend(spread(value[0], none), spread(value[1], only_low), signs);
-        put_eight(x + group, blend(even, blend(spread(value[2], only_high), spread(value[3], both), signs), in_signs(high)));
-        value[0] += BIT_RANKS.total[none];
-        value[1] += BIT_RANKS.total[only_low];
-        value[2] += BIT_RANKS.total[only_high];
-        value[3] += BIT_RANKS.total[both];
     }
 #else
-    FOR_LANES(l) x[l] = *value[(planes[0] >> l & 1) | (planes[1] >> l & 1) << 1]++;
+    for (u32 row = 0; row < num_rows; ++row, x += LANES) {
+        const u32 low = bits0[row], high = bits1 ? bits1[row] : 0;
+        FOR_LANES(l) x[l] = *value[(low >> l & 1) | (high >> l & 1) << 1]++;
+    }
 #endif
+}
+
+FN void merge_row(const Task& t, Ranks&, const u32*, const u32*, u32 row, u32, u32* RESTRICT x) {
+    copy_row(t.near->merged + row * LANES, x);
 }
 
 #endif

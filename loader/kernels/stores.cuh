@@ -2,11 +2,10 @@
 // once for every instruction set.
 
 template <class T> FN void store_items(T* RESTRICT out, const T* item, u32 live) {
-    if (IS_FULL_ROW(live)) {
-        FOR_LANES(l) out[l] = item[AT(l)];
-    } else {
-        FOR_FIRST_LANES(l, live) out[l] = item[AT(l)];
-    }
+#if !defined(HEADRACE_GPU)
+    if (live == LANES) return copy_row(item, out);
+#endif
+    FOR_FIRST_LANES(l, live) out[l] = item[AT(l)];
 }
 
 template <class T, bool MASKED> FN void put_items(const Task& t, u32 i, T* item, u32 present, u32 live) {

@@ -29,6 +29,17 @@ FN u32 words_of(u32 width, u32 num_values) { return ((num_values + LANES - 1) / 
 
 FN u32 bits_mask(u32 width) { return ~0u >> (32 - width); }
 
+#if !defined(HEADRACE_GPU)
+// A whole row. As 32-byte moves: g++ makes 16-byte ones of a loop, and a 32-byte load right behind them waits for both.
+template <class T> FN void copy_row(const T* from, T* to) {
+#if defined(HEADRACE_AVX2_BODY)
+    for (u32 k = 0; k < sizeof(T); ++k) _mm256_storeu_si256((__m256i*)to + k, _mm256_loadu_si256((const __m256i*)from + k));
+#else
+    FOR_LANES(l) to[l] = from[l];
+#endif
+}
+#endif
+
 // A vector past the stream's end, or with a header that would read past it, is a constant zero; the latter is reported.
 FN Stream stream_at(const Task& t, const ProgramSource& source, u32 vector) {
     const Stream nothing = {(const u32*)t.slab, 0, 0, 0};
@@ -89,4 +100,33 @@ FN void add_exceptions(const Stream& s, Exceptions& e, u32 row, u32 num_values, 
 // One that is out of order, or outside of the vector, stops the others: then some are left.
 FN void check_exceptions(const Task& t, const Stream& s, const Exceptions& e) {
     if (e.next != s.num_exceptions) report(t.error, t.id, t.vector, ERROR_EXCEPTION);
+}
+
+// Running sum of a row from `carry`, which moves on to the next row: inclusive, or of the lanes before.
+FN void scan_row(u32* x, u32& carry, bool exclusive) {
+#if defined(HEADRACE_GPU)
+    const u32 sum = warp_inclusive_sum(x[0]), total = __shfl_sync(0xffffffffu, sum, 31);
+    x[0] = carry + (exclusive ? sum - x[0] : sum);
+    carry += total;
+#elif defined(HEADRACE_AVX2_BODY)
+    __m256i before = _mm256_set1_epi32((int)carry);
+    for (u32 group = 0; group < LANES; group += 8) {
+        const __m256i own = _mm256_loadu_si256((const __m256i*)(x + group));
+        __m256i sum = _mm256_add_epi32(own, _mm256_slli_si256(own, 4));
+        sum = _mm256_add_epi32(sum, _mm256_slli_si256(sum, 8));
+        // the total of the low half to all lanes of the high half
+        const __m256i low = _mm256_shuffle_epi32(_mm256_permute2x128_si256(sum, sum, 0x08), 0xff);
+        sum = _mm256_add_epi32(_mm256_add_epi32(sum, low), before);
+        _mm256_storeu_si256((__m256i*)(x + group), exclusive ? _mm256_sub_epi32(sum, own) : sum);
+        before = _mm256_permutevar8x32_epi32(sum, _mm256_set1_epi32(7));
+    }
+    carry = (u32)_mm256_cvtsi256_si32(before);
+#else
+    u32 sum = carry;
+    if (exclusive)
+        for (u32 l = 0; l < LANES; ++l) { const u32 own = x[l]; x[l] = sum; sum += own; }
+    else
+        for (u32 l = 0; l < LANES; ++l) { sum += x[l]; x[l] = sum; }
+    carry = sum;
+#endif
 }

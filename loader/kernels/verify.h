@@ -41,7 +41,7 @@ inline u32 needed_sources(const ProgramOp& op) {
 
 // Kinds that exist and go together.
 inline bool is_known(const ProgramOp& op) {
-    if (op.kind > OP_RUNS || op.out_kind > OUT_F32_SCALED_I8 || op.scan > SCAN_EXCLUSIVE_SUM) return false;
+    if (op.kind > OP_RUNS || op.out_kind > OUT_F32_SCALED_I8 || op.scan > SCAN_EXCLUSIVE_SUM || op.flags) return false;
     const bool is_decimal = op.out_kind == OUT_F32_DECIMAL || op.out_kind == OUT_F64_DECIMAL, has_dictionary = op.dict != NO_OFFSET;
     if (op.num_patches && (!is_decimal || has_dictionary || op.kind == OP_COPY)) return false;
     if (is_decimal && op.scale == 0) return false;
