@@ -67,7 +67,7 @@ def _bit_length(values: Array) -> Array:
 def search(values: Array, num_classes: int) -> tuple[Array, float]:
     """Thresholds for `num_classes` classes, and the bits a value that their widths then take, both from a sample.
 
-    Dynamic programming over candidate thresholds: quantiles of the sample, and powers of two above the smallest and below the largest value.
+    Infinite bits where there are too few candidates. Dynamic programming over candidate thresholds: quantiles of the sample, and powers of two above the smallest and below the largest value.
 
     Args:
         values: uint32, at least one.
@@ -151,8 +151,8 @@ def best_split(values: Array, below_bytes: float, *, nested: bool = False) -> Sp
     size = estimate_bytes(values.size, bits, MAX_CLASSES)
     found = thresholds if thresholds.size and size < below_bytes else None
     below_bytes = min(size, below_bytes)
-    # two classes never take fewer bits than four, only a plane less
-    if estimate_bytes(values.size, bits, 2) < below_bytes:
+    # two classes never take fewer bits than four, only a plane less; infinite means that there are no four
+    if estimate_bytes(values.size, bits if np.isfinite(bits) else 0.0, 2) < below_bytes:
         thresholds, bits = search(values, 2)
         if thresholds.size and estimate_bytes(values.size, bits, 2) < below_bytes:
             found = thresholds
