@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from loader.batch.gather import LENGTH_SHIFT, START_MASK, gather_lists, list_off
 from loader.decode.arrow import widened
 from loader.decode.result import DecodedColumn, ListColumn
 from loader.encodings.leaf import LeafType
+from loader.kernels import native
 
 Array = npt.NDArray[Any]
 
@@ -35,15 +35,33 @@ class PlainColumn:
 
 
 def plain_columns(block: Sequence[DecodedColumn], leaves: Sequence[LeafType], pool: BufferPool, *, threads: int = 1) -> list[PlainColumn]:
-    """All columns of a block laid out, several at a time with more threads. Arguments and errors as for `plain_column`."""
+    """All columns of a block laid out; lists of plain values in one native call. Arguments and errors as for `plain_column`.
 
-    def lay_out(index: int) -> PlainColumn:
-        return plain_column(block[index], leaves[index], pool)
+    Args:
+        threads: How many share the lists of all columns.
+    """
+    library = native.load()
+    columns = list(block)
+    made: list[PlainColumn | None] = [None] * len(columns)
+    lists = [] if library is None else [number for number, column in enumerate(columns) if _is_flat(column)]
+    if library is not None and lists:
+        expanded = library.expand_lists([_list_pool(columns[number], leaves[number]) for number in lists], pool.empty, threads)
+        for number, (values, offsets) in zip(lists, expanded, strict=True):
+            made[number] = PlainColumn(values=values, offsets=(offsets,), validity=columns[number].validity)
+    return [plain_column(column, leaf, pool, threads=threads) if plain is None else plain for plain, column, leaf in zip(made, columns, leaves, strict=True)]
 
-    if threads <= 1:
-        return [lay_out(index) for index in range(len(leaves))]
-    with concurrent.futures.ThreadPoolExecutor(threads) as workers:
-        return list(workers.map(lay_out, range(len(leaves))))
+
+def _is_flat(column: DecodedColumn) -> bool:
+    """Whether it is a list of values without more levels or a fixed size."""
+    return isinstance(column, ListColumn) and not isinstance(column.child, ListColumn) and column.child.values.ndim == 1
+
+
+def _list_pool(column: DecodedColumn, leaf: LeafType) -> native.ListPool:
+    assert isinstance(column, ListColumn)
+    assert not isinstance(column.child, ListColumn)
+    items = column.child.values
+    narrow = items.itemsize < leaf.dtype.itemsize
+    return native.ListPool(pool=items, base=column.child.base if narrow else 0, views=column.views, dtype=leaf.dtype)
 
 
 def plain_column(column: DecodedColumn, leaf: LeafType, pool: BufferPool, *, threads: int = 1) -> PlainColumn:
