@@ -17,7 +17,7 @@ from loader.encodings.options import EncodeOptions
 from loader.encodings.overlap import ranges
 from loader.encodings.shred import Leaf, ListNode, Node
 from loader.encodings.target import OUT_KINDS, Target
-from loader.encodings.views import Layout, choose_layout, emit_views
+from loader.encodings.views import Layout, choose_layout, distinct_rows, emit_views
 from loader.segment.layout import Role, ValueType
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -52,26 +52,45 @@ def _encode_node(builder: ChunkBuilder, node: Node, leaf: LeafType, depth: int, 
         return _encode_leaf(builder, node, leaf, depth, options)
     if node.validity is not None:
         Bitmap(builder, node.validity).emit_validity(depth)
-    slide = leaf.value_type != ValueType.UINT8
-    layout = choose_layout(node.lengths, _planes(node.child, leaf), item_bytes=_item_bytes(node.child, leaf, options), options=options, slide=slide)
+    slide = leaf.value_type != ValueType.UINT8 or isinstance(node.child, ListNode)
+    planes = _planes(node.child, leaf) if options.list_views else None
+    layout = choose_layout(node.lengths, planes, item_bytes=_item_bytes(node.child, leaf, options), options=options, slide=slide)
     views = emit_views(builder, layout, depth=depth, count=node.lengths.size, options=options)
     pool = _encode_node(builder, _take(node.child, layout), leaf, depth + 1, options)
     return Decision(tree=f"{layout.text}(pool={pool.tree}, {views})", reason=f"{layout.reason}; pool {pool.reason}")
 
 
 def _planes(child: Node, leaf: LeafType) -> list[Array] | None:
-    """What must agree for items to be equal; None for lists of lists and of fixed-size lists."""
-    if isinstance(child, ListNode) or leaf.fixed_size:
+    """What must agree for items to be equal: values, and validity if there are nulls; None where items cannot be compared.
+
+    Items that are lists are compared by number: equal lists have equal numbers.
+    """
+    if isinstance(child, ListNode):
+        inner = _planes(child.child, leaf)
+        if inner is None or len(inner) > 1:
+            return None
+        values = distinct_rows(inner[0], _offsets(child.lengths), np.arange(child.lengths.size))[0]
+    elif leaf.fixed_size:
         return None
-    values = as_integers(child.values, leaf.value_type)
+    else:
+        values = as_integers(child.values, leaf.value_type)
     if child.validity is None:
         return [values]
     return [np.where(child.validity, values, np.zeros(1, values.dtype)), child.validity]
 
 
+def _offsets(lengths: Array) -> Array:
+    offsets = np.zeros(lengths.size + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
 def _item_bytes(child: Node, leaf: LeafType, options: EncodeOptions) -> float:
     """Encoded bytes of an item, estimated from a stretch of items."""
-    if isinstance(child, ListNode) or leaf.value_type == ValueType.UINT8 or not child.values.size:
+    if isinstance(child, ListNode):
+        mean_items = float(child.lengths.mean()) if child.lengths.size else 0.0
+        return 0.5 + mean_items * _item_bytes(child.child, leaf, options)
+    if leaf.value_type == ValueType.UINT8 or not child.values.size:
         return float(leaf.dtype.itemsize)
     middle = child.values.size // 2
     stretch = as_integers(child.values[max(middle - 2048, 0) : middle + 2048], leaf.value_type)
@@ -84,9 +103,13 @@ def _item_bytes(child: Node, leaf: LeafType, options: EncodeOptions) -> float:
 def _take(child: Node, layout: Layout) -> Node:
     if layout.parts is None:
         return child
-    assert isinstance(child, Leaf), "only leaves are compared, so only leaves are taken from"
     items = ranges(*layout.parts)
-    return Leaf(values=child.values[items], validity=None if child.validity is None else child.validity[items])
+    validity = None if child.validity is None else child.validity[items]
+    if isinstance(child, Leaf):
+        return Leaf(values=child.values[items], validity=validity)
+    lengths = child.lengths[items]
+    inner = Layout(lengths=lengths, num_items=int(lengths.sum()), parts=(_offsets(child.lengths)[items], lengths))
+    return ListNode(lengths=lengths, validity=validity, child=_take(child.child, inner))
 
 
 def _encode_leaf(builder: ChunkBuilder, node: Leaf, leaf: LeafType, depth: int, options: EncodeOptions) -> Decision:

@@ -67,7 +67,8 @@ def _bit_length(values: Array) -> Array:
 def search(values: Array, num_classes: int) -> tuple[Array, float]:
     """Thresholds for `num_classes` classes, and the bits a value that their widths then take, both from a sample.
 
-    Infinite bits where there are too few candidates. Dynamic programming over candidate thresholds: quantiles of the sample, and powers of two above the smallest and below the largest value.
+    Dynamic programming over candidate thresholds: quantiles of the sample, and powers of two above the smallest and below the largest
+    value. Infinite bits where there are too few of them.
 
     Args:
         values: uint32, at least one.

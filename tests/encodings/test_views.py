@@ -120,3 +120,18 @@ def test_a_list_that_only_nulls_interrupt_is_stored_once() -> None:
     array = pa.array([row if index % 2 else None for index in range(3000)], pa.list_(pa.int64()))
     leaf = leaf_type(array.type, "test")
     assert encode_chunk(shred(array, leaf), leaf, len(array), EncodeOptions()).data.size < 3000
+
+
+@pytest.mark.parametrize("make", [lambda number: [[number, 1], [], None, [number + 2] * 3], lambda number: [f"word {number}", None, "", "a"]])
+def test_lists_of_lists_that_repeat_are_stored_once(make: Any) -> None:
+    repeated = [None if number % 50 == 3 else make(number // 20) for number in range(2000)]
+    items = [make(number) for number in range(400)]
+    sliding = [sum(items[number // 5 : number // 5 + 8], []) for number in range(1500)]
+    for rows, most in ((repeated, 9_000), (sliding, 25_000)):
+        array = pa.array(rows)
+        leaf = leaf_type(array.type, "test")
+        chunk = encode_chunk(shred(array, leaf), leaf, len(array), EncodeOptions())
+        assert "views(" in chunk.decision.tree
+        assert chunk.data.size < most
+        table = pa.table({"x": array})
+        assert SegmentReader(encode_segment(table, column_ids=[1]).data).read().equals(table)
