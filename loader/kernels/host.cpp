@@ -46,7 +46,7 @@ namespace avx2 {
 namespace {
 
 const u32 ABI_VERSION = 1;
-const u64 VECTORS_PER_GRAB = 32, ROWS_PER_GRAB = 16384, LISTS_PER_GRAB = 4096, BYTES_PER_PIECE = 1 << 20;
+const u64 VECTORS_PER_GRAB = 32, VECTORS_PER_THREAD = 128, ROWS_PER_GRAB = 16384, LISTS_PER_GRAB = 4096, BYTES_PER_PIECE = 1 << 20;
 
 bool force_portable = false;
 
@@ -187,7 +187,7 @@ EXPORT u64 headrace_decode(const u8* slab, u64 slab_bytes, u8* arena, u64 arena_
         decoder.first_item[k + 1] = decoder.first_item[k] + vectors;
         stage_items.back() += vectors;
     }
-    threads::Team team(decoder.first_item[num_ops] <= VECTORS_PER_GRAB ? 1 : num_threads);
+    threads::Team team((unsigned)std::min<u64>(num_threads, decoder.first_item[num_ops] / VECTORS_PER_THREAD + 1));
     decoder.errors.assign(team.size(), NO_ERROR);
     team.run(stage_items, VECTORS_PER_GRAB, [&](unsigned thread, size_t stage, u64 first, u64 end) { decoder.decode(thread, stage, first, end); });
     return *std::min_element(decoder.errors.begin(), decoder.errors.end());

@@ -174,7 +174,11 @@ FN void expand_byte(const u32* value, u32 byte, u32* x) {
 #if defined(HEADRACE_AVX2_BODY)
     put_eight(x, _mm256_and_si256(spread(value, byte), all_set(byte)));
 #else
-    for (u32 k = 0; k < 8; ++k) x[k] = value[BIT_RANKS.below[byte][k]] & (0u - (byte >> k & 1));
+    for (u32 k = 0; k < 8; ++k) {
+        const u32 bit = byte >> k & 1;
+        x[k] = *value & (0u - bit);
+        value += bit;
+    }
 #endif
 }
 

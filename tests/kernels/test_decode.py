@@ -44,6 +44,12 @@ def test_random_programs_decode_to_the_reference_and_touch_nothing_else(library:
     library.force_portable(False)
 
 
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_share_the_vectors_of_large_programs(library: native.NativeLibrary, threads: int) -> None:
+    built = random_program(threads, max_count=150_000, num_ops=24)
+    np.testing.assert_array_equal(decoded(library, built, threads), expected(built))
+
+
 @pytest.mark.parametrize("width", range(33))
 def test_every_width_into_every_store(each_library: native.NativeLibrary, width: int) -> None:
     b = ProgramBuilder(width)
