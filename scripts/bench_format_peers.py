@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
-ROW_GROUP = 8_192  # of the tuned Parquet files and of Arrow IPC batches
+ROW_GROUP = 8_192  # rows of a batch where a format lets its reader choose; the tuned Parquet files have groups of four times as many
 Tensors = list[Any]
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to what a scan shows
 
@@ -254,6 +254,12 @@ class Vortex(Format):
 
 
 class Headrace(Format):
+    def __init__(self, name: str) -> None:
+        from loader.batch.buffers import BufferPool
+
+        super().__init__(name)
+        self._pool = BufferPool()  # of a process, as Arrow's memory pool is
+
     def write(self, table: pa.Table, path: pathlib.Path, threads: int) -> None:
         from loader.segment.writer import WriteOptions, write_segment
 
@@ -263,48 +269,45 @@ class Headrace(Format):
     def scan(self, path: pathlib.Path, columns: Sequence[str] | None, threads: int) -> Iterator[Tensors]:
         import torch
 
-        from loader.batch.buffers import BufferPool
-        from loader.batch.whole import plain_columns
+        from loader.batch.whole import plain_batches
         from loader.segment.reader import SegmentReader
         from loader.segment.stream import stream_blocks
 
-        pool = BufferPool()
         with SegmentReader(path) as reader:
             ids = reader.resolve(columns)
             leaves = reader.leaves(ids)
-            for _, block in stream_blocks(reader, ids, threads=threads, allocate=lambda num_bytes: pool.empty(num_bytes, np.uint8)):
-                found: Tensors = []
-                for plain in plain_columns(block, leaves, pool, threads=threads):
-                    found.append(torch.from_numpy(plain.values))
-                    found += [torch.from_numpy(offsets) for offsets in plain.offsets]
-                    if plain.validity is not None:
-                        found.append(torch.from_numpy(plain.validity.view(np.bool_)))
-                yield found
+            for number, block in stream_blocks(reader, ids, threads=threads, allocate=lambda num_bytes: self._pool.empty(num_bytes, np.uint8)):
+                for batch in plain_batches(block, leaves, int(reader.block_rows[number]), ROW_GROUP, self._pool, threads=threads):
+                    found: Tensors = []
+                    for plain in batch:
+                        found.append(torch.from_numpy(plain.values))
+                        found += [torch.from_numpy(offsets) for offsets in plain.offsets]
+                        if plain.validity is not None:
+                            found.append(torch.from_numpy(plain.validity.view(np.bool_)))
+                    yield found
 
     def shuffled(self, path: pathlib.Path, order: np.ndarray, batch_rows: int, threads: int) -> Iterator[Tensors]:
         import torch
 
         from loader.batch.assemble import Part, assemble
-        from loader.batch.buffers import BufferPool
         from loader.batch.window import Columns, WindowFill
         from loader.scan.columns import read_columns
         from loader.schema import Schema
         from loader.segment.reader import SegmentReader
         from loader.segment.stream import stream_blocks
 
-        pool = BufferPool()
         with SegmentReader(path) as reader:
             schema = Schema.from_arrow(reader.arrow_schema)
             columns = Columns.of(read_columns(schema, reader.arrow_schema.names))
             starts = reader.blocks["row_start"].astype(np.int64)
             piece = np.searchsorted(starts, order, side="right") - 1
-            fill = WindowFill(columns, piece, order - starts[piece], reader.num_blocks, threads=threads, pool=pool)
+            fill = WindowFill(columns, piece, order - starts[piece], reader.num_blocks, threads=threads, pool=self._pool)
             for number, block in stream_blocks(reader, threads=threads):
                 fill.add(number, None, list(block), 0, int(reader.block_rows[number]))
             window = fill.finish()
             for start in range(0, len(order), batch_rows):
                 part = Part(window=window, start=start, stop=min(start + batch_rows, len(order)))
-                batch = assemble(columns, [part], threads=threads, pool=pool)
+                batch = assemble(columns, [part], threads=threads, pool=self._pool)
                 arrays = [*batch.fixed, *batch.validity.values(), *(array for pair in batch.lists.values() for array in pair)]
                 yield [torch.from_numpy(array) for array in arrays]
 

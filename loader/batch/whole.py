@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from loader.batch.buffers import BufferPool
 from loader.batch.gather import LENGTH_SHIFT, START_MASK, gather_lists, list_offsets
-from loader.decode.arrow import widened
+from loader.decode.arrow import take, widened
 from loader.decode.result import DecodedColumn, ListColumn
 from loader.encodings.leaf import LeafType
 from loader.kernels import native
@@ -32,6 +32,25 @@ class PlainColumn:
     values: Array
     offsets: tuple[npt.NDArray[np.int64], ...]
     validity: npt.NDArray[np.uint8] | None
+
+
+def plain_batches(
+    block: Sequence[DecodedColumn], leaves: Sequence[LeafType], num_rows: int, batch_rows: int, pool: BufferPool, *, threads: int = 1
+) -> Iterator[list[PlainColumn]]:
+    """A block laid out some rows at a time: lists of few enough rows are laid out where the processor's cache still has the batch before.
+
+    Args:
+        block: Its columns.
+        leaves: Their physical types.
+        num_rows: Rows of the block.
+        batch_rows: Rows of a batch; the last may have fewer.
+        pool: Where the memory of lists comes from.
+        threads: For the native list copies.
+    """
+    columns = list(block)
+    for start in range(0, num_rows, batch_rows):
+        rows = slice(start, min(start + batch_rows, num_rows))
+        yield plain_columns([take(column, rows) for column in columns], leaves, pool, threads=threads)
 
 
 def plain_columns(block: Sequence[DecodedColumn], leaves: Sequence[LeafType], pool: BufferPool, *, threads: int = 1) -> list[PlainColumn]:

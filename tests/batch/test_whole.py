@@ -7,9 +7,11 @@ import pyarrow as pa
 import pytest
 
 from loader.batch.buffers import BufferPool
-from loader.batch.whole import PlainColumn, plain_columns
+from loader.batch.whole import PlainColumn, plain_batches, plain_columns
 from loader.segment.reader import SegmentReader
+from loader.segment.stream import stream_blocks
 from loader.segment.writer import encode_segment
+from scripts.bench_samples import make_samples
 
 ROWS = 700
 
@@ -57,3 +59,15 @@ def test_values_and_offsets_are_those_of_the_table() -> None:
     np.testing.assert_array_equal(np.diff(clicks.offsets[0]), [0 if row is None else len(row) for row in column.to_pylist()])
     assert clicks.validity is not None
     np.testing.assert_array_equal(clicks.validity.astype(bool), column.is_valid().to_numpy(zero_copy_only=False))
+
+
+def test_batches_are_the_block_in_pieces() -> None:
+    table = make_samples(900)
+    reader = SegmentReader(encode_segment(table, column_ids=range(1, table.num_columns + 1)).data)
+    leaves = reader.leaves(reader.resolve(None))
+    for _, block in stream_blocks(reader):
+        whole = plain_columns(block, leaves, BufferPool())
+        pieces = list(plain_batches(block, leaves, 900, 256, BufferPool()))
+        assert [len(piece[0].values) for piece in pieces] == [256, 256, 256, 132]
+        for index, column in enumerate(whole):
+            assert np.array_equal(np.concatenate([piece[index].values for piece in pieces]), column.values, equal_nan=column.values.dtype.kind == "f")
