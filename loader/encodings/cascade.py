@@ -33,7 +33,7 @@ def choose_stream(values: Array, options: EncodeOptions, *, budget: int = 2, dir
         values: uint32.
         options: How bytes and time compare.
         budget: How many encodings may lie around the packed streams.
-        direct: Whether the op reads the stream in order and alone, so that vectors may have exceptions.
+        direct: Whether values, not codes, are read, so that vectors may have exceptions (under nulls by way of scratch).
     """
     packed = Packed(values)
     if not packed.num_bytes or not budget:

@@ -83,7 +83,7 @@ def _flat(values: Array, *, options: EncodeOptions, value_type: ValueType | None
         # the bits of decimals are never as narrow as their integers
         return found
     if parts.deltas.dtype == np.uint32:
-        found.append(Framed(parts.base, choose_stream(parts.deltas, options, direct=not spread)))
+        found.append(Framed(parts.base, choose_stream(parts.deltas, options, direct=True)))
     else:
         found.extend(Framed(parts.base, stream) for stream in _wide(parts.deltas, options, spread=spread))
     if not spread:
@@ -111,7 +111,7 @@ def _decimal(values: Array, options: EncodeOptions, *, spread: bool) -> list[Can
     parts = frame(found.integers)
     if parts.deltas.dtype != np.uint32:
         return [] if values.dtype.itemsize == 4 else [Framed(parts.base, _halves(parts.deltas), _scaled(found, values))]
-    return [Framed(parts.base, choose_stream(parts.deltas, options, direct=not spread), _scaled(found, values))]
+    return [Framed(parts.base, choose_stream(parts.deltas, options, direct=True), _scaled(found, values))]
 
 
 def _scaled(found: decimals.Decimals, values: Array) -> Scaled:
