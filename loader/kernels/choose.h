@@ -35,7 +35,7 @@ inline void sort_numbers(const std::vector<u64>& keys, std::vector<u32>& order) 
 // split.search: thresholds of at most `num_classes` classes, and bits a value, from a sorted sample and candidate thresholds.
 class SplitSearch {
   public:
-    SplitSearch(const u32* values, u64 n) : low_(*std::min_element(values, values + n)), high_(*std::max_element(values, values + n)) {
+    SplitSearch(const u32* values, u64 n, u32 low, u32 high) : low_(low), high_(high) {
         const u64 step = n / SAMPLE > 1 ? n / SAMPLE : 1;
         for (u64 i = 0; i < n && sample_.size() < SAMPLE; i += step) sample_.push_back(values[i]);
         sort(sample_);

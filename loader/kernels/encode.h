@@ -93,22 +93,88 @@ static void count_at_least(const u32* RESTRICT values, u64 n, const u32* limits,
     }
 }
 
-// Splits values into planes (padded to whole vectors with zeros), anchors and streams, which have room as `count_at_least` says.
+static void find_range(const u32* RESTRICT values, u64 n, u32& low, u32& high) {
+    u32 least_value = values[0], greatest = values[0];
+    for (u64 i = 1; i < n; ++i) {
+        least_value = values[i] < least_value ? values[i] : least_value;
+        greatest = values[i] > greatest ? values[i] : greatest;
+    }
+    low = least_value;
+    high = greatest;
+}
+
+#if defined(HEADRACE_AVX2_BODY)
+// For each byte of a bitmap: its set bits, in their order.
+struct SetBits {
+    u8 of[256][8];
+
+    constexpr SetBits() : of() {
+        for (u32 byte = 0; byte < 256; ++byte)
+            for (u32 bit = 0, k = 0; bit < 8; ++bit)
+                if (byte >> bit & 1) of[byte][k++] = (u8)bit;
+    }
+};
+
+static constexpr SetBits SET_BITS;
+
+// Appends the lanes of `mask` to a stream; writes eight values whatever the mask.
+FN void append_lanes(__m256i values, u32 mask, u32*& to) {
+    const __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)SET_BITS.of[mask]));
+    _mm256_storeu_si256((__m256i*)to, _mm256_permutevar8x32_epi32(values, lanes));
+    to += __builtin_popcount(mask);
+}
+
+// Which of eight values reach a limit.
+FN u32 reach(__m256i values, u32 limit) {
+    const __m256i limits = _mm256_set1_epi32((int)limit);
+    return (u32)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_max_epu32(values, limits), values)));
+}
+#endif
+
+// A whole row by class: values behind `next`, the bits of their class numbers to low and high.
+FN void partition_row(const u32* RESTRICT values, const u32* limits, u32 num_limits, u32** next, u32& low, u32& high) {
+    low = high = 0;
+#if defined(HEADRACE_AVX2_BODY)
+    for (u32 group = 0; group < LANES; group += 8) {
+        const __m256i eight = _mm256_loadu_si256((const __m256i*)(values + group));
+        const u32 first = reach(eight, limits[0]), second = num_limits > 1 ? reach(eight, limits[1]) : 0, third = num_limits > 2 ? reach(eight, limits[2]) : 0;
+        append_lanes(eight, first ^ 255, next[0]);
+        append_lanes(eight, first & ~second, next[1]);
+        if (num_limits > 1) append_lanes(eight, second & ~third, next[2]);
+        if (num_limits > 2) append_lanes(eight, third, next[3]);
+        low |= ((first & ~second) | third) << group;
+        high |= second << group;
+    }
+#else
+    for (u32 l = 0; l < LANES; ++l) {
+        const u32 x = values[l], number = (u32)(x >= limits[0]) + (u32)(num_limits > 1 && x >= limits[1]) + (u32)(num_limits > 2 && x >= limits[2]);
+        low |= (number & 1) << l;
+        high |= number >> 1 << l;
+        *next[number]++ = x;
+    }
+#endif
+}
+
+// Splits values into planes (padded to whole vectors with zeros), anchors and streams; limits ascend. Each stream has room for its
+// values, as `count_at_least` says, and eight more.
 static void partition_values(const u32* RESTRICT values, u64 n, const u32* limits, u32 num_limits, u32* RESTRICT plane0, u32* RESTRICT plane1,
                              u32* RESTRICT anchors, u32* const* streams) {
     u32* next[MAX_CLASSES] = {streams[0], streams[1], streams[2], streams[3]};
-    const u32 limit[3] = {limits[0], num_limits > 1 ? limits[1] : ~0u, num_limits > 2 ? limits[2] : ~0u};
     for (u64 first = 0; first < n; first += LANES) {
         if (first % VECTOR == 0)
             for (u32 k = 0; k < num_limits; ++k) *anchors++ = (u32)(next[k + 1] - streams[k + 1]);
-        const u32 live = n - first < LANES ? (u32)(n - first) : LANES;
         u32 low = 0, high = 0;
-        for (u32 l = 0; l < live; ++l) {
-            const u32 x = values[first + l];
-            const u32 number = (u32)(x >= limit[0]) + (u32)(num_limits > 1 && x >= limit[1]) + (u32)(num_limits > 2 && x >= limit[2]);
-            low |= (number & 1) << l;
-            high |= number >> 1 << l;
-            *next[number]++ = x;
+        if (n - first >= LANES) {
+            partition_row(values + first, limits, num_limits, next, low, high);
+        } else {
+            for (u32 l = 0; l < n - first; ++l) {
+                const u32 x = values[first + l];
+                u32 number = 0;
+                for (u32 k = 0; k < num_limits; ++k) number += x >= limits[k];
+                low |= (number & 1) << l;
+                high |= number >> 1 << l;
+                *next[number]++ = x;
+            }
         }
         plane0[first / LANES] = low;
         if (num_limits > 1) plane1[first / LANES] = high;

@@ -45,14 +45,16 @@ EXPORT void headrace_differences(const u32* values, u64 n, int zigzag, u32* step
 
 // thresholds: room for three; returns how many.
 EXPORT u32 headrace_split_search(const u32* values, u64 n, u32 num_classes, u32* thresholds, double* bits) {
-    return choose::SplitSearch(values, n).run(num_classes, thresholds, bits);
+    u32 low = 0, high = 0;
+    DISPATCH(find_range(values, n, low, high));
+    return choose::SplitSearch(values, n, low, high).run(num_classes, thresholds, bits);
 }
 
 EXPORT void headrace_class_sizes(const u32* values, u64 n, const u32* thresholds, u32 num_thresholds, u64* at_least) {
     DISPATCH(count_at_least(values, n, thresholds, num_thresholds, at_least));
 }
 
-// streams: room for the values of each class, one after the other as `starts` says.
+// streams: room for the values of each class and eight more, one after the other as `starts` says.
 EXPORT void headrace_partition(const u32* values, u64 n, const u32* thresholds, u32 num_thresholds, u32* plane0, u32* plane1, u32* anchors, u32* streams,
                                const u64* starts) {
     u32* const parts[MAX_CLASSES] = {streams + starts[0], streams + starts[1], streams + starts[2], streams + starts[3]};

@@ -248,6 +248,13 @@ class NativeLibrary(EncoderMethods):
         result: int = self._library.headrace_crc32c(address(data, "buffer", alignment=1), data.nbytes, seed)
         return result
 
+    def crc32c_pages(self, data: Array, page_bytes: int) -> Array:
+        """CRC32C of each page of contiguous uint8, the last may be shorter; uint32."""
+        check_dtype(data, "data", "|u1")
+        start, checksum = address(data, "data", alignment=1), self._library.headrace_crc32c
+        places = range(0, data.size, page_bytes)
+        return np.array([checksum(start + at, min(page_bytes, data.size - at), 0) for at in places], np.uint32)
+
     def equal_ranges(self, planes: Sequence[Array], first: Array, second: Array, lengths: Array) -> Array:
         """bool `[n]`: whether items `first + j` and `second + j` have the same bytes in all planes, for all j below the length.
 

@@ -94,19 +94,23 @@ class EncoderMethods:
         at, limits = _stream(values), thresholds.astype(np.uint32)
         if not 1 <= limits.size <= 3:
             raise ValueError(f"a split has 2 to 4 classes, so 1 to 3 thresholds, got {limits.size}")
+        if (limits[1:] < limits[:-1]).any():
+            raise ValueError(f"thresholds must ascend, got {limits.tolist()}")
         above = np.zeros(3, np.uint64)
         self._library.headrace_class_sizes(at, values.size, limits.ctypes.data, limits.size, above.ctypes.data)
         # values at or above threshold k are in classes after k: what is left is in the classes up to k
-        starts = np.concatenate([[0], values.size - above.astype(np.int64)]).astype(np.uint64)
+        cuts = [0, *(values.size - above[: limits.size].astype(np.int64)).tolist(), values.size]
+        # the native code writes up to eight values past the end of a class
+        starts = np.array([cut + 8 * number for number, cut in enumerate(cuts)] + [0] * 3, np.uint64)
         vectors = -(-values.size // VECTOR)
         first, second = np.empty(vectors * 32, np.uint32), np.empty(vectors * 32, np.uint32)
-        anchors, streams = np.empty(vectors * limits.size, np.uint32), np.empty(values.size, np.uint32)
+        anchors, streams = np.empty(vectors * limits.size, np.uint32), np.empty(values.size + 40, np.uint32)
         self._library.headrace_partition(
             at, values.size, limits.ctypes.data, limits.size, first.ctypes.data, second.ctypes.data, anchors.ctypes.data, streams.ctypes.data,
             starts.ctypes.data,
         )  # fmt: skip
-        cuts = [*(int(start) for start in starts[: limits.size + 1]), values.size]
-        return first, second if limits.size > 1 else None, anchors, [streams[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        parts = [streams[start + 8 * number : end + 8 * number] for number, (start, end) in enumerate(zip(cuts[:-1], cuts[1:], strict=True))]
+        return first, second if limits.size > 1 else None, anchors, parts
 
     def distinct(self, values: Array, most: int | None = None) -> tuple[Array, Array, Array] | None:
         """Entries in the order of their first occurrence, codes (uint32) and counts (int64); None if there are more than `most` entries.

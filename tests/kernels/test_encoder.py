@@ -159,6 +159,8 @@ def test_arguments_that_do_not_fit_are_refused(library: native.NativeLibrary) ->
         library.plan(values.astype(np.int64))
     with pytest.raises(ValueError, match="1 to 3 thresholds, got 0"):
         library.partition(values, np.zeros(0, np.uint32))
+    with pytest.raises(ValueError, match=r"thresholds must ascend, got \[5, 3\]"):
+        library.partition(values, np.array([5, 3], np.uint32))
     with pytest.raises(ValueError, match="integers of 2, 4 or 8 bytes"):
         library.distinct(values.astype(np.float32))
     with pytest.raises(ValueError, match="do not belong to 2 entries"):
