@@ -19,6 +19,7 @@ MIN_SPLIT = 256  # values: below, the planes and tables cost what the widths sav
 MAX_RUN_SHARE = 0.4  # of the values that start a run
 MIN_SAVING = 0.98
 STRETCH = 1024
+RARE_CHANGES = 1 / 20  # of the values: each is an exception of about 32 bits
 
 
 def weigh(num_bytes: float, decode_ns: float, options: EncodeOptions) -> float:
@@ -57,12 +58,14 @@ def choose_stream(values: Array, options: EncodeOptions, *, budget: int = 2, dir
 
 
 def _steps_are_small(values: Array) -> bool:
-    """Whether a stretch from the middle takes fewer bits as differences than above its minimum."""
+    """Whether a stretch from the middle takes fewer bits as differences than above its minimum, or rarely changes."""
     middle = values.size // 2
     stretch = values[max(middle - STRETCH // 2, 0) : middle + STRETCH // 2].astype(np.int64)
     if stretch.size < 2:
         return False
     steps = np.abs(np.diff(stretch))
+    if np.count_nonzero(steps) < steps.size * RARE_CHANGES:
+        return True
     # frexp gives bit lengths; a mean of them does not mind a few wide steps, as exceptions do not
     return float(np.frexp(steps)[1].mean()) + 1 < 0.95 * float(np.frexp(stretch - stretch.min())[1].mean()) + 0.5
 

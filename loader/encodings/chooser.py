@@ -29,8 +29,9 @@ from loader.segment.layout import VALUE_DTYPES, OutKind, ValueType
 Array = np.ndarray[Any, np.dtype[Any]]
 _DECIMAL_TYPES = (ValueType.FLOAT32, ValueType.FLOAT64)
 MIN_DECIMALS = 64
+MAX_CHANGES = 1 / 40  # of the values of a mask: a change costs about 32 bits
 
-__all__ = ["Decision", "EncodeOptions", "as_integers", "choose", "encode_booleans", "encode_values"]
+__all__ = ["Decision", "EncodeOptions", "as_integers", "choose", "encode_booleans", "encode_mask", "encode_values"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,14 +146,23 @@ def encode_values(target: Target, values: Array, options: EncodeOptions, value_t
     return Decision(tree=tree, reason=reason)
 
 
-def encode_booleans(target: Target, values: Array) -> Decision:
-    """One bit a value, nulls as 0."""
+def encode_booleans(target: Target, values: Array, options: EncodeOptions) -> Decision:
+    """One bit a value, nulls as 0; where values rarely change, their changes."""
     mask = values.view(np.bool_) if target.nulls is None else values.view(np.bool_) & target.nulls.mask
-    plain = dataclasses.replace(target, nulls=None)
+    return encode_mask(dataclasses.replace(target, nulls=None), mask, options)
+
+
+def encode_mask(target: Target, mask: Array, options: EncodeOptions) -> Decision:
+    """Bytes 0 and 1 of a bool array that no other op reads as bits."""
     set_bits = int(np.count_nonzero(mask))
     if set_bits in (0, mask.size):
-        Constant(pattern=int(set_bits > 0)).emit(plain)
+        Constant(pattern=int(set_bits > 0)).emit(target)
         return Decision(tree="constant", reason=f"{mask.size:,} equal values")
-    bitmap = Bitmap(target.builder, mask)
-    bitmap.emit_bytes(target.region)
+    changes = int(np.count_nonzero(mask[1:] != mask[:-1]))
+    if changes < MAX_CHANGES * mask.size:
+        stream = choose_stream(mask.astype(np.uint32), options, direct=True)
+        if weigh(stream.num_bytes, stream.decode_ns, options) < mask.size / 8:
+            target.read(stream)
+            return Decision(tree=stream.text, reason=f"{stream.num_bytes:,} B; bits {mask.size // 8:,} B")
+    Bitmap(target.builder, mask).emit_bytes(target.region)
     return Decision(tree="bits", reason="a bit a value")

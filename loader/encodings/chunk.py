@@ -10,7 +10,7 @@ import numpy as np
 from loader.encodings.bits import Bitmap
 from loader.encodings.builder import ChunkBuilder
 from loader.encodings.cascade import choose_stream
-from loader.encodings.chooser import Decision, as_integers, encode_booleans, encode_values
+from loader.encodings.chooser import Decision, as_integers, encode_booleans, encode_mask, encode_values
 from loader.encodings.frame import frame
 from loader.encodings.leaf import LeafType
 from loader.encodings.options import EncodeOptions
@@ -51,7 +51,8 @@ def _encode_node(builder: ChunkBuilder, node: Node, leaf: LeafType, depth: int, 
     if isinstance(node, Leaf):
         return _encode_leaf(builder, node, leaf, depth, options)
     if node.validity is not None:
-        Bitmap(builder, node.validity).emit_validity(depth)
+        region = builder.region(Role.VALIDITY, depth=depth, item_bytes=1, value_type=ValueType.BOOL, count=node.validity.size)
+        encode_mask(Target(builder=builder, region=region, out_kind=OUT_KINDS[1], count=node.validity.size), node.validity, options)
     slide = leaf.value_type != ValueType.UINT8 or isinstance(node.child, ListNode)
     planes = _planes(node.child, leaf) if options.list_views else None
     layout = choose_layout(node.lengths, planes, item_bytes=_item_bytes(node.child, leaf, options), options=options, slide=slide)
@@ -132,6 +133,6 @@ def _encode_leaf(builder: ChunkBuilder, node: Leaf, leaf: LeafType, depth: int, 
     region = builder.region(Role.VALUES, depth=depth, item_bytes=item_bytes, value_type=leaf.value_type, count=count, base=base)
     target = Target(builder=builder, region=region, out_kind=OUT_KINDS[item_bytes], count=count, nulls=nulls)
     if leaf.value_type == ValueType.BOOL and count:
-        return encode_booleans(target, values)
+        return encode_booleans(target, values, options)
     stands_for = leaf.value_type if leaf.value_type >= ValueType.FLOAT16 or (depth and leaf.value_type == ValueType.UINT8) else None
     return encode_values(target, values, options, stands_for)

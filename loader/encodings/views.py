@@ -26,6 +26,7 @@ from loader.segment.layout import NO_REGION, VECTOR, OpKind, OutKind, Role, Scan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SAMPLE_ROWS = 1024
+MAX_CHANGES = 1 / 40  # of the rows, that start a view: a change costs about 32 bits
 MIN_SLIDING_ITEMS = 3  # items a row: below, the starts cost what the pool saves
 
 
@@ -203,15 +204,19 @@ def emit_views(builder: ChunkBuilder, layout: Layout, *, depth: int, count: int,
     num_views = layout.lengths.size
     views = builder.region(Role.SCRATCH, depth=depth, item_bytes=8, value_type=ValueType.UINT64, count=num_views) if shared else region
     text, level = _emit_ranges(builder, layout, views, options)
-    if layout.fresh is not None:
+    codes = None if layout.codes is None else choose_stream(layout.codes, options)
+    if layout.fresh is not None and num_views < MAX_CHANGES * count:
+        # few views, many rows each: numbers that rise now and then take less than a bit a row
+        codes = choose_stream((np.cumsum(layout.fresh) - 1).astype(np.uint32), options)
+        codes = codes if codes.num_bytes < count // 8 else None
+    if layout.fresh is not None and codes is None:
         bitmap = Bitmap(builder, layout.fresh)
         builder.op(
             OpKind.RANK, out=region, out_kind=OutKind.VIEW, count=count, level=level + 1, num_sources=0, bits=bitmap.bits, anchors=bitmap.anchors,
             dictionary=views, dict_count=num_views,
         )  # fmt: skip
         return f"{text}, rows=fresh[{num_views:,} of {count:,}]"
-    if layout.codes is not None:
-        codes = choose_stream(layout.codes, options)
+    if codes is not None:
         placed = place_codes(builder, codes)
         op_of(
             builder, placed, out=region, out_kind=OutKind.VIEW, count=count, level=max(level + 1, placed.level), dictionary=views, dict_count=num_views

@@ -43,6 +43,7 @@ def zipf_ids() -> np.ndarray[Any, np.dtype[np.int64]]:
         (zipf_ids(), "dictionary[", 1.15 * ROWS),
         (np.where(RNG.random(ROWS) < 0.01, 1 << 20, RNG.integers(0, 16, ROWS)), "packed 4 bits and", 0.6 * ROWS),
         (RNG.random(ROWS) < 0.5, "bits", ROWS / 8 + 300),
+        (np.arange(ROWS) // 700 % 2 == 1, "delta(packed 0 bits and", 700),
     ],
 )
 def test_values_get_what_suits_them(values: Any, tree: str, most_bytes: float) -> None:

@@ -135,3 +135,17 @@ def test_lists_of_lists_that_repeat_are_stored_once(make: Any) -> None:
         assert chunk.data.size < most
         table = pa.table({"x": array})
         assert SegmentReader(encode_segment(table, column_ids=[1]).data).read().equals(table)
+
+
+@pytest.mark.parametrize("rows_each", [9, 400])
+def test_rows_that_share_a_view_for_long_cost_little(rows_each: int) -> None:
+    rng = np.random.default_rng(1)
+    lists = [rng.integers(0, 1 << 30, 5).tolist() for _ in range(-(-30_000 // rows_each))]
+    rows = [None if number // rows_each % 7 == 3 else lists[number // rows_each] for number in range(30_000)]
+    array = pa.array(rows, pa.list_(pa.int64()))
+    leaf = leaf_type(array.type, "test")
+    chunk = encode_chunk(shred(array, leaf), leaf, len(array), EncodeOptions())
+    assert ("rows=codes" if rows_each == 400 else "rows=fresh") in chunk.decision.tree
+    assert chunk.data.size < len(lists) * 21 + (2_000 if rows_each == 400 else 10_000)
+    table = pa.table({"x": array})
+    assert SegmentReader(encode_segment(table, column_ids=[1]).data).read().equals(table)
