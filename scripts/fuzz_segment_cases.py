@@ -20,9 +20,8 @@ import pyarrow as pa
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from loader.errors import HeadraceError
-from loader.segment.checksum import crc32c
-from loader.segment.footer import page_checksums
-from loader.segment.layout import CHUNK, DIRECTORY_ENTRY, TAIL, Section
+from loader.segment.checksum import crc32c, page_checksums
+from loader.segment.layout import CHUNK, DIRECTORY_ENTRY, SECTION_PAGE_BYTES, TAIL, Section
 from loader.segment.reader import SegmentReader
 from loader.segment.writer import WriteOptions, encode_segment
 from tests.segment.tables import BYTES, LEAVES, LISTS, SHAPES, Maker, same_table
@@ -112,7 +111,7 @@ def repair(data: bytearray) -> None:
             for at in range(first, first + size, CHUNK.itemsize):
                 offset, num_bytes = int.from_bytes(data[at : at + 8], "little"), int.from_bytes(data[at + 8 : at + 12], "little")
                 data[at + 12 : at + 16] = crc32c(bytes(data[offset : offset + num_bytes])).to_bytes(4, "little")
-        checksums = page_checksums(bytes(data[first : first + size])).tobytes()
+        checksums = page_checksums(bytes(data[first : first + size]), SECTION_PAGE_BYTES).tobytes()
         data[sums : sums + len(checksums)] = checksums
     whole = bytes(data[start : start + count * DIRECTORY_ENTRY.itemsize]) + bytes(data[-TAIL.itemsize : -TAIL.itemsize + 52])
     data[-12:-8] = crc32c(whole).to_bytes(4, "little")

@@ -237,8 +237,28 @@ class SegmentReader:
         if columns is None:
             chosen = np.argsort(self.columns["schema_index"])
         else:
-            chosen = np.array([self.column_index(column) for column in columns], np.int64)
-        return [int(column) for column in self.columns["column_id"][chosen]]
+            names = [column for column in columns if isinstance(column, str)]
+            known = dict(zip(names, self._rows_of_names(names), strict=True)) if len(names) > 1 else {}
+            chosen = np.array([known[column] if column in known else self.column_index(column) for column in columns], np.int64)
+        found: list[int] = self.columns["column_id"][chosen].tolist()
+        return found
+
+    def _rows_of_names(self, names: Sequence[str]) -> list[int]:
+        """`column_index` of many names: the pages of their index entries and of their names are read in one go each."""
+        index = self._records(Section.NAME_INDEX, NAME_ENTRY, self.num_columns)
+        hashes = np.array([name_hash(name) for name in names], np.uint64)
+        place = np.searchsorted(index["name_hash"], hashes)
+        inside = np.minimum(place, max(index.size - 1, 0))
+        rows = index["column_index"][inside].astype(np.int64) if index.size else np.zeros(len(names), np.int64)
+        if not index.size or (index["name_hash"][inside] != hashes).any() or int(rows.max()) >= self.num_columns:
+            return [self.column_index(name) for name in names]  # says which one is not there
+        records = self.columns[rows]
+        starts = records["name_offset"].astype(np.int64)
+        stops = starts + records["name_bytes"]
+        raw = self._section(Section.NAMES).require(starts, stops)
+        spans = zip(rows.tolist(), names, starts.tolist(), stops.tolist(), strict=True)
+        # names whose hashes are equal are told apart one by one
+        return [row if raw[start:stop] == name.encode() else self.column_index(name) for row, name, start, stop in spans]
 
     def leaf(self, column: str | int) -> LeafType:
         """The physical type of a column."""
