@@ -18,6 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MIN_SPLIT = 256  # values: below, the planes and tables cost what the widths save
 MAX_RUN_SHARE = 0.4  # of the values that start a run
 MIN_SAVING = 0.98
+SMALL_BYTES = 192  # about what the records of another encoding take
 STRETCH = 1024
 RARE_CHANGES = 1 / 20  # of the values: each is an exception of about 32 bits
 
@@ -37,7 +38,7 @@ def choose_stream(values: Array, options: EncodeOptions, *, budget: int = 2, dir
         direct: Whether values, not codes, are read, so that vectors may have exceptions (under nulls by way of scratch).
     """
     packed = Packed(values)
-    if not packed.num_bytes or not budget:
+    if packed.num_bytes <= SMALL_BYTES or not budget:
         return packed
     best, best_cost = _better([packed], options)
     found: list[Stream] = []

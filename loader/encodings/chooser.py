@@ -13,10 +13,10 @@ import numpy as np
 
 from loader.encodings import decimals, runs
 from loader.encodings.bits import Bitmap
-from loader.encodings.cascade import MAX_RUN_SHARE, choose_stream, weigh
+from loader.encodings.cascade import MAX_RUN_SHARE, SMALL_BYTES, choose_stream, weigh
 from loader.encodings.compressed import Compressed, worth_trying
 from loader.encodings.constant import Constant
-from loader.encodings.dictionary import best_dictionary, estimate_bytes
+from loader.encodings.dictionary import RECORD_BYTES, best_dictionary, estimate_bytes
 from loader.encodings.frame import Framed, frame
 from loader.encodings.options import EncodeOptions
 from loader.encodings.plain import Plain
@@ -63,7 +63,8 @@ def choose(values: Array, *, spread: bool, options: EncodeOptions, value_type: V
     least = min(candidate.num_bytes for candidate in candidates)
     if value_type == ValueType.UINT8 and not spread and options.compress and worth_trying(values):
         candidates.append(Compressed(values))
-    if options.dictionary and values.dtype.itemsize > 1 and estimate_bytes(values) < 0.9 * least:
+    worth_hashing = options.dictionary and values.dtype.itemsize > 1 and least > SMALL_BYTES
+    if worth_hashing and estimate_bytes(values) + RECORD_BYTES < 0.9 * least:
         candidates.append(best_dictionary(values, options, lambda entries: _cheapest(_flat(entries, options=options, value_type=value_type), options)))
     best = _cheapest(candidates, options)
     others = "; ".join(f"{candidate.text.split('[')[0].split('(')[0]} {candidate.num_bytes:,} B" for candidate in candidates if candidate is not best)

@@ -25,6 +25,7 @@ from loader.segment.layout import Role, ValueType
 
 Array = np.ndarray[Any, np.dtype[Any]]
 GATHER_NS = 0.6
+RECORD_BYTES = 112  # of the region, op and source that a dictionary adds to a chunk
 CODE_EXCESS = 0.5  # bits that a code takes beyond the entropy of a sample
 SAMPLE = 4096
 
@@ -152,7 +153,7 @@ class Dictionary:
         """
         self._size, self._count = entries.dtype.itemsize, entries.size
         self._values, self._codes = values, codes
-        self.num_bytes = codes.num_bytes + values.num_bytes
+        self.num_bytes = codes.num_bytes + values.num_bytes + RECORD_BYTES
         self.decode_ns = codes.decode_ns + values.decode_ns + GATHER_NS * codes.count
 
     @property
