@@ -15,15 +15,6 @@ from typing import Any
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1]), str(pathlib.Path(__file__).resolve().parent)]
 
-CLASSES = {
-    "random floats": ("float_",),
-    "decimals": ("decimal_",),
-    "counts and flags": ("count_", "flag_"),
-    "ids": ("user_id", "session_id", "item_id", "ts", "label"),
-    "session lists": tuple(f"list_{k:02}" for k in range(0, 26, 2)),
-    "row lists": tuple(f"list_{k:02}" for k in range(1, 26, 2)),
-    "histories": ("history_",),
-}
 BATCH_ROWS = 4_096
 LOOK_UP_ROWS = 100
 LOCATED = 100
@@ -89,8 +80,8 @@ def classes(job: dict[str, Any], form: Any) -> dict[str, Any]:
     """Bytes of a file with the columns of each class alone."""
     table, path = load(job["table"]), pathlib.Path(job["path"] + ".class")
     found = {}
-    for name, prefixes in CLASSES.items():
-        form.write(table.select([column for column in table.column_names if column.startswith(prefixes)]), path, 1)
+    for name, columns in job["classes"].items():
+        form.write(table.select(columns), path, 1)
         found[name] = form.num_bytes(path)
     return {"class_bytes": found}
 
