@@ -74,16 +74,15 @@ def _steps_are_small(values: Array) -> bool:
 def _deltas(values: Array, packed_bytes: float, options: EncodeOptions, budget: int) -> list[Stream]:
     """Differences packed, with exceptions and, if they can be cascaded, split."""
     steps, anchors = differences(values)
-    found: list[Stream] = []
     # steps that only go up need no room for a sign; a few that go down are exceptions
-    for scan, coded in ((Scan.SUM, steps), (Scan.ZIGZAG_SUM, zigzag(steps))):
-        coded_streams: list[Stream] = [Packed(coded), Excepted(coded)]
-        best = min(stream.num_bytes for stream in coded_streams)
-        if budget > 1 and coded.size >= MIN_SPLIT and best < packed_bytes:
-            split = best_split(coded, MIN_SAVING * best)
-            coded_streams.extend([] if split is None else [split])
-        found.extend(Delta(anchors, stream, scan) for stream in coded_streams)
-    return found
+    coded = {Scan.SUM: steps, Scan.ZIGZAG_SUM: zigzag(steps)}
+    found: list[tuple[Scan, Stream]] = [(scan, stream) for scan, taken in coded.items() for stream in (Packed(taken), Excepted(taken))]
+    scan, least = min(found, key=lambda pair: pair[1].num_bytes)
+    if budget > 1 and steps.size >= MIN_SPLIT and SMALL_BYTES < least.num_bytes < packed_bytes:
+        split = best_split(coded[scan], MIN_SAVING * least.num_bytes)
+        if split is not None:
+            return [Delta(anchors, least, scan), Delta(anchors, split, scan)]
+    return [Delta(anchors, stream, scan) for scan, stream in found]
 
 
 def _better(streams: list[Stream], options: EncodeOptions) -> tuple[Stream, float]:

@@ -65,7 +65,9 @@ def choose(values: Array, *, spread: bool, options: EncodeOptions, value_type: V
         candidates.append(Compressed(values))
     worth_hashing = options.dictionary and values.dtype.itemsize > 1 and least > SMALL_BYTES
     if worth_hashing and estimate_bytes(values) + RECORD_BYTES < 0.9 * least:
-        candidates.append(best_dictionary(values, options, lambda entries: _cheapest(_flat(entries, options=options, value_type=value_type), options)))
+        candidates.append(
+            best_dictionary(values, options, lambda entries: _cheapest(_flat(entries, options=options, value_type=value_type, budget=1), options))
+        )
     best = _cheapest(candidates, options)
     others = "; ".join(f"{candidate.text.split('[')[0].split('(')[0]} {candidate.num_bytes:,} B" for candidate in candidates if candidate is not best)
     return best, f"{best.num_bytes:,} B" + (f"; {others}" if others else "")
@@ -75,17 +77,17 @@ def _cheapest(candidates: list[Candidate], options: EncodeOptions) -> Candidate:
     return min(candidates, key=lambda candidate: weigh(candidate.num_bytes, candidate.decode_ns, options))
 
 
-def _flat(values: Array, *, options: EncodeOptions, value_type: ValueType | None, spread: bool = False) -> list[Candidate]:
+def _flat(values: Array, *, options: EncodeOptions, value_type: ValueType | None, spread: bool = False, budget: int = 2) -> list[Candidate]:
     """Candidates without a dictionary of their own, for non-empty integers."""
     parts = frame(values)
     found: list[Candidate] = []
     if value_type in _DECIMAL_TYPES and values.size >= MIN_DECIMALS:
-        found.extend(_decimal(values.view(VALUE_DTYPES[value_type]), options, spread=spread))
+        found.extend(_decimal(values.view(VALUE_DTYPES[value_type]), options, budget))
     if found:
         # the bits of decimals are never as narrow as their integers
         return found
     if parts.deltas.dtype == np.uint32:
-        found.append(Framed(parts.base, choose_stream(parts.deltas, options, direct=True)))
+        found.append(Framed(parts.base, choose_stream(parts.deltas, options, budget=budget, direct=True)))
     else:
         found.extend(Framed(parts.base, stream) for stream in _wide(parts.deltas, options, spread=spread))
     if not spread:
@@ -106,14 +108,14 @@ def _halves(deltas: Array) -> Pair:
     return Pair(Packed(deltas.astype(np.uint32)), Packed((deltas >> np.uint64(32)).astype(np.uint32)))
 
 
-def _decimal(values: Array, options: EncodeOptions, *, spread: bool) -> list[Candidate]:
+def _decimal(values: Array, options: EncodeOptions, budget: int) -> list[Candidate]:
     found = decimals.find(values)
     if found is None:
         return []
     parts = frame(found.integers)
     if parts.deltas.dtype != np.uint32:
         return [] if values.dtype.itemsize == 4 else [Framed(parts.base, _halves(parts.deltas), _scaled(found, values))]
-    return [Framed(parts.base, choose_stream(parts.deltas, options, direct=True), _scaled(found, values))]
+    return [Framed(parts.base, choose_stream(parts.deltas, options, budget=budget, direct=True), _scaled(found, values))]
 
 
 def _scaled(found: decimals.Decimals, values: Array) -> Scaled:
