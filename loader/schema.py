@@ -63,8 +63,7 @@ class Schema:
     def from_arrow(cls, schema: pa.Schema) -> Schema:
         """Number the fields of an Arrow schema 1, 2, 3…"""
         columns = tuple(
-            Column(id=index + 1, name=field.name, type=field.type, nullable=field.nullable, metadata=field.metadata)
-            for index, field in enumerate(schema)
+            Column(id=index + 1, name=field.name, type=field.type, nullable=field.nullable, metadata=field.metadata) for index, field in enumerate(schema)
         )
         return cls(columns=columns, next_id=len(columns) + 1, metadata=schema.metadata)
 
