@@ -21,8 +21,18 @@ LOCATED = 100
 
 
 def limit_cores(cores: int) -> None:
-    """This process, and every thread that a library starts later, on so many cores."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    """This process, and every thread that a library starts later, on so many cores: those that others use least just now."""
+    allowed = os.sched_getaffinity(0)
+    before = idle_ticks()
+    time.sleep(0.3)
+    after = idle_ticks()
+    os.sched_setaffinity(0, sorted(allowed, key=lambda core: before.get(core, 0) - after.get(core, 0))[:cores])
+
+
+def idle_ticks() -> dict[int, int]:
+    """Time that each core has had nothing to do."""
+    lines = [line.split() for line in pathlib.Path("/proc/stat").read_text().splitlines()]
+    return {int(line[0][3:]): int(line[4]) + int(line[5]) for line in lines if line[0].startswith("cpu") and line[0] != "cpu"}
 
 
 def best(call: Callable[[], Any], budget_seconds: float, repeats: int) -> float:
