@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
-ROW_GROUP = 8_192  # rows of a batch where a format lets its reader choose; the tuned Parquet files have groups of four times as many
+ROW_GROUP = 8_192  # rows of a batch where a format lets its reader choose
 Tensors = list[Any]
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to what a scan shows
 
@@ -113,7 +113,7 @@ class Parquet(Format):
     def write(self, table: pa.Table, path: pathlib.Path, threads: int) -> None:
         if self._tuned:
             self._choice = self._choice or tune(table)
-            pq.write_table(table, path, row_group_size=ROW_GROUP * 4, **self._choice)
+            pq.write_table(table, path, **self._choice)
         else:
             pq.write_table(table, path, compression=self._compression)
 
@@ -171,7 +171,7 @@ def tune(table: pa.Table) -> dict[str, Any]:
 
 def _size(table: pa.Table, **options: Any) -> int:
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", compression_level=9, row_group_size=ROW_GROUP * 4, **options)
+    pq.write_table(table, sink, compression="zstd", compression_level=9, **options)
     return sink.getbuffer().nbytes
 
 
