@@ -38,6 +38,9 @@ def gather_fixed(values: Array, rows: npt.NDArray[np.uint32], out: Array, *, thr
 
 def list_offsets(views: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """int64 [n + 1]: where each list starts when all are laid end to end."""
+    library = native.load()
+    if library is not None and views.flags.c_contiguous:
+        return library.list_offsets(views)
     offsets = np.zeros(len(views) + 1, np.int64)
     np.cumsum(views >> LENGTH_SHIFT, out=offsets[1:], dtype=np.int64)
     return offsets

@@ -40,8 +40,8 @@ def to_arrow(column: DecodedColumn, arrow_type: pa.DataType) -> pa.Array:
     return pa.ExtensionArray.from_storage(arrow_type, array) if isinstance(arrow_type, pa.BaseExtensionType) else array
 
 
-def take(column: DecodedColumn, entries: Array) -> DecodedColumn:
-    """The column's entries by number; pools are shared, not copied."""
+def take(column: DecodedColumn, entries: Array | slice) -> DecodedColumn:
+    """The column's entries by number; pools are shared, not copied, and of a slice nothing is."""
 
     def pick(values: Array | None) -> Array | None:
         return None if values is None else values[entries]

@@ -1,4 +1,4 @@
-"""The CPU executor: the native kernels where the library is compiled, else the NumPy reference; equal bit for bit."""
+"""The CPU executor: the native kernels where the library is compiled and knows a program's features, else the NumPy reference; equal bit for bit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 
 from loader.decode import reference
+from loader.decode.inflate import inflate
 from loader.decode.program import Program
 from loader.kernels import native
+from loader.segment.layout import Feature
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_THIN = int(Feature.NULLS | Feature.LIST_VIEWS | Feature.DICTIONARY)  # what a library without a word of its own can run
 
 
 def execute(program: Program, slab: Array, arena: Array, threads: int = 1) -> None:
@@ -25,8 +28,9 @@ def execute(program: Program, slab: Array, arena: Array, threads: int = 1) -> No
     Raises:
         CorruptSegmentError: A stream holds what its op cannot use; names the chunk by its position in the request.
     """
+    program = inflate(program, slab, arena)
     library = native.load()
-    if library is None:
+    if library is None or program.features & ~getattr(library, "known_features", _THIN):
         reference.execute(program, slab, arena)
     else:
         library.decode(slab, arena, program.ops, program.sources, threads)

@@ -15,15 +15,20 @@ from loader.errors import CorruptSegmentError
 from loader.segment.layout import (
     ALIGNMENT,
     CHUNK_HEADER,
+    COPY_IS_ZSTD,
     MAX_BLOCK_ROWS,
+    MAX_CLASSES,
     NO_REGION,
     OP,
     OUT_ITEM_BYTES,
     PADDING_BYTES,
+    PATCH_F32,
+    PATCH_F64,
     REGION,
     SOURCE,
     VECTOR,
     VECTOR_META,
+    Feature,
     OpKind,
     OutKind,
     Role,
@@ -91,6 +96,7 @@ class Program:
         regions: REGION_ITEM records in the order of chunks.
         num_rows: int64 `[chunks]`.
         arena_bytes: Bytes an executor writes into; an arena has PADDING_BYTES more.
+        features: Feature bits that an executor must know to run the ops.
     """
 
     ops: Array
@@ -99,6 +105,7 @@ class Program:
     regions: Array
     num_rows: Array
     arena_bytes: int
+    features: int = 0
 
 
 def build(slab: Array, chunk_offsets: Array, chunk_bytes: Array, *, max_arena_bytes: int = MAX_ARENA_BYTES) -> Program:
@@ -131,7 +138,26 @@ def build(slab: Array, chunk_offsets: Array, chunk_bytes: Array, *, max_arena_by
         regions=regions,
         num_rows=tables.headers["num_rows"].astype(np.int64),
         arena_bytes=arena_bytes,
+        features=needed_features(ops, sources),
     )
+
+
+def needed_features(ops: Array, sources: Array) -> int:
+    """The features that the ops of a program use, of those an executor may lack."""
+    used = Feature(0)
+    marks = (
+        (Feature.CLASS_SPLIT, ops["kind"] == OpKind.SPLIT),
+        (Feature.RUN_ENDS, ops["kind"] == OpKind.RUNS),
+        (Feature.DECIMAL_FLOATS, (ops["out_kind"] == OutKind.F32_DECIMAL) | (ops["out_kind"] == OutKind.F64_DECIMAL)),
+        (Feature.QUANTISED, ops["out_kind"] >= OutKind.F32_FROM_F16),
+        (Feature.COMPRESSED_BYTES, (ops["kind"] == OpKind.COPY) & (ops["flags"] != 0)),
+        (Feature.EXCEPTIONS, sources["kind"] == SourceKind.PACKED_EXCEPTIONS),
+        (Feature.DELTA, (ops["scan"] != Scan.NONE) & (ops["out_kind"] != OutKind.VIEW)),
+    )
+    for feature, uses in marks:
+        if uses.any():
+            used |= feature
+    return int(used)
 
 
 def _refuse(bad: Array, chunk: Array, what: str) -> None:
@@ -225,13 +251,31 @@ def _check_ops(tables: _Tables) -> None:
     kind, scan, out_kind = table["kind"], table["scan"], table["out_kind"]
     header = tables.headers
     has_dictionary = table["dict_region"] != NO_REGION
-    _refuse((kind > OpKind.RANK) | (out_kind > OutKind.VIEW) | (scan > Scan.EXCLUSIVE_SUM), chunk, "an op has a kind this version does not know")
-    _refuse((table["flags"] != 0) | (table["num_patches"] != 0), chunk, "an op has flags or patches this version does not know")
+    decimal = (out_kind == OutKind.F32_DECIMAL) | (out_kind == OutKind.F64_DECIMAL)
+    quantised = out_kind >= OutKind.F32_FROM_F16
+    _refuse((kind > OpKind.RUNS) | (out_kind > OutKind.F32_SCALED_I8) | (scan > Scan.EXCLUSIVE_SUM), chunk, "an op has a kind this version does not know")
+    zstd = (kind == OpKind.COPY) & (table["flags"] == COPY_IS_ZSTD)
+    _refuse((table["flags"] != 0) & ~zstd, chunk, "an op has flags this version does not know")
+    _refuse(zstd & (table["level"] != 0), chunk, "compressed bytes are above level 0")
+    _refuse(quantised & (has_dictionary | (kind == OpKind.COPY) | (scan != Scan.NONE)), chunk, "an op quantises what may not be quantised")
+    step = np.ascontiguousarray(table["scale"]).view(np.float32)
+    _refuse((out_kind == OutKind.F32_SCALED_I8) & ~np.isfinite(step), chunk, "an op's scale is not finite")
+    _refuse(decimal & (has_dictionary | (kind == OpKind.COPY) | (table["scale"] == 0)), chunk, "an op divides what may not be divided")
+    _refuse((table["num_patches"] > 0) & (~decimal | (table["num_patches"] > table["count"])), chunk, "an op has patches where it may have none")
     _refuse(table["level"] >= header["num_levels"][chunk], chunk, "an op's level is above its chunk's")
     ranged_views = (out_kind == OutKind.VIEW) & ((scan == Scan.SUM) | (scan == Scan.ZIGZAG_SUM))
     wanted = np.where(kind == OpKind.RANK, 0, np.where(ranged_views, 2, 1))
-    halves = (wanted == 1) & (table["num_sources"] == 2) & (kind != OpKind.COPY) & (scan == Scan.NONE) & ~has_dictionary
-    _refuse((table["num_sources"] != wanted) & ~halves, chunk, "an op has too few or too many sources")
+    split = (kind == OpKind.SPLIT) & (table["num_sources"] >= 2) & (table["num_sources"] <= MAX_CLASSES)
+    halves = (
+        (wanted == 1)
+        & (table["num_sources"] == 2)
+        & (kind != OpKind.COPY)
+        & (scan == Scan.NONE)
+        & ~has_dictionary
+        & (out_kind != OutKind.F32_DECIMAL)
+        & ~quantised
+    )
+    _refuse(np.where(kind == OpKind.SPLIT, ~split, (table["num_sources"] != wanted) & ~halves), chunk, "an op has too few or too many sources")
     _refuse(table["first_source"].astype(np.int64) + table["num_sources"] > header["num_sources"][chunk], chunk, "an op's sources do not exist")
     _refuse((scan != Scan.NONE) & ((kind != OpKind.DIRECT) | has_dictionary), chunk, "an op scans what may not be scanned")
     _refuse((out_kind == OutKind.VIEW) & (kind != OpKind.COPY) & ~has_dictionary & (scan == Scan.NONE), chunk, "an op makes views of nothing")
@@ -265,15 +309,26 @@ def _relocate_ops(tables: _Tables, regions: Array, region_bytes: Array) -> Array
     table, chunk = tables.ops, tables.op_chunk
     count = table["count"].astype(np.int64)
     vectors = -(-count // VECTOR)
-    uses_bits = ((table["kind"] == OpKind.NULLS) | (table["kind"] == OpKind.RANK)) & (count > 0)
+    uses_bits = (table["kind"] >= OpKind.NULLS) & (count > 0)
+    split = (table["kind"] == OpKind.SPLIT) & (count > 0)
     scans = (table["scan"] != Scan.NONE) & (count > 0)
-    streams = (("bits0", uses_bits, VECTOR // 8, "an op's bits"), ("anchors", uses_bits, 4, "rank anchors"), ("scan_anchors", scans, 4, "scan anchors"))
+    anchor_bytes = np.where(split, 4 * (table["num_sources"].astype(np.int64) - 1), 4)
+    patched = table["num_patches"] > 0
+    patch_bytes = table["num_patches"].astype(np.int64) * np.where(table["out_kind"] == OutKind.F64_DECIMAL, PATCH_F64.itemsize, PATCH_F32.itemsize)
+    _refuse(patched & (table["out_kind"] == OutKind.F64_DECIMAL) & (table["patches"] % 8 != 0), chunk, "an op's patches are not on 8 bytes")
+    streams = (
+        ("bits0", uses_bits, vectors * (VECTOR // 8), "an op's bits"),
+        ("bits1", split & (table["num_sources"] > 2), vectors * (VECTOR // 8), "an op's second bits"),
+        ("anchors", uses_bits, vectors * anchor_bytes, "rank anchors"),
+        ("scan_anchors", scans, vectors * 4, "scan anchors"),
+        ("patches", patched, patch_bytes, "an op's patches"),
+    )
     ops = np.zeros(table.size, PROGRAM_OP)
-    for name in ("kind", "out_kind", "scan", "num_sources", "level", "flags", "count", "dict_count", "scale", "base"):
+    for name in ("kind", "out_kind", "scan", "num_sources", "level", "flags", "count", "dict_count", "scale", "base", "num_patches"):
         ops[name] = table[name]
-    for name, used, vector_bytes, what in streams:
+    for name, used, num_bytes, what in streams:
         data = table[name].astype(np.int64)
-        tables.check_stream(chunk, data, vectors * vector_bytes, used, what)
+        tables.check_stream(chunk, data, num_bytes, used, what)
         ops[name] = np.where(used, (tables.offsets[chunk] + data).astype(np.uint64), np.uint64(NO_OFFSET))
     ops["first_source"] = tables.source_starts[chunk] + table["first_source"]
     ops["chunk"] = chunk
@@ -281,7 +336,6 @@ def _relocate_ops(tables: _Tables, regions: Array, region_bytes: Array) -> Array
     ops["dict"] = np.uint64(NO_OFFSET)
     with_dictionary = np.flatnonzero(dict_region >= 0)
     ops["dict"][with_dictionary] = regions["arena"][dict_region[with_dictionary]]
-    ops["bits1"] = ops["patches"] = np.uint64(NO_OFFSET)
     return ops
 
 
@@ -297,11 +351,11 @@ def _relocate_sources(tables: _Tables, regions: Array, region_bytes: Array) -> A
     kind = table["kind"]
     count = table["count"].astype(np.int64)
     vectors = -(-count // VECTOR)
-    _refuse(kind > SourceKind.BITS, chunk, "a source has a kind this version does not know")
+    _refuse(kind > SourceKind.PACKED_EXCEPTIONS, chunk, "a source has a kind this version does not know")
     copied, copy_bytes, level = _source_users(tables, count)
     data, meta = table["data"].astype(np.int64), table["meta"].astype(np.int64)
     used = count > 0
-    packed, bits = used & (kind == SourceKind.PACKED), used & (kind == SourceKind.BITS)
+    packed, bits = used & ((kind == SourceKind.PACKED) | (kind == SourceKind.PACKED_EXCEPTIONS)), used & (kind == SourceKind.BITS)
     tables.check_stream(chunk, meta, vectors * VECTOR_META.itemsize, packed, "a packed stream's records")
     tables.check_stream(chunk, data, table["num_words"].astype(np.int64) * 4, packed & (table["num_words"] > 0), "a packed stream's words")
     tables.check_stream(chunk, data, vectors * (VECTOR // 8), bits, "a bit stream's words")
@@ -330,22 +384,33 @@ def _source_users(tables: _Tables, source_count: Array) -> tuple[Array, Array, A
     copy_bytes = np.zeros(source_count.size, np.int64)
     level = np.full(source_count.size, 256, np.int64)
     count = table["count"].astype(np.int64)
-    for part in (0, 1):
+    classes = np.zeros(table.size, np.int64)
+    for part in range(MAX_CLASSES):
         used = np.flatnonzero(table["num_sources"] > part)
+        if not used.size:
+            break
         source = tables.source_starts[chunk[used]] + table["first_source"][used] + part
-        kind = table["kind"][used]
-        exact = kind != OpKind.NULLS
+        kind, stored = table["kind"][used], tables.sources["kind"][source]
+        split = kind == OpKind.SPLIT
+        by_rank = split | (kind == OpKind.NULLS) | (kind == OpKind.RUNS)
         _refuse(
-            (source_count[source] != count[used]) & exact | (source_count[source] > count[used]),
+            (source_count[source] != count[used]) & ~by_rank | (source_count[source] > count[used]),
             chunk[used],
             "a source has another number of values than its op",
         )
+        classes[used] += np.where(split, source_count[source], 0)
+        _refuse((split | (kind == OpKind.RUNS)) & (stored == SourceKind.BITS), chunk[used], "classes or runs come from bits")
+        alone = (kind == OpKind.DIRECT) & (table["num_sources"][used] == 1) & (table["dict_region"][used] == NO_REGION)
+        _refuse((stored == SourceKind.PACKED_EXCEPTIONS) & ~alone, chunk[used], "a source with exceptions is read by rank or with another")
         is_copy = kind == OpKind.COPY
         copied[source[is_copy]] = True
         other[source[~is_copy]] = True
-        copy_bytes[source[is_copy]] = (count * _OUT_BYTES[table["out_kind"]])[used][is_copy]
+        frame_bytes = np.where(table["flags"][used] != 0, tables.sources["num_words"][source].astype(np.int64), (count * _OUT_BYTES[table["out_kind"]])[used])
+        # a source that several ops copy must hold what each of them reads
+        np.maximum.at(copy_bytes, source[is_copy], frame_bytes[is_copy])
         np.minimum.at(level, source, table["level"][used].astype(np.int64))
     _refuse(copied & other, tables.source_chunk, "a copy shares its source")
+    _refuse((table["kind"] == OpKind.SPLIT) & (classes != count), chunk, "the classes of an op do not add up to its values")
     return copied, copy_bytes, level
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from loader.decode.inflate import inflate
 from loader.decode.program import NO_OFFSET, Program
 from loader.encodings.bitpack import num_vectors, unpack
 from loader.encodings.bits import rank_anchors, unpack_bits
+from loader.encodings.split import class_anchors
 from loader.errors import CorruptSegmentError
-from loader.segment.layout import OUT_ITEM_BYTES, VECTOR, VECTOR_META, OpKind, OutKind, Scan, SourceKind
+from loader.segment.layout import OUT_ITEM_BYTES, PATCH_F32, PATCH_F64, VECTOR, VECTOR_META, OpKind, OutKind, Scan, SourceKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _STORED: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
@@ -30,7 +32,7 @@ def execute(program: Program, slab: Array, arena: Array) -> None:
     Raises:
         CorruptSegmentError: A stream holds what its op cannot use; names the chunk by its position in the request.
     """
-    for op in program.ops:
+    for op in inflate(program, slab, arena).ops:
         try:
             _run(op, program.sources, slab, arena)
         except CorruptSegmentError as error:
@@ -49,10 +51,10 @@ def _stream(sources: Array, index: int, slab: Array, arena: Array) -> Array:
         return np.full(count, source["value"], np.uint32)
     if not count:
         return np.zeros(0, np.uint32)
-    if kind == SourceKind.PACKED:
+    if kind in (SourceKind.PACKED, SourceKind.PACKED_EXCEPTIONS):
         at = int(source["meta"])
         meta = slab[at : at + num_vectors(count) * VECTOR_META.itemsize].view(VECTOR_META)
-        return unpack(_words(slab, data, int(source["num_words"])), meta, count)
+        return unpack(_words(slab, data, int(source["num_words"])), meta, count, exceptions=kind == SourceKind.PACKED_EXCEPTIONS)
     if kind == SourceKind.PLAIN:
         return arena[data : data + 4 * count].view("<u4")
     return unpack_bits(_words(slab, data, num_vectors(count) * (VECTOR // 32)), count).astype(np.uint32)
@@ -69,15 +71,56 @@ def _bits(op: Any, slab: Array) -> Array:
     return unpack_bits(words, count)
 
 
+def _plane(op: Any, slab: Array, name: str) -> Array:
+    """One selector plane of a split, as 0 and 1."""
+    count = int(op["count"])
+    words = _words(slab, int(op[name]), num_vectors(count) * (VECTOR // 32))
+    if count % 32 and int(words[count // 32]) >> (count % 32) or words[-(-count // 32) :].any():
+        raise CorruptSegmentError("a bitmap has bits past its end")
+    return unpack_bits(words, count).view(np.uint8)
+
+
+def _split(op: Any, sources: Array, slab: Array, arena: Array) -> Array:
+    """x(i) of a class split: each class has its own stream, two planes say whose turn it is."""
+    num_classes, first = int(op["num_sources"]), int(op["first_source"])
+    classes = _plane(op, slab, "bits0")
+    if num_classes > 2:
+        classes = classes | (_plane(op, slab, "bits1") << 1)
+    anchors = _words(slab, int(op["anchors"]), num_vectors(classes.size) * (num_classes - 1))
+    if not np.array_equal(class_anchors(classes, num_classes), anchors):
+        raise CorruptSegmentError("rank anchors do not count the classes before them")
+    values = np.empty(classes.size, np.uint32)
+    for number in range(max(num_classes, int(classes.max()) + 1)):
+        chosen = np.flatnonzero(classes == number)
+        if number >= num_classes or chosen.size != int(sources[first + number]["count"]):
+            raise CorruptSegmentError("a class has another number of values than its planes say")
+        values[chosen] = _stream(sources, first + number, slab, arena)
+    return values
+
+
+def _runs(op: Any, values: Array, slab: Array) -> Array:
+    """Each run's value, as often as the run is long."""
+    mask = _bits(op, slab)
+    if not mask[0]:
+        raise CorruptSegmentError("the first run does not start at the first item")
+    if int(np.count_nonzero(mask)) != values.size:
+        raise CorruptSegmentError("a stream has another number of values than its bitmap has set bits")
+    return np.asarray(values[np.cumsum(mask) - 1])
+
+
 def _input(op: Any, sources: Array, slab: Array, arena: Array) -> tuple[Array, Array | None]:
     """x(i), uint32 or uint64, and for NULLS the bitmap (x then has present values only)."""
     first = int(op["first_source"])
     if op["kind"] == OpKind.RANK:
         ranks = np.cumsum(_bits(op, slab), dtype=np.uint32) - np.uint32(1)
         return ranks, None
+    if op["kind"] == OpKind.SPLIT:
+        return _split(op, sources, slab, arena), None
     values = _stream(sources, first, slab, arena)
     if op["num_sources"] == 2 and op["scan"] == Scan.NONE:
         values = values.astype(np.uint64) + (_stream(sources, first + 1, slab, arena).astype(np.uint64) << np.uint64(32))
+    if op["kind"] == OpKind.RUNS:
+        return _runs(op, values, slab), None
     if op["kind"] != OpKind.NULLS:
         return values, None
     mask = _bits(op, slab)
@@ -114,6 +157,10 @@ def _run(op: Any, sources: Array, slab: Array, arena: Array) -> None:
     values, mask = _input(op, sources, slab, arena)
     if int(op["dict"]) != NO_OFFSET:
         items = _look_up(op, values, arena, stored)
+    elif op["out_kind"] >= OutKind.F32_FROM_F16:
+        items = quantised(op, values)
+    elif op["out_kind"] >= OutKind.F32_DECIMAL:
+        items = decimals(op, values if op["scan"] == Scan.NONE else _scan(op, values, slab)).view(stored)
     elif op["scan"] != Scan.NONE:
         items = _store_scan(op, values, _scan(op, values, slab), sources, slab, arena).astype(stored)
     else:
@@ -123,6 +170,43 @@ def _run(op: Any, sources: Array, slab: Array, arena: Array) -> None:
     else:
         out[:] = 0
         out[mask] = items
+    if op["num_patches"]:
+        _patch(op, slab, out)
+
+
+def decimals(op: Any, values: Array) -> Array:
+    """The integers divided by the scale, correctly rounded."""
+    exact = values.astype(np.uint64) + np.uint64(int(op["base"]) % (1 << 64))
+    if op["out_kind"] == OutKind.F64_DECIMAL:
+        return exact.view(np.int64).astype(np.float64) / np.float64(op["scale"])
+    return exact.astype(np.uint32).view(np.int32).astype(np.float32) / np.float32(op["scale"])
+
+
+def quantised(op: Any, values: Array) -> Array:
+    """float32 bits of float16, bfloat16 or scaled int8 values."""
+    bits = (values.astype(np.uint64) + np.uint64(int(op["base"]) % (1 << 64))).astype(np.uint32)
+    if op["out_kind"] == OutKind.F32_FROM_BF16:
+        return bits << np.uint32(16)
+    if op["out_kind"] == OutKind.F32_SCALED_I8:
+        with np.errstate(over="ignore"):
+            return np.asarray((bits.astype(np.uint8).view(np.int8).astype(np.float32) * op["scale"].view(np.float32)).view(np.uint32))
+    half = bits.astype(np.uint16)
+    # a NaN keeps its bits: conversions may change them
+    nan = ((half & np.uint16(0x7FFF)) > 0x7C00).astype(np.bool_)
+    wide = half.astype(np.uint32)
+    kept = ((wide & np.uint32(0x8000)) << np.uint32(16)) | np.uint32(0x7F80_0000) | ((wide & np.uint32(0x3FF)) << np.uint32(13))
+    with np.errstate(invalid="ignore"):
+        return np.where(nan, kept, half.view(np.float16).astype(np.float32).view(np.uint32))
+
+
+def _patch(op: Any, slab: Array, out: Array) -> None:
+    """The items that no decimal gives, bit by bit."""
+    record = PATCH_F64 if op["out_kind"] == OutKind.F64_DECIMAL else PATCH_F32
+    patches = slab[int(op["patches"]) : int(op["patches"]) + int(op["num_patches"]) * record.itemsize].view(record)
+    at = patches["position"].astype(np.int64)
+    if (np.diff(at) <= 0).any() or int(at[-1]) >= out.size:
+        raise CorruptSegmentError("patches are not in order or lie past the items")
+    out[at] = patches["bits"]
 
 
 def _look_up(op: Any, codes: Array, arena: Array, stored: np.dtype[Any]) -> Array:

@@ -16,6 +16,7 @@ from loader.segment.layout import (
     OP,
     REGION,
     SOURCE,
+    Feature,
     OpKind,
     OutKind,
     Role,
@@ -27,7 +28,8 @@ from loader.segment.layout import (
 
 Array = np.ndarray[Any, np.dtype[Any]]
 STREAM_ALIGNMENT = 8
-_OP_STREAMS = ("anchors", "scan_anchors", "bits0")
+_KIND_FEATURES = {int(OpKind.SPLIT): Feature.CLASS_SPLIT, int(OpKind.RUNS): Feature.RUN_ENDS, int(OpKind.NULLS): Feature.NULLS}
+_OP_STREAMS = ("anchors", "scan_anchors", "bits0", "bits1", "patches")
 
 
 def as_i64(pattern: int) -> int:
@@ -83,10 +85,15 @@ class ChunkBuilder:
         dictionary: int = NO_REGION,
         dict_count: int = 0,
         bits: int | None = None,
+        bits1: int | None = None,
         anchors: int | None = None,
         scan_anchors: int | None = None,
+        scale: int = 0,
+        flags: int = 0,
+        patches: int | None = None,
+        num_patches: int = 0,
     ) -> None:
-        """Add an op that fills `count` items of region `out` from its start; `bits` and the anchors are handles."""
+        """Add an op that fills `count` items of region `out` from its start; bits, anchors and patches are handles."""
         self._ops.append(
             {
                 "kind": int(kind),
@@ -102,9 +109,34 @@ class ChunkBuilder:
                 "anchors": anchors,
                 "scan_anchors": scan_anchors,
                 "bits0": bits,
+                "bits1": bits1,
+                "scale": scale,
+                "flags": flags,
+                "patches": patches,
+                "num_patches": num_patches,
                 "base": as_i64(base),
             }
         )
+
+    @property
+    def features(self) -> int:
+        """The feature bits that the ops and sources so far need, NULLS and LIST_VIEWS apart: those are the type's."""
+        used = Feature(0)
+        for op in self._ops:
+            used |= _KIND_FEATURES.get(op["kind"] or 0, Feature(0))
+            if op["dict_region"] != NO_REGION:
+                used |= Feature.DICTIONARY
+            if (op["out_kind"] or 0) >= OutKind.F32_FROM_F16:
+                used |= Feature.QUANTISED
+            elif (op["out_kind"] or 0) >= OutKind.F32_DECIMAL:
+                used |= Feature.DECIMAL_FLOATS
+            if op["kind"] == OpKind.COPY and op["flags"]:
+                used |= Feature.COMPRESSED_BYTES
+            if op["scan"] != Scan.NONE and op["out_kind"] != OutKind.VIEW:
+                used |= Feature.DELTA
+        if any(source[0] == SourceKind.PACKED_EXCEPTIONS for source in self._sources):
+            used |= Feature.EXCEPTIONS
+        return int(used)
 
     def finish(self, num_rows: int) -> Array:
         """The chunk's bytes, uint8.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
+from loader.encodings.stream import Packed
 from loader.encodings.target import Target
-from loader.segment.layout import SourceKind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,10 +16,9 @@ class Constant:
 
     pattern: int
     num_bytes: int = 0
-    cost: float = 0.0
+    decode_ns: float = 0.0
     text: str = "constant"
 
-    def emit(self, target: Target) -> None:
+    def emit(self, target: Target) -> int:
         present = target.count if target.nulls is None else target.nulls.num_set
-        source = target.builder.source(SourceKind.CONSTANT, count=present)
-        target.op(level=0, source=source, base=self.pattern)
+        return target.read(Packed(np.zeros(present, np.uint32)), base=self.pattern)

@@ -1,4 +1,4 @@
-"""Frame of reference: values minus their minimum, as one packed 32-bit stream, or as two halves where the range is wider."""
+"""Frame of reference: values minus their minimum, as one 32-bit stream, or as two halves where the range is wider."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from loader.encodings import bitpack
-from loader.encodings.target import Target, emit_stream, stream_bytes, stream_text
+from loader.encodings.stream import Stream
+from loader.encodings.target import Scaled, Target
+from loader.segment.layout import OutKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
-UNPACK_COST = 1.03  # of a packed byte beside a copied one
-HALVES_COST = 1.06
+DIVIDE_NS = 0.3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,31 +48,26 @@ def frame(values: Array) -> Frame:
     return Frame(base=base, span=span, deltas=deltas)
 
 
-class Packed:
-    """One packed stream above a base; the range is below 2^32."""
-
-    def __init__(self, base: int, deltas: Array) -> None:
-        self._base, self._deltas = base, deltas
-        self._plan = bitpack.plan(deltas)
-        self.num_bytes = stream_bytes(self._plan)
-        self.cost = self.num_bytes * UNPACK_COST
-        self.text = stream_text(self._plan)
-
-    def emit(self, target: Target) -> None:
-        target.op(level=0, source=emit_stream(target.builder, self._deltas, self._plan), base=self._base)
+def _scaled_text(scaled: Scaled) -> str:
+    if scaled.out_kind in (OutKind.F32_DECIMAL, OutKind.F64_DECIMAL):
+        patched = f", {scaled.positions.size:,} patches" if scaled.positions.size else ""
+        return f"decimals[1/{scaled.scale:,}{patched}]"
+    return {OutKind.F32_FROM_F16: "float16", OutKind.F32_FROM_BF16: "bfloat16", OutKind.F32_SCALED_I8: "int8"}[scaled.out_kind]
 
 
-class Halves:
-    """Two packed streams, the low and the high 32 bits above a base."""
+class Framed:
+    """A stream (or a pair of halves) above a base; for decimals, divided afterwards."""
 
-    def __init__(self, base: int, deltas: Array) -> None:
-        self._base = base
-        self._parts = (deltas.astype(np.uint32), (deltas >> np.uint64(32)).astype(np.uint32))
-        self._plans = tuple(bitpack.plan(part) for part in self._parts)
-        self.num_bytes = sum(stream_bytes(part) for part in self._plans)
-        self.cost = self.num_bytes * HALVES_COST
-        self.text = f"halves(low={stream_text(self._plans[0])}, high={stream_text(self._plans[1])})"
+    def __init__(self, base: int, stream: Stream, scaled: Scaled | None = None) -> None:
+        self._base, self._stream, self._scaled = base, stream, scaled
+        self.num_bytes, self.decode_ns = stream.num_bytes, stream.decode_ns
+        if scaled is not None:
+            self.num_bytes += scaled.num_bytes
+            self.decode_ns += DIVIDE_NS * stream.count
 
-    def emit(self, target: Target) -> None:
-        low, _ = (emit_stream(target.builder, part, packing) for part, packing in zip(self._parts, self._plans, strict=True))
-        target.op(level=0, source=low, num_sources=2, base=self._base)
+    @property
+    def text(self) -> str:
+        return self._stream.text if self._scaled is None else f"{_scaled_text(self._scaled)}({self._stream.text})"
+
+    def emit(self, target: Target) -> int:
+        return target.read(self._stream, base=self._base, scaled=self._scaled)

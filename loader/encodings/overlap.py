@@ -1,7 +1,6 @@
 """Where list rows repeat: rows equal to the row before, and rows that continue it (a window sliding over a history).
 
-Vectorised over rows; a comparison of all items happens only for rows whose ends already agree. `fresh_rows` and `slide_overlaps` may
-get native twins: arrays in, array out, nothing else.
+Vectorised over rows; a comparison of all items happens only for rows whose ends already agree. The native twins compare in place.
 """
 
 from __future__ import annotations
@@ -11,12 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from loader.kernels import native
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def ranges(starts: Array, lengths: Array) -> Array:
     """The positions of ragged ranges laid end to end: `starts[i], starts[i] + 1 … starts[i] + lengths[i] − 1` for each i."""
     lengths = lengths.astype(np.int64, copy=False)
+    library = native.load()
+    if library is not None:
+        return library.ranges(np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(lengths))
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if ends.size else 0
     return np.asarray(np.arange(total, dtype=np.int64) + np.repeat(starts.astype(np.int64, copy=False) - (ends - lengths), lengths))
@@ -55,6 +59,9 @@ def fresh_rows(planes: Sequence[Array], offsets: Array) -> Array:
     Returns:
         bool `[rows]`.
     """
+    library = native.load()
+    if library is not None and offsets.size > 1:
+        return library.fresh_rows([np.ascontiguousarray(plane) for plane in planes], offsets)
     lengths = np.diff(offsets)
     fresh = np.ones(lengths.size, np.bool_)
     if lengths.size < 2:
@@ -100,3 +107,23 @@ def slide_overlaps(planes: Sequence[Array], offsets: Array, max_slide_items: int
         overlap[rows[same]] = count[same]
         open_rows = open_rows[overlap[open_rows] == 0]
     return overlap
+
+
+def neighbour_overlaps(planes: Sequence[Array], offsets: Array, rows: Array, max_slide_items: int) -> Array:
+    """`slide_overlaps` of some rows, each against the one named before it.
+
+    Args:
+        planes, offsets, max_slide_items: As in `slide_overlaps`.
+        rows: int64, in the order in which the window slides.
+
+    Returns:
+        int64 `[rows]`.
+    """
+    library = native.load()
+    if library is not None:
+        return library.slide_overlaps([np.ascontiguousarray(plane) for plane in planes], offsets, np.ascontiguousarray(rows), max_slide_items)
+    lengths = np.diff(offsets)[rows]
+    gathered = ranges(offsets[rows], lengths)
+    local = np.zeros(rows.size + 1, np.int64)
+    np.cumsum(lengths, out=local[1:])
+    return slide_overlaps([plane[gathered] for plane in planes], local, max_slide_items)

@@ -11,6 +11,7 @@ from loader.encodings.target import Target
 from loader.segment.layout import OpKind, SourceKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
+COPY_NS = 0.05  # a byte
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,11 @@ class Plain:
         return self.values.nbytes
 
     @property
-    def cost(self) -> float:
-        return float(self.values.nbytes)
+    def decode_ns(self) -> float:
+        return COPY_NS * self.values.nbytes
 
-    def emit(self, target: Target) -> None:
+    def emit(self, target: Target) -> int:
         builder = target.builder
         source = builder.source(SourceKind.PLAIN, count=target.count, data=builder.stream(self.values))
         builder.op(OpKind.COPY, out=target.region, out_kind=target.out_kind, count=target.count, level=0, source=source)
+        return 0

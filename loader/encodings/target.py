@@ -1,4 +1,4 @@
-"""What a candidate encoding writes to: a region of the chunk being built, with or without nulls, and 32-bit streams for its ops."""
+"""What a candidate encoding writes to: a region of the chunk being built, with or without nulls."""
 
 from __future__ import annotations
 
@@ -7,14 +7,34 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from loader.encodings import bitpack
 from loader.encodings.bits import Bitmap
 from loader.encodings.builder import ChunkBuilder
-from loader.segment.layout import NO_REGION, OpKind, OutKind, SourceKind
+from loader.encodings.stream import Input, Pair, Stream, op_of, place_codes
+from loader.segment.layout import NO_REGION, PATCH_F32, PATCH_F64, OpKind, OutKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OUT_KINDS = {1: OutKind.U8, 2: OutKind.U16, 4: OutKind.U32, 8: OutKind.U64}
 UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaled:
+    """How decimals or quantised values become floats.
+
+    Attributes:
+        scale: What the integers are divided by; for int8 the bits of the float32 that they are multiplied with.
+        positions: int64, which of the present values are patched, ascending.
+        bits: Their bit patterns.
+    """
+
+    scale: int
+    positions: Array
+    bits: Array
+    out_kind: OutKind
+
+    @property
+    def num_bytes(self) -> int:
+        return self.positions.size * (PATCH_F32 if self.bits.dtype.itemsize == 4 else PATCH_F64).itemsize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,23 +51,53 @@ class Target:
     count: int
     nulls: Bitmap | None = None
 
-    def op(self, *, level: int, source: int, num_sources: int = 1, base: int = 0, dictionary: int = NO_REGION, dict_count: int = 0) -> None:
-        """The op that fills the region from `source`."""
-        spread = self.nulls is not None
-        self.builder.op(
-            OpKind.NULLS if spread else OpKind.DIRECT,
-            out=self.region,
-            out_kind=self.out_kind,
-            count=self.count,
-            level=level,
-            source=source,
-            num_sources=num_sources,
-            base=base,
-            dictionary=dictionary,
-            dict_count=dict_count,
-            bits=self.nulls.bits if self.nulls is not None else None,
-            anchors=self.nulls.anchors if self.nulls is not None else None,
-        )
+    def read(
+        self, stream: Stream, *, base: int = 0, dictionary: int = NO_REGION, dict_count: int = 0, level: int = 0, scaled: Scaled | None = None
+    ) -> int:  # fmt: skip
+        """Write a stream and the op that fills the region from it.
+
+        Args:
+            stream: The present values, or their codes.
+            base: Added to each.
+            dictionary: The region that codes look up.
+            dict_count: Its entries.
+            level: The lowest level the op may have.
+            scaled: For decimals and quantised values.
+
+        Returns:
+            The op's level.
+        """
+        if self.nulls is not None:
+            placed = self._spread(stream)
+        else:
+            # neither codes nor quantised values are summed up
+            summable = dictionary == NO_REGION and (scaled is None or scaled.out_kind < OutKind.F32_FROM_F16)
+            placed = stream.place(self.builder) if summable else place_codes(self.builder, stream)
+        level = max(level, placed.level)
+        out_kind = self.out_kind if scaled is None else scaled.out_kind
+        fields: dict[str, Any] = {} if scaled is None else {"scale": scaled.scale, **self._patches(scaled)}
+        op_of(
+            self.builder, placed, out=self.region, out_kind=out_kind, count=self.count, level=level, base=base, dictionary=dictionary,
+            dict_count=dict_count, **fields,
+        )  # fmt: skip
+        return level
+
+    def _spread(self, stream: Stream) -> Input:
+        assert self.nulls is not None
+        if isinstance(stream, Pair):
+            placed = stream.place(self.builder)
+        else:
+            source = stream.as_source(self.builder)
+            placed = Input(source=source.add(self.builder), level=source.level)
+        return dataclasses.replace(placed, kind=OpKind.NULLS, bits0=self.nulls.bits, anchors=self.nulls.anchors)
+
+    def _patches(self, scaled: Scaled) -> dict[str, int]:
+        if not scaled.positions.size:
+            return {}
+        records = np.zeros(scaled.positions.size, PATCH_F32 if self.out_kind == OutKind.U32 else PATCH_F64)
+        records["position"] = scaled.positions if self.nulls is None else np.flatnonzero(self.nulls.mask)[scaled.positions]
+        records["bits"] = scaled.bits
+        return {"patches": self.builder.stream(records), "num_patches": records.size}
 
 
 class Candidate(Protocol):
@@ -58,36 +108,12 @@ class Candidate(Protocol):
         """Exact bytes of its streams."""
 
     @property
-    def cost(self) -> float:
-        """Bytes times what its decoding costs beside a copy."""
+    def decode_ns(self) -> float:
+        """Nanoseconds to decode, about."""
 
     @property
     def text(self) -> str:
         """As `headrace inspect` shows it."""
 
-    def emit(self, target: Target) -> None:
-        """Write streams, sources and ops."""
-
-
-def stream_bytes(packing: bitpack.PackPlan) -> int:
-    """Bytes of a 32-bit stream as `emit_stream` writes it."""
-    return 0 if is_constant(packing) else packing.num_bytes
-
-
-def is_constant(packing: bitpack.PackPlan) -> bool:
-    """Whether the whole stream is one value."""
-    return not packing.widths.any() and (packing.bases.size < 2 or bool((packing.bases == packing.bases[0]).all()))
-
-
-def stream_text(packing: bitpack.PackPlan) -> str:
-    return "constant" if is_constant(packing) else packing.bits_text()
-
-
-def emit_stream(builder: ChunkBuilder, values: Array, packing: bitpack.PackPlan | None = None) -> int:
-    """Add a uint32 stream as a constant or packed source; returns the source's number."""
-    packing = bitpack.plan(values) if packing is None else packing
-    if is_constant(packing):
-        return builder.source(SourceKind.CONSTANT, count=values.size, value=int(packing.bases[0]) if values.size else 0)
-    words, meta = bitpack.pack(values, packing)
-    meta_at = builder.stream(meta)
-    return builder.source(SourceKind.PACKED, count=values.size, data=builder.stream(words), meta=meta_at, num_words=words.size)
+    def emit(self, target: Target) -> int:
+        """Write streams, sources and ops; returns the level of the region's last op."""

@@ -17,13 +17,16 @@ import pyarrow as pa
 from loader.encodings import bitpack
 from loader.encodings.bits import Bitmap
 from loader.encodings.builder import ChunkBuilder
-from loader.encodings.chooser import EncodeOptions
-from loader.encodings.overlap import fresh_rows, ranges, slide_overlaps
-from loader.encodings.target import emit_stream, stream_bytes, stream_text
+from loader.encodings.cascade import choose_stream
+from loader.encodings.options import EncodeOptions
+from loader.encodings.overlap import fresh_rows, neighbour_overlaps
+from loader.encodings.stream import Packed, op_of, place_codes
+from loader.kernels import native
 from loader.segment.layout import NO_REGION, VECTOR, OpKind, OutKind, Role, Scan, ValueType
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SAMPLE_ROWS = 1024
+MAX_CHANGES = 1 / 40  # of the rows, that start a view: a change costs about 32 bits
 MIN_SLIDING_ITEMS = 3  # items a row: below, the starts cost what the pool saves
 
 
@@ -53,10 +56,10 @@ class Layout:
 
 
 def _view_bytes(layout: Layout) -> int:
-    total = stream_bytes(bitpack.plan(layout.lengths.astype(np.uint32)))
-    total += 0 if layout.starts is None else stream_bytes(bitpack.plan(_zigzag(layout.starts)))
+    total = Packed(layout.lengths.astype(np.uint32)).num_bytes
+    total += 0 if layout.starts is None else Packed(_zigzag(layout.starts)).num_bytes
     total += 0 if layout.fresh is None else layout.fresh.size // 8 + 4 * bitpack.num_vectors(layout.fresh.size)
-    return total + (0 if layout.codes is None else stream_bytes(bitpack.plan(layout.codes)))
+    return total + (0 if layout.codes is None else Packed(layout.codes).num_bytes)
 
 
 def _zigzag(starts: Array) -> Array:
@@ -78,16 +81,18 @@ def _repeats(offsets: Array, fresh: Array) -> Layout:
 
 
 def _sliding(planes: Sequence[Array], offsets: Array, fresh: Array, *, newest_first: bool, max_slide_items: int) -> Layout:
-    """Views that overlap in a pool; every view ends where the pool ended when it was added."""
+    """Views that overlap in a pool; every view ends where the pool ended when it was added. Empty rows lie wherever the row before does."""
     rows = np.flatnonzero(fresh)
     order = rows[::-1] if newest_first else rows
     lengths = np.diff(offsets)[order]
-    gathered = ranges(offsets[order], lengths)
-    local = np.zeros(order.size + 1, np.int64)
-    np.cumsum(lengths, out=local[1:])
-    overlap = slide_overlaps([plane[gathered] for plane in planes], local, max_slide_items)
+    full = lengths > 0
+    overlap = np.zeros(order.size, np.int64)
+    overlap[full] = neighbour_overlaps(planes, offsets, order[full], max_slide_items)
     added = lengths - overlap
-    starts = np.cumsum(added) - lengths
+    # the last row with items up to each row, or none: rows without items (null rows between equal ones) interrupt no window
+    starts = (np.cumsum(added) - lengths)[np.maximum.accumulate(np.where(full, np.arange(order.size), 0))]
+    if not full[0]:
+        starts[: int(np.argmax(full))] = 0
     parts = (offsets[order] + overlap, added)
     slides = int(np.count_nonzero(overlap))
     if newest_first:
@@ -103,21 +108,41 @@ def _sliding(planes: Sequence[Array], offsets: Array, fresh: Array, *, newest_fi
     )
 
 
-def _shared(offsets: Array, items: Array) -> Layout | None:
-    """Views by code, for fixed-width items without nulls; None when rows are mostly distinct."""
-    size, count = items.dtype.itemsize, offsets.size - 1
-    step = max(count // SAMPLE_ROWS, 1)
+def distinct_rows(items: Array, offsets: Array, rows: Array) -> tuple[Array, Array]:
+    """Equal lists by number, in the order of their first occurrence.
+
+    Args:
+        items: Integers.
+        offsets: int64 `[lists + 1]`.
+        rows: int64, which lists.
+
+    Returns:
+        The number of each of `rows` (uint32), and where in `rows` each number comes first (int64).
+    """
+    library = native.load()
+    if library is not None:
+        return library.distinct_rows(np.ascontiguousarray(items), offsets, np.ascontiguousarray(rows))
     data = pa.py_buffer(np.ascontiguousarray(items))
-    rows = pa.LargeBinaryArray.from_buffers(pa.large_binary(), count, [None, pa.py_buffer(offsets * size), data])
-    sample = rows.take(pa.array(np.arange(0, count, step)[:SAMPLE_ROWS]))
-    if len(sample.unique()) > 0.7 * len(sample):
-        return None
-    codes = rows.dictionary_encode().indices.to_numpy().astype(np.uint32)
+    lists = pa.LargeBinaryArray.from_buffers(pa.large_binary(), offsets.size - 1, [None, pa.py_buffer(offsets * items.dtype.itemsize), data])
+    codes = lists.take(pa.array(rows)).dictionary_encode().indices.to_numpy().astype(np.uint32)
     # Arrow numbers values in the order of their first rows
-    first = np.flatnonzero(np.diff(np.maximum.accumulate(codes.astype(np.int64)), prepend=-1))
+    return codes, np.flatnonzero(np.diff(np.maximum.accumulate(codes.astype(np.int64)), prepend=-1))
+
+
+def _shared(offsets: Array, items: Array, fresh: Array) -> Layout | None:
+    """Views by code, for fixed-width items without nulls; None when rows are mostly distinct."""
+    count = offsets.size - 1
+    sample = np.arange(0, count, max(count // SAMPLE_ROWS, 1))[:SAMPLE_ROWS]
+    if distinct_rows(items, offsets, sample)[1].size > 0.7 * sample.size:
+        return None
+    rows = np.flatnonzero(fresh)
+    codes, first = distinct_rows(items, offsets, rows)
+    first = rows[first]
     lengths = np.diff(offsets)[first]
     reason = f"{first.size:,} distinct of {count:,} rows"
-    return Layout(lengths=lengths, num_items=int(lengths.sum()), codes=codes, parts=(offsets[first], lengths), text="shared views", reason=reason)
+    return Layout(
+        lengths=lengths, num_items=int(lengths.sum()), codes=codes[np.cumsum(fresh) - 1], parts=(offsets[first], lengths), text="shared views", reason=reason
+    )  # fmt: skip
 
 
 def choose_layout(lengths: Array, planes: Sequence[Array] | None, *, item_bytes: float, options: EncodeOptions, slide: bool = True) -> Layout:
@@ -146,7 +171,7 @@ def choose_layout(lengths: Array, planes: Sequence[Array] | None, *, item_bytes:
             sliding = _sliding(planes, offsets, fresh, newest_first=newest_first, max_slide_items=options.max_slide_items)
             candidates.append(sliding if sliding.num_items < limit else None)
     if options.dictionary and len(planes) == 1:
-        candidates.append(_shared(offsets, planes[0]))
+        candidates.append(_shared(offsets, planes[0], fresh))
     for layout in candidates:
         if layout is not None:
             cost = layout.num_items * item_bytes + _view_bytes(layout)
@@ -163,57 +188,61 @@ def _sliding_pays(planes: Sequence[Array], offsets: Array, fresh: Array, *, newe
     rows = np.flatnonzero(fresh)
     middle = max(rows.size // 2 - SAMPLE_ROWS // 4, 0)
     rows = rows[np.unique(np.concatenate([np.arange(middle, min(middle + SAMPLE_ROWS // 2, rows.size)), np.arange(min(SAMPLE_ROWS // 4, rows.size))]))]
+    rows = rows[np.diff(offsets)[rows] > 0]
     rows = rows[::-1] if newest_first else rows
-    lengths = np.diff(offsets)[rows]
-    total = int(lengths.sum())
-    if total < MIN_SLIDING_ITEMS * rows.size:
+    total = int(np.diff(offsets)[rows].sum())
+    if total < MIN_SLIDING_ITEMS * rows.size or not rows.size:
         return False
-    gathered = ranges(offsets[rows], lengths)
-    local = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    saved = int(slide_overlaps([plane[gathered] for plane in planes], local, options.max_slide_items).sum())
+    saved = int(neighbour_overlaps(planes, offsets, rows, options.max_slide_items).sum())
     return saved > 0.5 * options.min_pool_saving * total
 
 
-def emit_views(builder: ChunkBuilder, layout: Layout, *, depth: int, count: int) -> str:
+def emit_views(builder: ChunkBuilder, layout: Layout, *, depth: int, count: int, options: EncodeOptions) -> str:
     """Write the VIEWS region of `count` entries; returns its description."""
     region = builder.region(Role.VIEWS, depth=depth, item_bytes=8, value_type=ValueType.UINT64, count=count)
     shared = layout.fresh is not None or layout.codes is not None
     num_views = layout.lengths.size
     views = builder.region(Role.SCRATCH, depth=depth, item_bytes=8, value_type=ValueType.UINT64, count=num_views) if shared else region
-    text = _emit_ranges(builder, layout, views)
-    if layout.fresh is not None:
+    text, level = _emit_ranges(builder, layout, views, options)
+    codes = None if layout.codes is None else choose_stream(layout.codes, options)
+    if layout.fresh is not None and num_views < MAX_CHANGES * count:
+        # few views, many rows each: numbers that rise now and then take less than a bit a row
+        codes = choose_stream((np.cumsum(layout.fresh) - 1).astype(np.uint32), options)
+        codes = codes if codes.num_bytes < count // 8 else None
+    if layout.fresh is not None and codes is None:
         bitmap = Bitmap(builder, layout.fresh)
         builder.op(
-            OpKind.RANK, out=region, out_kind=OutKind.VIEW, count=count, level=1, num_sources=0, bits=bitmap.bits, anchors=bitmap.anchors,
+            OpKind.RANK, out=region, out_kind=OutKind.VIEW, count=count, level=level + 1, num_sources=0, bits=bitmap.bits, anchors=bitmap.anchors,
             dictionary=views, dict_count=num_views,
         )  # fmt: skip
         return f"{text}, rows=fresh[{num_views:,} of {count:,}]"
-    if layout.codes is not None:
-        packing = bitpack.plan(layout.codes)
-        source = emit_stream(builder, layout.codes, packing)
-        builder.op(OpKind.DIRECT, out=region, out_kind=OutKind.VIEW, count=count, level=1, source=source, dictionary=views, dict_count=num_views)
-        return f"{text}, rows=codes[{num_views:,}]({stream_text(packing)})"
+    if codes is not None:
+        placed = place_codes(builder, codes)
+        op_of(
+            builder, placed, out=region, out_kind=OutKind.VIEW, count=count, level=max(level + 1, placed.level), dictionary=views, dict_count=num_views
+        )  # fmt: skip
+        return f"{text}, rows=codes[{num_views:,}]({codes.text})"
     return text
 
 
-def _emit_ranges(builder: ChunkBuilder, layout: Layout, region: int) -> str:
-    """The op that turns lengths, and starts where windows slide, into views."""
-    lengths = layout.lengths.astype(np.uint32)
-    packing = bitpack.plan(lengths)
-    num_views = lengths.size
+def _emit_ranges(builder: ChunkBuilder, layout: Layout, region: int, options: EncodeOptions) -> tuple[str, int]:
+    """The op that turns lengths, and starts where windows slide, into views; its description and level."""
+    num_views = layout.lengths.size
+    values = layout.lengths.astype(np.uint32)
     if layout.starts is None:
         anchors = (np.cumsum(layout.lengths) - layout.lengths)[::VECTOR].astype(np.uint32)
-        source = emit_stream(builder, lengths, packing)
-        scan, num_sources, text = Scan.EXCLUSIVE_SUM, 1, f"lengths={stream_text(packing)}"
+        lengths = choose_stream(values, options, direct=True)
+        placed = [lengths.as_source(builder, by_rank=False)]
+        scan, text = Scan.EXCLUSIVE_SUM, f"lengths={lengths.text}"
     else:
         anchors = np.concatenate([np.zeros(1, np.int64), layout.starts[VECTOR - 1 :: VECTOR]])[: bitpack.num_vectors(num_views)].astype(np.uint32)
-        deltas = _zigzag(layout.starts)
-        steps = bitpack.plan(deltas)
-        source = emit_stream(builder, deltas, steps)
-        emit_stream(builder, lengths, packing)
-        scan, num_sources, text = Scan.ZIGZAG_SUM, 2, f"starts={stream_text(steps)}, lengths={stream_text(packing)}"
+        steps, lengths = choose_stream(_zigzag(layout.starts), options), choose_stream(values, options)
+        placed = [steps.as_source(builder), lengths.as_source(builder)]
+        scan, text = Scan.ZIGZAG_SUM, f"starts={steps.text}, lengths={lengths.text}"
+    numbers = [source.add(builder) for source in placed]
+    level = max(source.level for source in placed)
     builder.op(
-        OpKind.DIRECT, out=region, out_kind=OutKind.VIEW, count=num_views, level=0, source=source, num_sources=num_sources, scan=scan,
+        OpKind.DIRECT, out=region, out_kind=OutKind.VIEW, count=num_views, level=level, source=numbers[0], num_sources=len(numbers), scan=scan,
         scan_anchors=builder.stream(anchors), dictionary=NO_REGION,
     )  # fmt: skip
-    return text
+    return text, level

@@ -207,12 +207,19 @@ template <class T, class R> static bool gather_rows(const T* values, u64 num_val
     return fits;
 }
 
-// Copies one list, `base` added. Where there is room behind pool and output, whole groups of 8 are copied: the items past the end
-// are overwritten by the lists that follow, and short lists cost no branches.
+// Items that are copied at once: 8, or 32 bytes of them.
+template <class P, class T> constexpr u32 group_items() { return sizeof(P) == sizeof(T) && sizeof(T) < 4 ? 32 / sizeof(T) : 8; }
+
+template <class P, class T> FN void copy_group(const P* RESTRICT from, T* RESTRICT to, T base) {
+    for (u32 k = 0; k < group_items<P, T>(); ++k) to[k] = (T)(base + (T)from[k]);
+}
+
+// Copies one list, `base` added. Where there is room behind pool and output, whole groups are copied, and one even of an empty list: the
+// items past the end are overwritten by the lists that follow, and short lists cost no branches.
 template <class P, class T> FN void copy_list(const P* RESTRICT from, T* RESTRICT to, u32 length, T base, bool has_room) {
     if (has_room) {
-        for (u32 i = 0; i < length; i += 8)
-            for (u32 k = 0; k < 8; ++k) to[i + k] = (T)(base + (T)from[i + k]);
+        copy_group(from, to, base);
+        for (u32 i = group_items<P, T>(); i < length; i += group_items<P, T>()) copy_group(from + i, to + i, base);
     } else {
         for (u32 i = 0; i < length; ++i) to[i] = (T)(base + (T)from[i]);
     }
@@ -220,12 +227,13 @@ template <class P, class T> FN void copy_list(const P* RESTRICT from, T* RESTRIC
 
 // Lays lists end to end into `out`. Returns the number of the first list that reaches outside of the pool or past `out_count`, else n.
 template <class P, class T> static u64 copy_lists(const P* pool, u64 pool_count, u64 base, const u64* views, u64 n, T* out, u64 out_count) {
+    const u32 room = group_items<P, T>();
     u64 at = 0;
     for (u64 i = 0; i < n; ++i) {
         const u64 view = views[i], length = view_length(view), end = view_start(view) + length;
         if (end > pool_count || length > out_count - at) return i;
         if (i + 8 < n) __builtin_prefetch(pool + view_start(views[i + 8]));
-        copy_list(pool + view_start(view), out + at, (u32)length, (T)base, end + 8 <= pool_count && at + length + 8 <= out_count);
+        copy_list(pool + view_start(view), out + at, (u32)length, (T)base, end + room <= pool_count && at + length + room <= out_count);
         at += length;
     }
     return n;

@@ -3,257 +3,123 @@
 // corrupt bytes read at most PADDING_BYTES past the slab or arena and write only the op's own items.
 #include "lanes.cuh"
 
-constexpr int ANY = -1;
-constexpr u32 BIT_WIDTH = 33;
+constexpr int ANY = -1;  // a template argument that the op says
+#include "streams.cuh"
+#include "ranks.cuh"
+#include "stores.cuh"
+
 enum Step { STEP_STORE = 0, STEP_DICTIONARY = 1, STEP_SCAN = 2 };
 
-// One vector of any source, random access: value i is `width` bits at row i / 32, lane i % 32, plus base. A constant has width 0,
-// plain u32 values have width 32; BIT_WIDTH is one bit a value, laid out along the words.
-struct Stream {
-    const u32* words;
-    u32 base, width;
+// What step 1 of a vector keeps between rows: streams for DIRECT, bitmaps and ranks for the others.
+struct Input {
+    Stream low, high;
+    Exceptions more_low, more_high;
+    const u32 *bits0, *bits1;
+    Ranks ranks;
+    u32 first_rank;
 };
 
-// Everything that a vector needs, the same for all its lanes.
-struct Task {
-    const u8* slab;
-    u8* arena;
-    const ProgramOp* op;
-    const ProgramSource* sources;
-    u32 id, vector;
-    u64* error;
-#if defined(HEADRACE_GPU)
-    Stream* near;  // shared memory of the warp: four streams
-#endif
-};
+FN const u32* bits_at(const Task& t, u64 offset) { return (const u32*)(t.slab + offset) + t.vector * ROWS; }
 
-FN u32 words_of(u32 width, u32 num_values) { return ((num_values + LANES - 1) / LANES * width + 31) / 32 * LANES; }
-
-FN u32 bits_mask(u32 width) { return ~0u >> (32 - width); }
-
-// A vector past the stream's end, or with a header that would read past it, is a constant zero; the latter is reported.
-FN Stream stream_at(const Task& t, const ProgramSource& source, u32 vector) {
-    const Stream nothing = {(const u32*)t.slab, 0, 0};
-    const u64 first = (u64)vector * VECTOR;
-    if (first >= source.count) return nothing;
-    if (source.kind == SOURCE_CONSTANT) return {(const u32*)t.slab, source.value, 0};
-    if (source.kind == SOURCE_PLAIN) return {(const u32*)(t.arena + source.data) + first, 0, 32};
-    if (source.kind == SOURCE_BITS) return {(const u32*)(t.slab + source.data) + first / 32, 0, BIT_WIDTH};
-    const VectorMeta meta = ((const VectorMeta*)(t.slab + source.meta))[vector];
-    const u32 num_values = least(source.count - (u32)first, VECTOR);
-    if (meta.width > 32 || meta.num_exceptions || (u64)meta.word_offset + words_of(meta.width, num_values) > source.num_words) {
-        report(t.error, t.id, t.vector, ERROR_VECTOR_META);
-        return nothing;
-    }
-    return {(const u32*)(t.slab + source.data) + meta.word_offset, meta.base, meta.width};
+FN void open_classes(const Task& t, u32 num_values, Input& in) {
+    const ProgramOp& op = *t.op;
+    const u32 num_rows = (num_values + LANES - 1) / LANES, num_anchors = op.num_sources - 1u;
+    const u32* anchors = (const u32*)(t.slab + op.anchors) + (u64)t.vector * num_anchors;
+    in.bits1 = num_anchors > 1 ? bits_at(t, op.bits1) : 0;
+    for (u32 k = 1; k < MAX_CLASSES; ++k) in.ranks.of[k] = k <= num_anchors ? LOAD(anchors + k - 1) : 0;
+    in.ranks.of[0] = t.vector * VECTOR - in.ranks.of[1] - in.ranks.of[2] - in.ranks.of[3];
+    const Ranks num_items = count_classes(in.bits0, in.bits1, num_rows, num_values);
+    for (u32 k = 0; k < MAX_CLASSES; ++k)
+        if (k <= num_anchors) open_near(t, k, t.sources[op.first_source + k], in.ranks.of[k], num_items.of[k]);
+    merge_vector(t, in.ranks, num_items, in.bits0, in.bits1, num_rows);
 }
 
-// out = add + the 32 values of a row. `out` is a value for each lane, or on a CPU the output itself.
-template <class T> FN void stream_row(const Stream& s, u32 row, T add, T* RESTRICT out) {
-    if (s.width == BIT_WIDTH) {
-        const u32 word = LOAD(s.words + row);
-        FOR_LANES(l) out[AT(l)] = (T)(add + (T)(word >> l & 1));
+template <int KIND> FN void open_input(const Task& t, bool two, u32 num_values, Input& in) {
+    const ProgramOp& op = *t.op;
+    const ProgramSource* source = t.sources + op.first_source;
+    if (KIND == OP_DIRECT) {
+        in.low = stream_at(t, source[0], t.vector);
+        in.more_low = exceptions_of(in.low, num_values);
+        if (!two) return;
+        in.high = stream_at(t, source[1], t.vector);
+        in.more_high = exceptions_of(in.high, num_values);
         return;
     }
-    if (s.width == 0) {
-        FOR_LANES(l) out[AT(l)] = (T)(add + (T)s.base);
-        return;
-    }
-    const u32 bit = row * s.width, shift = bit & 31, mask = bits_mask(s.width), base = s.base;
-    const u32* RESTRICT word = s.words + (bit & ~31u);
-    if (shift + s.width > 32) {
-        FOR_LANES(l) out[AT(l)] = (T)(add + (T)(((LOAD(word + l) >> shift | LOAD(word + l + LANES) << (32 - shift)) & mask) + base));
+    in.bits0 = bits_at(t, op.bits0);
+    if (KIND == OP_SPLIT) {
+        open_classes(t, num_values, in);
     } else {
-        FOR_LANES(l) out[AT(l)] = (T)(add + (T)((LOAD(word + l) >> shift & mask) + base));
+        in.first_rank = in.ranks.of[0] = LOAD((const u32*)(t.slab + op.anchors) + t.vector);
     }
-}
-
-// What 1,024 consecutive ranks of a stream can touch: two of its vectors. A GPU lane picks its value out of the packed words; a CPU
-// unpacks both first, which costs a fraction of picking.
-#if defined(HEADRACE_GPU)
-
-struct Near {
-    const Stream* by_parity;
-};
-
-FN u32 stream_value(const Stream& s, u32 i) {
-    if (s.width == BIT_WIDTH) return LOAD(s.words + i / 32) >> (i & 31) & 1;
-    if (s.width == 0) return s.base;
-    const u32 bit = i / LANES * s.width, shift = bit & 31;
-    const u32* word = s.words + (bit & ~31u) + i % LANES;
-    const u32 high = shift + s.width > 32 ? LOAD(word + LANES) : 0;
-    return (__funnelshift_r(LOAD(word), high, shift) & bits_mask(s.width)) + s.base;
-}
-
-FN void open_near(const Task& t, const ProgramSource& source, u32 rank, u32 half, Near& near) {
-    const u32 vector = rank / VECTOR, lane = lane_id();
-    if (lane < 2) t.near[half * 2 + lane] = stream_at(t, source, vector + ((vector ^ lane) & 1));
-    near.by_parity = t.near + half * 2;
-    __syncwarp();
-}
-
-// x = value number `rank` + set bits below the lane, or 0 where the lane's bit is not set.
-FN void expand_row(const Near& near, u32 rank, u32 bits, u32* x) {
-    const u32 r = rank + __popc(bits & ((1u << lane_id()) - 1u));
-    x[0] = bits >> lane_id() & 1 ? stream_value(near.by_parity[r / VECTOR & 1], r % VECTOR) : 0;
-}
-
-FN void rank_row(u32 rank, u32 bits, u32* x) { x[0] = rank + __popc(bits & ((2u << lane_id()) - 1u)) - 1u; }
-
-FN u32 count_bits(u32 bits) { return __popc(bits); }
-
-#else
-
-struct Near {
-    u32 first;
-    u32 values[2 * VECTOR + LANES];  // a row or a byte may be read past the last value
-};
-
-FN void open_near(const Task& t, const ProgramSource& source, u32 rank, u32, Near& near) {
-    const u32 vector = rank / VECTOR;
-    near.first = vector * VECTOR;
-    for (u32 k = 0; k < 2; ++k) {
-        const Stream s = stream_at(t, source, vector + k);
-        const u64 first = ((u64)vector + k) * VECTOR;
-        const u32 left = first < source.count ? least(source.count - (u32)first, VECTOR) : VECTOR;
-        for (u32 row = 0; row * LANES < left; ++row) stream_row<u32>(s, row, 0, near.values + k * VECTOR + row * LANES);
+    if (KIND == OP_NULLS || KIND == OP_RUNS) {
+        // a run that began before this vector goes on in it
+        const u32 before = KIND == OP_RUNS && in.first_rank && !(LOAD(in.bits0) & 1), num_items = count_set(in.bits0, (num_values + LANES - 1) / LANES) + before;
+        open_near(t, 0, source[0], in.first_rank - before, num_items);
+        if (two) open_near(t, 1, source[1], in.first_rank - before, num_items);
     }
+    if (KIND != OP_RANK) wait_for_near();
 }
 
-// For each byte of a bitmap and each of its bits: the set bits below, and the set bits of the whole byte.
-struct BitRanks {
-    u32 below[256][8];
-    u8 total[256];
-
-    constexpr BitRanks() : below(), total() {
-        for (u32 byte = 0; byte < 256; ++byte)
-            for (u32 bit = 0; bit < 8; ++bit) {
-                below[byte][bit] = total[byte];
-                total[byte] = (u8)(total[byte] + (byte >> bit & 1));
-            }
+// x and y of a row: low and high half, or starts and lengths. Returns which lanes hold a value.
+template <int KIND> FN u32 read_row(const Task& t, Input& in, bool two, u32 row, u32 num_values, u32* x, u32* y) {
+    if (KIND == OP_DIRECT) {
+        stream_row<u32>(in.low, row, 0, x);
+        if (in.low.num_exceptions) add_exceptions(in.low, in.more_low, row, num_values, x);
+        if (!two) return ~0u;
+        stream_row<u32>(in.high, row, 0, y);
+        if (in.high.num_exceptions) add_exceptions(in.high, in.more_high, row, num_values, y);
+        return ~0u;
     }
-};
-
-static constexpr BitRanks BIT_RANKS;
-
-#if defined(HEADRACE_AVX2_BODY)
-typedef u32 Eight __attribute__((vector_size(32)));
-
-FN Eight ranks_below(u32 byte) {
-    Eight below;
-    __builtin_memcpy(&below, BIT_RANKS.below[byte], sizeof below);
-    return below;
-}
-
-FN Eight set_lanes(u32 byte) {
-    const Eight bit = {1, 2, 4, 8, 16, 32, 64, 128};
-    return (Eight)((bit & byte) == bit);
-}
-#endif
-
-// Spreads consecutive values over the set bits of a byte; the other lanes become 0.
-FN void expand_byte(const u32* value, u32 byte, u32* x) {
-#if defined(HEADRACE_AVX2_BODY)
-    Eight values;
-    __builtin_memcpy(&values, value, sizeof values);
-    const Eight spread = __builtin_shuffle(values, ranks_below(byte)) & set_lanes(byte);
-    __builtin_memcpy(x, &spread, sizeof spread);
-#else
-    for (u32 k = 0; k < 8; ++k) x[k] = value[BIT_RANKS.below[byte][k]] & (0u - (byte >> k & 1));
-#endif
-}
-
-FN void expand_row(const Near& near, u32 rank, u32 bits, u32* RESTRICT x) {
-    const u32* RESTRICT value = near.values + (rank - near.first);
-    if (bits == ~0u) {
-        FOR_LANES(l) x[l] = value[l];
-        return;
+    const u32 live = least(num_values - row * LANES, LANES), live_lanes = ~0u >> (LANES - live);
+    if (KIND == OP_SPLIT) {
+        merge_row(t, in.ranks, in.bits0, in.bits1, row, live_lanes, x);
+        return ~0u;
     }
-    for (u32 group = 0; group < LANES; group += 8) {
-        const u32 byte = bits >> group & 255;
-        expand_byte(value, byte, x + group);
-        value += BIT_RANKS.total[byte];
+    u32 bits = LOAD(in.bits0 + row) & live_lanes;
+    u32& rank = in.ranks.of[0];
+    if (KIND == OP_RANK) rank_row(rank, bits, x);
+    if (KIND == OP_NULLS) {
+        expand_row(t.near[0], rank, bits, x);
+        if (two) expand_row(t.near[1], rank, bits, y);
     }
-}
-
-FN void rank_row(u32 rank, u32 bits, u32* RESTRICT x) {
-    u32 below = rank - 1;
-    for (u32 group = 0; group < LANES; group += 8) {
-        const u32 byte = bits >> group & 255;
-#if defined(HEADRACE_AVX2_BODY)
-        const Eight ranks = below + ranks_below(byte) - set_lanes(byte);
-        __builtin_memcpy(x + group, &ranks, sizeof ranks);
-#else
-        for (u32 k = 0; k < 8; ++k) x[group + k] = below + BIT_RANKS.below[byte][k] + (byte >> k & 1);
-#endif
-        below += BIT_RANKS.total[byte];
+    if (KIND == OP_RUNS) {
+        if (rank == 0) bits |= 1;  // reported below if it was not set
+        repeat_row(t.near[0], rank, bits, x);
+        if (two) repeat_row(t.near[1], rank, bits, y);
     }
+    rank += count_bits(bits);
+    return KIND == OP_NULLS ? bits : ~0u;
 }
 
-FN u32 count_bits(u32 bits) { return (u32)__builtin_popcount(bits); }
-
-#endif
-
-template <class T> FN void store_items(T* RESTRICT out, const T* item, u32 live) {
-    if (IS_FULL_ROW(live)) {
-        FOR_LANES(l) out[l] = item[AT(l)];
-    } else {
-        FOR_FIRST_LANES(l, live) out[l] = item[AT(l)];
-    }
+FN u32 bits_past_end(const u32* bits, u32 num_values) {
+    u32 past = num_values % LANES ? LOAD(bits + num_values / LANES) >> num_values % LANES : 0;
+    for (u32 row = (num_values + LANES - 1) / LANES; row < ROWS; ++row) past |= LOAD(bits + row);
+    return past;
 }
 
-FN u64 moved_view(u64 view, u32 view_base) { return (view & ~0xffffffffull) | (u32)((u32)view + view_base); }
-
-// An op's low half in x, high half (or the lengths of views) in y; lanes that are not present store 0.
-template <class T, bool MASKED> FN void store_values(const Task& t, u32 i, const u32* x, const u32* y, bool wide, u32 present, u32 live) {
-    PER_LANE(T, item);
-    const u64 base = (u64)t.op->base;
-    if (sizeof(T) == 8 && wide) {
-        FOR_LANES(l) item[AT(l)] = (T)(base + (x[AT(l)] | (u64)y[AT(l)] << 32));
-    } else {
-        FOR_LANES(l) item[AT(l)] = (T)((T)base + (T)x[AT(l)]);
-    }
-    if (MASKED) FOR_LANES(l) item[AT(l)] &= (T)0 - (T)(present >> l & 1);
-    store_items((T*)(t.arena + t.op->out) + i, item, live);
-}
-
-template <bool MASKED> FN void store_views(const Task& t, u32 i, const u32* start, const u32* length, u32 present, u32 live) {
-    PER_LANE(u64, item);
-    FOR_LANES(l) item[AT(l)] = (u64)(start[AT(l)] + t.op->view_base) | (u64)length[AT(l)] << 32;
-    if (MASKED) FOR_LANES(l) item[AT(l)] &= 0ull - (u64)(present >> l & 1);
-    store_items((u64*)(t.arena + t.op->out) + i, item, live);
-}
-
-// Stores entry x of the dictionary. A code past its end stores entry 0 and is reported.
-template <class T, bool MASKED> FN void look_up(const Task& t, u32 i, u32* x, u32 present, u32 live, u32 view_base) {
-    const T* RESTRICT dict = (const T*)(t.arena + t.op->dict);
-    const u32 dict_count = t.op->dict_count;
-    PER_LANE(T, item);
-    u32 outside = 0;
-    FOR_LANES(l) outside |= x[AT(l)] >= dict_count;
-    if (outside) {
-        u32 bad = 0;
-        FOR_FIRST_LANES(l, live) bad |= x[AT(l)] >= dict_count ? present >> l : 0;
-        if (bad & 1) report(t.error, t.id, t.vector, ERROR_DICTIONARY);
-        FOR_LANES(l) x[AT(l)] = x[AT(l)] < dict_count ? x[AT(l)] : 0;
-    }
-    FOR_LANES(l) item[AT(l)] = LOAD(dict + x[AT(l)]);
-    if (sizeof(T) == 8 && view_base) FOR_LANES(l) item[AT(l)] = (T)moved_view(item[AT(l)], view_base);
-    if (MASKED) FOR_LANES(l) item[AT(l)] &= (T)0 - (T)(present >> l & 1);
-    store_items((T*)(t.arena + t.op->out) + i, item, live);
-}
-
-// Every vector checks that the next one's anchor counts its bits: together, that all anchors are right and the stream has as many
+// Every vector checks that the next one's anchors count its bits: together, that all anchors are right and the streams have as many
 // values as there are set bits. The last one checks that no bits lie past its end.
-FN void check_ranks(const Task& t, const u32* bits0, u32 num_values, u32 first_rank, u32 rank) {
-    const u32 end = t.vector * VECTOR + num_values;
-    const u32* anchors = (const u32*)(t.slab + t.op->anchors);
-    bool good = t.vector != 0 || first_rank == 0;
-    if (end < t.op->count) good = good && LOAD(anchors + t.vector + 1) == rank;
-    else if (t.op->kind == OP_NULLS) good = good && t.sources[t.op->first_source].count == rank;
-    u32 past = num_values % LANES ? LOAD(bits0 + num_values / LANES) >> num_values % LANES : 0;
-    for (u32 row = (num_values + LANES - 1) / LANES; row < ROWS; ++row) past |= LOAD(bits0 + row);
-    if (!good || past) report(t.error, t.id, t.vector, ERROR_RANK);
+template <int KIND> FN void check_input(const Task& t, const Input& in, bool two, u32 num_values) {
+    const ProgramOp& op = *t.op;
+    const ProgramSource* source = t.sources + op.first_source;
+    if (KIND == OP_DIRECT) {
+        check_exceptions(t, in.low, in.more_low);
+        if (two) check_exceptions(t, in.high, in.more_high);
+        return;
+    }
+    const bool is_last = t.vector * VECTOR + num_values >= op.count;
+    const u32 num_anchors = KIND == OP_SPLIT ? op.num_sources - 1u : 1u;
+    const u32* anchors = (const u32*)(t.slab + op.anchors) + (u64)t.vector * num_anchors;
+    bool good = !(bits_past_end(in.bits0, num_values) || (KIND == OP_SPLIT && in.bits1 && bits_past_end(in.bits1, num_values)));
+    for (u32 k = 0; k < MAX_CLASSES; ++k) {
+        const u32 rank = in.ranks.of[k], anchor = KIND == OP_SPLIT ? k - 1 : k;
+        if (anchor < num_anchors) good = good && (t.vector || LOAD(anchors + anchor) == 0) && (is_last || LOAD(anchors + num_anchors + anchor) == rank);
+        if (KIND == OP_SPLIT && k > num_anchors) good = good && rank == 0;
+        const bool has_source = KIND == OP_SPLIT ? k <= num_anchors : KIND != OP_RANK && k == 0;
+        if (is_last && has_source) good = good && source[k].count == rank;
+    }
+    if (KIND == OP_RUNS && in.first_rank == 0) good = good && (LOAD(in.bits0) & 1);
+    if (!good) report(t.error, t.id, t.vector, ERROR_RANK);
 }
 
 // The row loop of one vector. Template arguments that are ANY are read from the op: the GPU keeps one loop for each kind, the CPU
@@ -262,58 +128,28 @@ template <int KIND, int STEP, int OUT> FN void decode_rows(const Task& t) {
     const ProgramOp& op = *t.op;
     const bool MASKED = KIND == OP_NULLS;
     const u32 first = t.vector * VECTOR, num_values = least(op.count - first, VECTOR);
-    const u32 out_kind = OUT == ANY ? op.out_kind : (u32)OUT;
     const int step = STEP != ANY ? STEP : op.dict != NO_OFFSET ? (int)STEP_DICTIONARY : op.scan != SCAN_NONE ? (int)STEP_SCAN : (int)STEP_STORE;
-    const bool is_view = out_kind == OUT_VIEW, two = KIND != OP_RANK && op.num_sources > 1;
-    const ProgramSource* source = t.sources + op.first_source;
-    const u32* bits0 = KIND == OP_DIRECT ? 0 : (const u32*)(t.slab + op.bits0) + first / 32;
-    u32 rank = KIND == OP_DIRECT ? 0 : LOAD((const u32*)(t.slab + op.anchors) + t.vector);
+    const bool is_view = (OUT == ANY ? op.out_kind : (u32)OUT) == OUT_VIEW, two = KIND != OP_RANK && KIND != OP_SPLIT && op.num_sources > 1;
     u32 carry = step == STEP_SCAN ? LOAD((const u32*)(t.slab + op.scan_anchors) + t.vector) : 0;
-    Stream low = {}, high = {};
-    Near near_low, near_high;
-    if (KIND == OP_DIRECT) {
-        low = stream_at(t, source[0], t.vector);
-        if (two) high = stream_at(t, source[1], t.vector);
-    }
-    if (KIND == OP_NULLS) {
-        open_near(t, source[0], rank, 0, near_low);
-        if (two) open_near(t, source[1], rank, 1, near_high);
-    }
-    const u32 first_rank = rank;
+    Input in = {};
+    open_input<KIND>(t, two, num_values, in);
+    const bool straight = KIND == OP_DIRECT && STEP == STEP_STORE && OUT != ANY && OUT < OUT_VIEW && !two && !in.low.num_exceptions;
     for (u32 row = 0; row * LANES < num_values; ++row) {
         const u32 i = first + row * LANES, live = least(num_values - row * LANES, LANES);
-        if (KIND == OP_DIRECT && STEP == STEP_STORE && OUT < OUT_VIEW && IS_FULL_ROW(live) && !two) {
+        if (straight && IS_FULL_ROW(live)) {
             u8* out = t.arena + op.out;
-            if (OUT == OUT_U8) stream_row<u8>(low, row, (u8)op.base, out + i);
-            if (OUT == OUT_U16) stream_row<u16>(low, row, (u16)op.base, (u16*)out + i);
-            if (OUT == OUT_U32) stream_row<u32>(low, row, (u32)op.base, (u32*)out + i);
-            if (OUT == OUT_U64) stream_row<u64>(low, row, (u64)op.base, (u64*)out + i);
+            if (OUT == OUT_U8) stream_row<u8>(in.low, row, (u8)op.base, out + i);
+            if (OUT == OUT_U16) stream_row<u16>(in.low, row, (u16)op.base, (u16*)out + i);
+            if (OUT == OUT_U32) stream_row<u32>(in.low, row, (u32)op.base, (u32*)out + i);
+            if (OUT == OUT_U64) stream_row<u64>(in.low, row, (u64)op.base, (u64*)out + i);
             continue;
         }
         PER_LANE(u32, x);
         PER_LANE(u32, y);
-        u32 present = ~0u;
-        if (KIND == OP_DIRECT) {
-            stream_row<u32>(low, row, 0, x);
-            if (two) stream_row<u32>(high, row, 0, y);
-        } else {
-            present = LOAD(bits0 + row);
-            if (live < LANES) present &= (1u << live) - 1u;
-            if (KIND == OP_NULLS) {
-                expand_row(near_low, rank, present, x);
-                if (two) expand_row(near_high, rank, present, y);
-            } else {
-                rank_row(rank, present, x);
-            }
-            rank += count_bits(present);
-            if (KIND == OP_RANK) present = ~0u;
-        }
+        const u32 present = read_row<KIND>(t, in, two, row, num_values, x, y);
         if (step == STEP_DICTIONARY) {
             if (two && !is_view) FOR_LANES(l) x[AT(l)] = y[AT(l)] ? ~0u : x[AT(l)];
-            if (out_kind == OUT_U8) look_up<u8, MASKED>(t, i, x, present, live, 0);
-            else if (out_kind == OUT_U16) look_up<u16, MASKED>(t, i, x, present, live, 0);
-            else if (out_kind == OUT_U32) look_up<u32, MASKED>(t, i, x, present, live, 0);
-            else look_up<u64, MASKED>(t, i, x, present, live, is_view ? op.view_base : 0);
+            look_up_row<OUT, MASKED>(t, i, x, present, live);
             continue;
         }
         if (step == STEP_SCAN) {
@@ -321,14 +157,10 @@ template <int KIND, int STEP, int OUT> FN void decode_rows(const Task& t) {
             if (op.scan == SCAN_ZIGZAG_SUM) FOR_LANES(l) x[AT(l)] = x[AT(l)] >> 1 ^ (0u - (x[AT(l)] & 1));
             scan_row(x, carry, op.scan == SCAN_EXCLUSIVE_SUM);
         }
-        const bool wide = two && step == STEP_STORE;
-        if (out_kind == OUT_U8) store_values<u8, MASKED>(t, i, x, y, false, present, live);
-        else if (out_kind == OUT_U16) store_values<u16, MASKED>(t, i, x, y, false, present, live);
-        else if (out_kind == OUT_U32) store_values<u32, MASKED>(t, i, x, y, false, present, live);
-        else if (out_kind == OUT_U64) store_values<u64, MASKED>(t, i, x, y, wide, present, live);
-        else store_views<MASKED>(t, i, x, y, present, live);
+        store_row<OUT, MASKED>(t, i, x, y, two && step == STEP_STORE, present, live);
     }
-    if (KIND != OP_DIRECT) check_ranks(t, bits0, num_values, first_rank, rank);
+    check_input<KIND>(t, in, two, num_values);
+    if (op.num_patches) apply_patches(t, first, first + num_values);
 }
 
 template <class T> FN void copy_vector(const u8* from, u8* to, u32 num_items) {
@@ -345,7 +177,7 @@ FN void copy_views(const u64* from, u64* to, u32 num_items, u32 view_base) {
 
 FN void decode_copy(const Task& t) {
     const ProgramOp& op = *t.op;
-    const u32 first = t.vector * VECTOR, num_items = least(op.count - first, VECTOR), shift = op.out_kind >= OUT_U64 ? 3 : op.out_kind;
+    const u32 first = t.vector * VECTOR, num_items = least(op.count - first, VECTOR), shift = item_shift(op.out_kind);
     const u8* from = t.slab + t.sources[op.first_source].data + ((u64)first << shift);
     u8* to = t.arena + op.out + ((u64)first << shift);
     if (op.out_kind == OUT_VIEW && op.view_base) return copy_views((const u64*)from, (u64*)to, num_items, op.view_base);
@@ -362,6 +194,8 @@ FN void decode_vector(const Task& t) {
     if (kind == OP_DIRECT) decode_rows<OP_DIRECT, ANY, ANY>(t);
     else if (kind == OP_NULLS) decode_rows<OP_NULLS, ANY, ANY>(t);
     else if (kind == OP_RANK) decode_rows<OP_RANK, ANY, ANY>(t);
+    else if (kind == OP_SPLIT) decode_rows<OP_SPLIT, ANY, ANY>(t);
+    else if (kind == OP_RUNS) decode_rows<OP_RUNS, ANY, ANY>(t);
     else decode_copy(t);
 }
 
@@ -370,7 +204,7 @@ FN void decode_vector(const Task& t) {
 // ops[0] in the program, for reports. Reads the slab and regions of earlier launches; ops of one launch write regions of their own.
 extern "C" __global__ void __launch_bounds__(256, 4)
 decode_stage(const u8* slab, u8* arena, const ProgramOp* ops, const ProgramSource* sources, const u32* first_items, u32 first_op, u32 num_ops, u64* error) {
-    __shared__ Stream near[WARPS_PER_BLOCK][4];
+    __shared__ Near near[WARPS_PER_BLOCK][MAX_CLASSES];
     const u32 warp = threadIdx.x / 32, item = blockIdx.x * WARPS_PER_BLOCK + warp;
     if (item >= LOAD(first_items + num_ops)) return;
     u32 found = 0;
@@ -390,23 +224,41 @@ SHIM_KERNEL(decode_stage)
 #else
 
 template <int KIND, int STEP> FN void decode_by_out(const Task& t) {
-    switch (t.op->out_kind) {
-        case OUT_U8: return decode_rows<KIND, STEP, OUT_U8>(t);
-        case OUT_U16: return decode_rows<KIND, STEP, OUT_U16>(t);
-        case OUT_U32: return decode_rows<KIND, STEP, OUT_U32>(t);
-        case OUT_U64: return decode_rows<KIND, STEP, OUT_U64>(t);
-        default: return decode_rows<KIND, STEP, OUT_VIEW>(t);
-    }
+    if (t.op->out_kind == OUT_U32) return decode_rows<KIND, STEP, OUT_U32>(t);
+    if (t.op->out_kind == OUT_U64) return decode_rows<KIND, STEP, OUT_U64>(t);
+    decode_rows<KIND, STEP, ANY>(t);
+}
+
+static void decode_plain(const Task& t) {
+    if (t.op->out_kind == OUT_U8) return decode_rows<OP_DIRECT, STEP_STORE, OUT_U8>(t);
+    if (t.op->out_kind == OUT_U16) return decode_rows<OP_DIRECT, STEP_STORE, OUT_U16>(t);
+    decode_by_out<OP_DIRECT, STEP_STORE>(t);
 }
 
 static void decode_vector(const Task& t) {
     const bool dictionary = t.op->dict != NO_OFFSET, plain = !dictionary && t.op->scan == SCAN_NONE;
-    if (t.op->kind == OP_COPY) return decode_copy(t);
-    if (t.op->kind == OP_RANK) return decode_rows<OP_RANK, ANY, ANY>(t);
-    if (t.op->kind == OP_NULLS) return plain ? decode_by_out<OP_NULLS, STEP_STORE>(t) : decode_rows<OP_NULLS, ANY, ANY>(t);
+    switch (t.op->kind) {
+        case OP_COPY: return decode_copy(t);
+        case OP_RANK: return t.op->out_kind == OUT_VIEW ? decode_rows<OP_RANK, STEP_DICTIONARY, OUT_VIEW>(t) : decode_rows<OP_RANK, ANY, ANY>(t);
+        case OP_RUNS: return decode_rows<OP_RUNS, ANY, ANY>(t);
+        case OP_NULLS: return plain ? decode_by_out<OP_NULLS, STEP_STORE>(t) : decode_rows<OP_NULLS, ANY, ANY>(t);
+        case OP_SPLIT: return dictionary ? decode_by_out<OP_SPLIT, STEP_DICTIONARY>(t) : decode_by_out<OP_SPLIT, STEP_STORE>(t);
+        default: break;
+    }
     if (dictionary) return decode_by_out<OP_DIRECT, STEP_DICTIONARY>(t);
-    if (plain) return decode_by_out<OP_DIRECT, STEP_STORE>(t);
+    if (plain) return decode_plain(t);
     decode_rows<OP_DIRECT, ANY, ANY>(t);
+}
+
+// A run of vectors over ops, in the order of `first_items`, which has the vectors before each op; vectors [item, stop).
+static void decode_items(const u8* slab, u8* arena, const ProgramOp* ops, const ProgramSource* sources, const u64* first_items, u64 op, u64 item, u64 stop,
+                         u64* error) {
+    Near near[MAX_CLASSES];
+    for (u32 k = 0; k < MAX_CLASSES; ++k) near[k].held = 0;
+    for (; item < stop; ++item) {
+        while (first_items[op + 1] <= item) ++op;
+        decode_vector({slab, arena, ops + op, sources, (u32)op, (u32)(item - first_items[op]), error, near});
+    }
 }
 
 #endif

@@ -9,6 +9,11 @@
 
 #include "lanes.cuh"
 
+// How a vector is packed: what encode.h finds and packs by.
+struct VectorPlan {
+    u32 base, width, num_words, num_exceptions;
+};
+
 // The kernels once for every instruction set; `using` below chooses at run time. No fused multiply-add in either: same bits.
 namespace portable {
 #include "assemble.cu"
@@ -18,8 +23,9 @@ namespace portable {
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(HEADRACE_PORTABLE_ONLY)
 #define HEADRACE_AVX2 1
+#include <immintrin.h>
 #pragma GCC push_options
-#pragma GCC target("avx2,bmi,bmi2,popcnt,lzcnt")
+#pragma GCC target("avx2,bmi,bmi2,popcnt,lzcnt,tune=haswell")
 #define HEADRACE_AVX2_BODY 1  // g++ reads all tokens before pragmas, so __AVX2__ does not tell
 namespace avx2 {
 #include "assemble.cu"
@@ -30,6 +36,7 @@ namespace avx2 {
 #pragma GCC pop_options
 #endif
 
+#include "choose.h"
 #include "crc32c.h"
 #include "threads.h"
 #include "verify.h"
@@ -39,7 +46,7 @@ namespace avx2 {
 namespace {
 
 const u32 ABI_VERSION = 1;
-const u64 VECTORS_PER_GRAB = 16, ROWS_PER_GRAB = 16384, LISTS_PER_GRAB = 4096;
+const u64 VECTORS_PER_GRAB = 32, VECTORS_PER_THREAD = 128, ROWS_PER_GRAB = 16384, LISTS_PER_GRAB = 4096, BYTES_PER_PIECE = 1 << 20;
 
 bool force_portable = false;
 
@@ -53,9 +60,9 @@ bool use_avx2() {
 }
 
 #if defined(HEADRACE_AVX2)
-#define DISPATCH(call) (use_avx2() ? avx2::call : portable::call)
+#define DISPATCH(...) (use_avx2() ? avx2::__VA_ARGS__ : portable::__VA_ARGS__)
 #else
-#define DISPATCH(call) portable::call
+#define DISPATCH(...) portable::__VA_ARGS__
 #endif
 
 // One line a record, "name:size field=offset …": the test that Python and C++ agree parses it.
@@ -85,21 +92,9 @@ struct Decoder {
 
     // Decodes vectors [first, end) of a level.
     void decode(unsigned thread, size_t stage, u64 first, u64 end) {
-        u64 item = stage_first[stage] + first;
-        const u64 stop = stage_first[stage] + end;
-        u64 op = (u64)(std::upper_bound(first_item.begin(), first_item.end(), item) - first_item.begin()) - 1;
-        for (; item < stop; ++item) {
-            while (first_item[op + 1] <= item) ++op;
-            const u32 vector = (u32)(item - first_item[op]);
-            u64* error = &errors[thread];
-#if defined(HEADRACE_AVX2)
-            if (use_avx2()) {
-                avx2::decode_vector({slab, arena, ops + op, sources, (u32)op, vector, error});
-                continue;
-            }
-#endif
-            portable::decode_vector({slab, arena, ops + op, sources, (u32)op, vector, error});
-        }
+        const u64 item = stage_first[stage] + first, stop = stage_first[stage] + end;
+        const u64 op = (u64)(std::upper_bound(first_item.begin(), first_item.end(), item) - first_item.begin()) - 1;
+        DISPATCH(decode_items(slab, arena, ops, sources, first_item.data(), op, item, stop, &errors[thread]));
     }
 };
 
@@ -169,6 +164,8 @@ EXPORT const char* headrace_records() {
     return text.c_str();
 }
 
+EXPORT u64 headrace_known_features() { return KNOWN_FEATURES; }
+
 // Tests compare the instruction sets with it. Not for use while other calls run.
 EXPORT void headrace_force_portable(int on) { force_portable = on != 0; }
 
@@ -190,7 +187,7 @@ EXPORT u64 headrace_decode(const u8* slab, u64 slab_bytes, u8* arena, u64 arena_
         decoder.first_item[k + 1] = decoder.first_item[k] + vectors;
         stage_items.back() += vectors;
     }
-    threads::Team team(decoder.first_item[num_ops] <= VECTORS_PER_GRAB ? 1 : num_threads);
+    threads::Team team((unsigned)std::min<u64>(num_threads, decoder.first_item[num_ops] / VECTORS_PER_THREAD + 1));
     decoder.errors.assign(team.size(), NO_ERROR);
     team.run(stage_items, VECTORS_PER_GRAB, [&](unsigned thread, size_t stage, u64 first, u64 end) { decoder.decode(thread, stage, first, end); });
     return *std::min_element(decoder.errors.begin(), decoder.errors.end());
@@ -225,18 +222,6 @@ EXPORT u64 headrace_gather_lists(const void* pool, u64 pool_count, u32 pool_item
 
 EXPORT u32 headrace_crc32c(const u8* data, u64 num_bytes, u32 seed) { return crc32c::checksum(data, num_bytes, seed, force_portable); }
 
-// Frame of reference + bit packing of n values; words has room for n rounded up to 1,024, metas for one a vector. Returns the number of words.
-EXPORT u64 headrace_pack(const u32* values, u64 n, u32* words, VectorMeta* metas) {
-    u64 num_words = 0;
-    for (u64 first = 0; first < n; first += VECTOR) {
-        VectorMeta& meta = metas[first / VECTOR];
-        meta.word_offset = (u32)num_words;
-        const u32 count = n - first < VECTOR ? (u32)(n - first) : VECTOR;
-        num_words += DISPATCH(pack_vector(values + first, count, words + num_words, meta));
-    }
-    return num_words;
-}
-
 // Clears same[i] where items first[i] + j and second[i] + j of the plane differ in some byte, j < lengths[i]. Rows cleared before are
 // not read. Returns the first row that reaches outside of the plane, else n.
 EXPORT u64 headrace_equal_ranges(const u8* plane, u64 num_items, u64 item_bytes, const i64* first, const i64* second, const i64* lengths, u64 n, u8* same) {
@@ -259,3 +244,6 @@ EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* ou
     }
     return n;
 }
+
+#include "columns.h"
+#include "encoder.h"

@@ -21,10 +21,22 @@ typedef unsigned long long u64;
 typedef long long i64;
 
 constexpr u32 VECTOR = 1024, LANES = 32, ROWS = VECTOR / LANES, PADDING_BYTES = 8192, WARPS_PER_BLOCK = 8, THREADS_PER_BLOCK = 256;
-enum OpKind { OP_COPY = 0, OP_DIRECT = 1, OP_NULLS = 2, OP_RANK = 3 };
-enum SourceKind { SOURCE_CONSTANT = 0, SOURCE_PACKED = 1, SOURCE_PLAIN = 2, SOURCE_BITS = 3 };
+constexpr u32 MAX_CLASSES = 4;
+enum OpKind { OP_COPY = 0, OP_DIRECT = 1, OP_NULLS = 2, OP_RANK = 3, OP_SPLIT = 4, OP_RUNS = 5 };
+enum SourceKind { SOURCE_CONSTANT = 0, SOURCE_PACKED = 1, SOURCE_PLAIN = 2, SOURCE_BITS = 3, SOURCE_PACKED_EXCEPTIONS = 4 };
 enum ScanKind { SCAN_NONE = 0, SCAN_ZIGZAG_SUM = 1, SCAN_SUM = 2, SCAN_EXCLUSIVE_SUM = 3 };
-enum OutKind { OUT_U8 = 0, OUT_U16 = 1, OUT_U32 = 2, OUT_U64 = 3, OUT_VIEW = 4 };
+enum OutKind {
+    OUT_U8 = 0,
+    OUT_U16 = 1,
+    OUT_U32 = 2,
+    OUT_U64 = 3,
+    OUT_VIEW = 4,
+    OUT_F32_DECIMAL = 5,
+    OUT_F64_DECIMAL = 6,
+    OUT_F32_FROM_F16 = 7,
+    OUT_F32_FROM_BF16 = 8,
+    OUT_F32_SCALED_I8 = 9,
+};
 
 // What can be wrong with the bytes. The first group is met while decoding a vector, the second before anything is decoded.
 enum ErrorCode {
@@ -34,6 +46,8 @@ enum ErrorCode {
     ERROR_ROW = 4,           // a gathered row is outside of the column
     ERROR_VIEW = 5,          // a view reaches outside of its pool
     ERROR_CAPACITY = 6,      // the lists do not fit into the output
+    ERROR_EXCEPTION = 7,     // a vector's exceptions do not ascend inside of it
+    ERROR_PATCH = 8,         // an op's patches do not ascend inside of it
     ERROR_OP_KIND = 16,      // an op, scan, source or store of a kind that this version does not know
     ERROR_OP_SOURCES = 17,   // the op's sources are missing or too short
     ERROR_OP_SLAB = 18,      // a stream reaches outside of the slab, or is not aligned
@@ -41,6 +55,9 @@ enum ErrorCode {
     ERROR_OP_LEVEL = 20,     // ops are not sorted by level
 };
 
+// FORMAT.md's features that a program may use here: nulls, list views, dictionary, exceptions, delta, class split, run ends, decimals,
+// quantised. Compressed bytes and shared dictionaries are gone before a program runs.
+constexpr u64 KNOWN_FEATURES = 0x1ff;
 constexpr u64 NO_OFFSET = ~0ull;
 constexpr u64 NO_ERROR = ~0ull;
 
@@ -71,11 +88,13 @@ static_assert(sizeof(ProgramSource) == 32, "mirrors program.PROGRAM_SOURCE");
 #if defined(HEADRACE_GPU)
 
 #define FN __device__ __forceinline__
+#define FN_RARE __device__ __forceinline__
 #define RESTRICT __restrict__
 #define PER_LANE(type, name) type name[1]
 #define AT(lane) 0
 #define FOR_LANES(l) for ([[maybe_unused]] u32 l = lane_id(), once_##l = 1; once_##l; once_##l = 0)
 #define FOR_FIRST_LANES(l, live) for ([[maybe_unused]] u32 l = lane_id(), once_##l = l < (live); once_##l; once_##l = 0)
+#define FOR_LANE(l, lane) for ([[maybe_unused]] u32 l = lane_id(), once_##l = l == (lane); once_##l; once_##l = 0)
 #define IS_FULL_ROW(live) false
 #define LOAD(address) __ldg(address)
 
@@ -92,11 +111,13 @@ FN u32 warp_inclusive_sum(u32 x) {
 #else
 
 #define FN static inline __attribute__((always_inline))
+#define FN_RARE static __attribute__((noinline))  // once in the code, not at every call
 #define RESTRICT __restrict
 #define PER_LANE(type, name) type name[LANES]
 #define AT(lane) (lane)
 #define FOR_LANES(l) for (u32 l = 0; l < LANES; ++l)
 #define FOR_FIRST_LANES(l, live) for (u32 l = 0; l < (live); ++l)
+#define FOR_LANE(l, lane) for ([[maybe_unused]] u32 l = (lane), once_##l = 1; once_##l; once_##l = 0)
 #define IS_FULL_ROW(live) ((live) == LANES)
 #define LOAD(address) (*(address))
 
@@ -115,18 +136,4 @@ FN void report(u64* error, u32 op, u32 vector, u32 code) {
 
 FN u32 least(u32 a, u32 b) { return a < b ? a : b; }
 
-// Running sum of a row from `carry`, which moves on to the next row: inclusive, or of the lanes before.
-FN void scan_row(u32* x, u32& carry, bool exclusive) {
-#if defined(HEADRACE_GPU)
-    const u32 sum = warp_inclusive_sum(x[0]), total = __shfl_sync(0xffffffffu, sum, 31);
-    x[0] = carry + (exclusive ? sum - x[0] : sum);
-    carry += total;
-#else
-    u32 sum = carry;
-    if (exclusive)
-        for (u32 l = 0; l < LANES; ++l) { const u32 own = x[l]; x[l] = sum; sum += own; }
-    else
-        for (u32 l = 0; l < LANES; ++l) { sum += x[l]; x[l] = sum; }
-    carry = sum;
-#endif
-}
+FN u32 item_shift(u32 out_kind) { return (u32)(0x2223233210ull >> (4 * out_kind)) & 15; }  // log2 of the bytes of an item

@@ -7,26 +7,31 @@ ctypes releases the GIL for the length of every call.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from loader.errors import CorruptSegmentError
 from loader.kernels import build
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from loader.kernels.arrays import VECTOR_META as VECTOR_META
+from loader.kernels.arrays import Array, address, check_dtype, item_bytes
+from loader.kernels.native_encoder import ENCODER_SIGNATURES, EncoderMethods
 
 ABI_VERSION = 1
 PADDING_BYTES = 8192
 VECTOR = 1024
 OP_BYTES, SOURCE_BYTES = 104, 32
 NO_ERROR = 0xFFFF_FFFF_FFFF_FFFF
-VECTOR_META = np.dtype([("word_offset", "<u4"), ("base", "<u4"), ("width", "u1"), ("reserved", "u1"), ("num_exceptions", "<u2")])
+LIST_COLUMN = np.dtype(
+    [("pool", "<u8"), ("views", "<u8"), ("offsets", "<u8"), ("out", "<u8"), ("pool_count", "<u8"), ("num_lists", "<u8"), ("base", "<u8"), ("bad_list", "<u8"),
+     ("pool_item_bytes", "<u4"), ("out_item_bytes", "<u4")]
+)  # fmt: skip
 REASONS = {
     1: "a packed vector's words lie outside its stream, or its width is over 32 bits",
     2: "a code is not below the number of dictionary entries",
@@ -34,6 +39,8 @@ REASONS = {
     4: "a gathered row lies outside of the column",
     5: "a view reaches outside of its pool",
     6: "the lists do not fit into the output",
+    7: "a vector's exceptions do not ascend inside of it",
+    8: "an op's patches do not ascend inside of it",
     16: "an op of a kind, store or scan that this version does not know",
     17: "an op's sources are missing or hold too few values",
     18: "a stream lies outside the chunk's bytes or is not aligned",
@@ -48,35 +55,30 @@ def describe_error(word: int) -> tuple[int, int, str]:
     return word >> 32, word >> 8 & 0xFF_FFFF, REASONS.get(word & 0xFF, f"error {word & 0xFF}")
 
 
-def _address(array: Array, name: str, *, writable: bool = False, alignment: int | None = None) -> int:
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{name} must be contiguous, got strides {array.strides}: pass np.ascontiguousarray({name})")
-    if writable and not array.flags.writeable:
-        raise ValueError(f"{name} is read-only: pass an array that may be written")
-    address = array.ctypes.data
-    alignment = alignment or array.dtype.itemsize
-    if array.size and address % alignment:
-        raise ValueError(f"{name} starts at an address that is not a multiple of {alignment} bytes: copy it into a fresh array")
-    return address
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ListPool:
+    """A list column as it was decoded.
+
+    Attributes:
+        pool: Items of 1, 2, 4 or 8 bytes.
+        base: Added to each item (zero-extended, modulo 2^bits of `dtype`).
+        views: uint64 `[lists]`, start in the low half, length in the high.
+        dtype: Of the values, not narrower than the pool's.
+    """
+
+    pool: Array
+    base: int
+    views: Array
+    dtype: np.dtype[Any]
 
 
-def _check_dtype(array: Array, name: str, *allowed: str) -> None:
-    if array.dtype.str not in allowed:
-        raise ValueError(f"{name} must have dtype {' or '.join(allowed)}, got {array.dtype.str}")
-
-
-def _item_bytes(array: Array, name: str) -> int:
-    if array.dtype.itemsize not in (1, 2, 4, 8) or array.ndim != 1:
-        raise ValueError(f"{name} must be one-dimensional with items of 1, 2, 4 or 8 bytes, got {array.dtype} of shape {array.shape}")
-    return array.dtype.itemsize
-
-
-class NativeLibrary:
+class NativeLibrary(EncoderMethods):
     """The compiled kernels. Methods take NumPy arrays, check them, and run without the GIL; safe to call from several threads.
 
     Attributes:
         path: The shared library.
         source_hash: Hash of the sources that it was compiled from.
+        known_features: The `Feature` bits that a program may use, the ones that are gone before a program runs left out.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -88,16 +90,19 @@ class NativeLibrary:
             raise OSError(f"{self.path} has ABI version {version}, this Headrace needs {ABI_VERSION}: run python -m loader.kernels.build")
         pointer, u64, u32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
         signatures = {
+            **ENCODER_SIGNATURES,
             "headrace_source_hash": ([], ctypes.c_char_p),
             "headrace_records": ([], ctypes.c_char_p),
+            "headrace_known_features": ([], u64),
             "headrace_force_portable": ([ctypes.c_int], None),
             "headrace_has_avx2": ([], ctypes.c_int),
             "headrace_decode": ([pointer, u64, pointer, u64, pointer, u64, pointer, u64, u32], u64),
             "headrace_gather_fixed": ([pointer, u64, u32, pointer, u32, u64, pointer, u32], u64),
             "headrace_list_offsets": ([pointer, u64, pointer], None),
             "headrace_gather_lists": ([pointer, u64, u32, u64, pointer, u64, pointer, u64, u32, u32], u64),
+            "headrace_list_columns_offsets": ([pointer, u64, u32], None),
+            "headrace_list_columns": ([pointer, u64, u32], None),
             "headrace_crc32c": ([pointer, u64, u32], u32),
-            "headrace_pack": ([pointer, u64, pointer, pointer], u64),
             "headrace_equal_ranges": ([pointer, u64, u64, pointer, pointer, pointer, u64, pointer], u64),
             "headrace_ranges": ([pointer, pointer, u64, pointer, u64], u64),
         }
@@ -106,6 +111,7 @@ class NativeLibrary:
             function.argtypes, function.restype = arguments, result
         self._library = library
         self.source_hash: str = library.headrace_source_hash().decode()
+        self.known_features: int = library.headrace_known_features()
 
     def records(self) -> str:
         """Sizes and field offsets of the records as C++ sees them, one record a line."""
@@ -134,16 +140,16 @@ class NativeLibrary:
             CorruptSegmentError: Names the chunk and what does not hold; the arena's content is then undefined.
         """
         for array, name in ((slab, "slab"), (arena, "arena")):
-            _check_dtype(array, name, "|u1")
+            check_dtype(array, name, "|u1")
             if array.size < PADDING_BYTES:
                 raise ValueError(f"{name} has {array.size} bytes, fewer than the {PADDING_BYTES} of padding that decoding needs after its end")
         if ops.dtype.itemsize != OP_BYTES or sources.dtype.itemsize != SOURCE_BYTES:
             sizes = f"{ops.dtype.itemsize} and {sources.dtype.itemsize}"
             raise ValueError(f"ops and sources must be PROGRAM_OP and PROGRAM_SOURCE records, got items of {sizes} bytes")
         word = self._library.headrace_decode(
-            _address(slab, "slab", alignment=8), slab.size - PADDING_BYTES,
-            _address(arena, "arena", writable=True, alignment=8), arena.size - PADDING_BYTES,
-            _address(ops, "ops", alignment=8), ops.size, _address(sources, "sources", alignment=8), sources.size, max(threads, 1),
+            address(slab, "slab", alignment=8), slab.size - PADDING_BYTES,
+            address(arena, "arena", writable=True, alignment=8), arena.size - PADDING_BYTES,
+            address(ops, "ops", alignment=8), ops.size, address(sources, "sources", alignment=8), sources.size, max(threads, 1),
         )  # fmt: skip
         if word != NO_ERROR:
             op, vector, reason = describe_error(word)
@@ -155,22 +161,22 @@ class NativeLibrary:
         Raises:
             ValueError: Arrays do not fit, or a row lies outside of `values`.
         """
-        item_bytes = _item_bytes(values, "values")
-        _check_dtype(rows, "rows", "<u4", "<i8")
-        if _item_bytes(out, "out") != item_bytes or out.size != rows.size:
-            raise ValueError(f"out must hold {rows.size} items of {item_bytes} bytes, got {out.size} of {out.dtype.itemsize}")
+        size = item_bytes(values, "values")
+        check_dtype(rows, "rows", "<u4", "<i8")
+        if item_bytes(out, "out") != size or out.size != rows.size:
+            raise ValueError(f"out must hold {rows.size} items of {size} bytes, got {out.size} of {out.dtype.itemsize}")
         bad = self._library.headrace_gather_fixed(
-            _address(values, "values"), values.size, item_bytes, _address(rows, "rows"), rows.dtype.itemsize, rows.size,
-            _address(out, "out", writable=True), max(threads, 1),
+            address(values, "values"), values.size, size, address(rows, "rows"), rows.dtype.itemsize, rows.size,
+            address(out, "out", writable=True), max(threads, 1),
         )  # fmt: skip
         if bad != rows.size:
             raise ValueError(f"rows[{bad}] = {rows[bad]} lies outside of the column's {values.size} rows")
 
     def list_offsets(self, views: Array) -> Array:
         """Running sum of the lengths of views, int64 `[n + 1]`."""
-        _check_dtype(views, "views", "<u8")
+        check_dtype(views, "views", "<u8")
         offsets = np.empty(views.size + 1, np.int64)
-        self._library.headrace_list_offsets(_address(views, "views"), views.size, offsets.ctypes.data)
+        self._library.headrace_list_offsets(address(views, "views"), views.size, offsets.ctypes.data)
         return offsets
 
     def gather_lists(self, pool: Array, base: int, views: Array, out: Array, threads: int = 1) -> None:
@@ -187,13 +193,13 @@ class NativeLibrary:
             ValueError: Arrays do not fit.
             CorruptSegmentError: A view reaches outside of the pool.
         """
-        pool_bytes, out_bytes = _item_bytes(pool, "pool"), _item_bytes(out, "out")
-        _check_dtype(views, "views", "<u8")
+        pool_bytes, out_bytes = item_bytes(pool, "pool"), item_bytes(out, "out")
+        check_dtype(views, "views", "<u8")
         if out_bytes < pool_bytes:
             raise ValueError(f"out has items of {out_bytes} bytes, narrower than the pool's {pool_bytes}")
         bad = self._library.headrace_gather_lists(
-            _address(pool, "pool"), pool.size, pool_bytes, base & NO_ERROR, _address(views, "views"), views.size,
-            _address(out, "out", writable=True), out.size, out_bytes, max(threads, 1),
+            address(pool, "pool"), pool.size, pool_bytes, base & NO_ERROR, address(views, "views"), views.size,
+            address(out, "out", writable=True), out.size, out_bytes, max(threads, 1),
         )  # fmt: skip
         if bad == views.size:
             return
@@ -202,19 +208,52 @@ class NativeLibrary:
             raise CorruptSegmentError(f"view {bad} reaches from item {start} to {start + length} of a pool of {pool.size} items")
         raise ValueError(f"out has room for {out.size} items, the lists hold more: size it by list_offsets(views)[-1]")
 
+    def expand_lists(self, columns: Sequence[ListPool], empty: Callable[[int, np.dtype[Any]], Array], threads: int = 1) -> list[tuple[Array, Array]]:
+        """Lay out many list columns in one call, threads over pieces of all of them.
+
+        Args:
+            columns: What to lay out.
+            empty: Makes an array of so many items of a dtype.
+            threads: How many share the work.
+
+        Returns:
+            (values, offsets int64 `[lists + 1]`) of each column.
+
+        Raises:
+            CorruptSegmentError: A view reaches outside of its pool; names the column by its number.
+        """
+        table, made = np.zeros(len(columns), LIST_COLUMN), []
+        for record, column in zip(table, columns, strict=True):
+            check_dtype(column.views, "views", "<u8")
+            if column.dtype.itemsize < item_bytes(column.pool, "pool"):
+                raise ValueError(f"items of {column.dtype} are narrower than the pool's {column.pool.dtype}")
+            offsets = empty(column.views.size + 1, np.dtype(np.int64))
+            record["pool"], record["views"], record["offsets"] = address(column.pool, "pool"), address(column.views, "views"), address(offsets, "offsets")
+            record["pool_count"], record["num_lists"], record["base"] = column.pool.size, column.views.size, column.base & NO_ERROR
+            record["pool_item_bytes"], record["out_item_bytes"] = column.pool.itemsize, column.dtype.itemsize
+            made.append(offsets)
+        self._library.headrace_list_columns_offsets(table.ctypes.data, table.size, max(threads, 1))
+        outs = [empty(int(offsets[-1]), column.dtype) for offsets, column in zip(made, columns, strict=True)]
+        table["out"] = [address(out, "out", writable=True) for out in outs]
+        self._library.headrace_list_columns(table.ctypes.data, table.size, max(threads, 1))
+        bad = np.flatnonzero(table["bad_list"] != table["num_lists"])
+        if bad.size:
+            number = int(bad[0])
+            raise CorruptSegmentError(f"list column {number} of the request is corrupt: list {table['bad_list'][number]} reaches outside of its pool")
+        return list(zip(outs, made, strict=True))
+
     def crc32c(self, buffer: bytes | bytearray | memoryview | Array, seed: int = 0) -> int:
         """CRC32C of a contiguous buffer; `seed` is the sum of the bytes before it."""
         data = np.frombuffer(buffer, np.uint8) if not isinstance(buffer, np.ndarray) else buffer
-        result: int = self._library.headrace_crc32c(_address(data, "buffer", alignment=1), data.nbytes, seed)
+        result: int = self._library.headrace_crc32c(address(data, "buffer", alignment=1), data.nbytes, seed)
         return result
 
-    def pack(self, values: Array) -> tuple[Array, Array]:
-        """Frame of reference + bit packing of a uint32 stream: (words, one VECTOR_META record a vector), as FORMAT.md's PACKED source."""
-        _check_dtype(values, "values", "<u4")
-        metas = np.empty(-(-values.size // VECTOR), VECTOR_META)
-        words = np.empty(metas.size * VECTOR, np.uint32)
-        used = self._library.headrace_pack(_address(values, "values"), values.size, words.ctypes.data, metas.ctypes.data)
-        return words[:used], metas
+    def crc32c_pages(self, data: Array, page_bytes: int) -> Array:
+        """CRC32C of each page of contiguous uint8, the last may be shorter; uint32."""
+        check_dtype(data, "data", "|u1")
+        start, checksum = address(data, "data", alignment=1), self._library.headrace_crc32c
+        places = range(0, data.size, page_bytes)
+        return np.array([checksum(start + at, min(page_bytes, data.size - at), 0) for at in places], np.uint32)
 
     def equal_ranges(self, planes: Sequence[Array], first: Array, second: Array, lengths: Array) -> Array:
         """bool `[n]`: whether items `first + j` and `second + j` have the same bytes in all planes, for all j below the length.
@@ -224,13 +263,13 @@ class NativeLibrary:
         """
         same = np.ones(lengths.size, np.uint8)
         for array, name in ((first, "first"), (second, "second"), (lengths, "lengths")):
-            _check_dtype(array, name, "<i8")
+            check_dtype(array, name, "<i8")
             if array.size != lengths.size:
                 raise ValueError(f"{name} has {array.size} ranges, lengths has {lengths.size}")
         for plane in planes:
             bad = self._library.headrace_equal_ranges(
-                _address(plane, "plane"), plane.size, plane.dtype.itemsize, _address(first, "first"), _address(second, "second"),
-                _address(lengths, "lengths"), lengths.size, same.ctypes.data,
+                address(plane, "plane"), plane.size, plane.dtype.itemsize, address(first, "first"), address(second, "second"),
+                address(lengths, "lengths"), lengths.size, same.ctypes.data,
             )  # fmt: skip
             if bad != lengths.size:
                 raise ValueError(f"range {bad} ({first[bad]} and {second[bad]}, {lengths[bad]} items) lies outside of a plane of {plane.size} items")
@@ -242,13 +281,13 @@ class NativeLibrary:
         Raises:
             ValueError: Arrays do not fit, or a length is negative.
         """
-        _check_dtype(starts, "starts", "<i8")
-        _check_dtype(lengths, "lengths", "<i8")
+        check_dtype(starts, "starts", "<i8")
+        check_dtype(lengths, "lengths", "<i8")
         if starts.size != lengths.size:
             raise ValueError(f"starts has {starts.size} ranges, lengths has {lengths.size}")
         positions = np.empty(max(int(lengths.sum()), 0), np.int64)
         bad = self._library.headrace_ranges(
-            _address(starts, "starts"), _address(lengths, "lengths"), lengths.size, positions.ctypes.data, positions.size
+            address(starts, "starts"), address(lengths, "lengths"), lengths.size, positions.ctypes.data, positions.size
         )  # fmt: skip
         if bad != lengths.size:
             raise ValueError(f"lengths[{bad}] = {lengths[bad]}: lengths must not be negative")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import google_crc32c
+import numpy as np
 
 from loader.kernels import native
 
@@ -22,3 +23,11 @@ def _implementation() -> Callable[[Any], int]:
 def crc32c(buffer: Any) -> int:
     """CRC32C (Castagnoli) of a contiguous buffer of bytes."""
     return _implementation()(buffer)
+
+
+def page_checksums(data: Any, page_bytes: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """CRC32C of each page of a contiguous buffer, uint32; the last page may be shorter."""
+    library, content = native.load(), np.frombuffer(data, np.uint8)
+    if library is not None:
+        return library.crc32c_pages(content, page_bytes)
+    return np.array([crc32c(content[at : at + page_bytes]) for at in range(0, content.size, page_bytes)], np.uint32)

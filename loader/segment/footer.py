@@ -11,7 +11,7 @@ import numpy as np
 
 from loader.encodings.leaf import LeafType
 from loader.errors import CorruptSegmentError, TruncatedSegmentError, UnsupportedVersionError
-from loader.segment.checksum import crc32c
+from loader.segment.checksum import crc32c, page_checksums
 from loader.segment.layout import (
     ALIGNMENT,
     COLUMN,
@@ -65,12 +65,6 @@ def _column_sections(columns: Sequence[ColumnEntry]) -> dict[Section, tuple[Arra
     return {Section.COLUMNS: (records, len(columns)), Section.NAME_INDEX: (index, len(columns)), Section.NAMES: (bytes(names), len(columns))}
 
 
-def page_checksums(data: bytes | memoryview) -> Array:
-    """CRC32C of each page of a section, uint32."""
-    view = memoryview(data)
-    return np.array([crc32c(view[start : start + SECTION_PAGE_BYTES]) for start in range(0, len(view), SECTION_PAGE_BYTES)], "<u4")
-
-
 def write_footer(
     *, offset: int, columns: Sequence[ColumnEntry], sections: dict[Section, tuple[Array | bytes, int]], features: int, num_rows: int, num_blocks: int
 ) -> bytes:
@@ -89,7 +83,7 @@ def write_footer(
     content = _column_sections(columns) | sections
     for entry, (kind, (values, count)) in zip(directory, sorted(content.items()), strict=True):
         data = values if isinstance(values, bytes) else values.tobytes()
-        checksums = page_checksums(data).tobytes()
+        checksums = page_checksums(data, SECTION_PAGE_BYTES).tobytes()
         entry["kind"], entry["record_bytes"], entry["count"] = kind, _RECORD_BYTES.get(kind, 1), count
         entry["offset"], entry["num_bytes"], entry["checksums_offset"] = offset + len(footer), len(data), offset + len(footer) + round_up(len(data))
         for part in (data, checksums):

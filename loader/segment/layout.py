@@ -40,7 +40,20 @@ class Feature(enum.IntFlag):
     OVERLAY = 1 << 13  # holds patches of other segments, not rows of its own
 
 
-KNOWN_FEATURES = Feature.NULLS | Feature.LIST_VIEWS | Feature.DICTIONARY | Feature.COLUMN_FILE | Feature.OVERLAY
+KNOWN_FEATURES = (
+    Feature.NULLS
+    | Feature.LIST_VIEWS
+    | Feature.DICTIONARY
+    | Feature.EXCEPTIONS
+    | Feature.DELTA
+    | Feature.CLASS_SPLIT
+    | Feature.RUN_ENDS
+    | Feature.DECIMAL_FLOATS
+    | Feature.QUANTISED
+    | Feature.COMPRESSED_BYTES
+    | Feature.COLUMN_FILE
+    | Feature.OVERLAY
+)
 
 SYSTEM_COLUMN_BASE = 0xFFFF_FF00  # column ids from here on are Headrace's own
 SEQUENCE_COLUMN_ID = 0xFFFF_FF00  # commit sequence of each row, int64; absent in a fresh segment
@@ -114,8 +127,8 @@ class OpKind(enum.IntEnum):
     DIRECT = 1  # x(i) = source(i)
     NULLS = 2  # x(i) = source(number of set bits before i) where bit i is set, else 0
     RANK = 3  # x(i) = number of set bits up to and including i, minus 1
-    SPLIT = 4  # reserved: Feature.CLASS_SPLIT
-    RUNS = 5  # reserved: Feature.RUN_ENDS
+    SPLIT = 4  # x(i) = source[class of i](number of items of that class before i)
+    RUNS = 5  # x(i) = source(number of set bits up to and including i, minus 1)
 
 
 class SourceKind(enum.IntEnum):
@@ -125,6 +138,7 @@ class SourceKind(enum.IntEnum):
     PACKED = 1  # frame of reference + bit packing, vector by vector
     PLAIN = 2  # u32 items in a region of the arena, written by an earlier level
     BITS = 3  # one bit a value, least significant first, in 32-bit words
+    PACKED_EXCEPTIONS = 4  # PACKED, and a vector may hold values wider than its width
 
 
 class Scan(enum.IntEnum):
@@ -144,11 +158,14 @@ class OutKind(enum.IntEnum):
     U32 = 2
     U64 = 3
     VIEW = 4
-    F32_DECIMAL = 5  # reserved: Feature.DECIMAL_FLOATS
-    F64_DECIMAL = 6  # reserved: Feature.DECIMAL_FLOATS
+    F32_DECIMAL = 5  # an integer divided by the op's scale, as float32
+    F64_DECIMAL = 6
+    F32_FROM_F16 = 7  # float16 bits, as float32
+    F32_FROM_BF16 = 8
+    F32_SCALED_I8 = 9  # int8 times the float32 whose bits are the op's scale
 
 
-OUT_ITEM_BYTES = np.array([1, 2, 4, 8, 8, 4, 8], np.uint8)  # by OutKind
+OUT_ITEM_BYTES = np.array([1, 2, 4, 8, 8, 4, 8, 4, 4, 4], np.uint8)  # by OutKind
 
 HEADER = np.dtype(
     [("magic", "S8"), ("version", "<u4"), ("header_bytes", "<u4"), ("features", "<u8"), ("segment_id", "V16"), ("reserved", "V20"), ("checksum", "<u4")]
@@ -250,6 +267,10 @@ SOURCE = np.dtype(
         ("num_words", "<u4"),
     ]
 )
+COPY_IS_ZSTD = 1  # flag of a COPY op: its bytes are one zstd frame
+MAX_CLASSES = 4  # of a SPLIT op
+PATCH_F32 = np.dtype([("position", "<u4"), ("bits", "<u4")])
+PATCH_F64 = np.dtype([("position", "<u4"), ("reserved", "<u4"), ("bits", "<u8")])
 VECTOR_META = np.dtype([("word_offset", "<u4"), ("base", "<u4"), ("width", "u1"), ("reserved", "u1"), ("num_exceptions", "<u2")])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from loader.errors import CorruptSegmentError
-from loader.segment.checksum import crc32c
+from loader.segment.checksum import page_checksums
 from loader.segment.layout import SECTION_PAGE_BYTES, Section
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -49,6 +49,20 @@ class SectionPages:
         self._load(pages[~self._loaded[pages]])
         return self._content.view(dtype)
 
+    def require(self, starts: Array, stops: Array) -> memoryview:
+        """Load the pages of many byte ranges at once; the section's bytes, valid in those ranges.
+
+        Raises:
+            CorruptSegmentError: A range leaves the section, or a checksum does not match.
+        """
+        if starts.size and (int(starts.min()) < 0 or int(stops.max()) > self.num_bytes or (starts > stops).any()):
+            raise CorruptSegmentError(f"{self._where}: ranges lie outside of section {self._name()}")
+        wanted = np.zeros(self._loaded.size, np.bool_)
+        for start, stop in zip((starts // SECTION_PAGE_BYTES).tolist(), (-(-stops // SECTION_PAGE_BYTES)).tolist(), strict=True):
+            wanted[start:stop] = True
+        self._load(np.flatnonzero(wanted & ~self._loaded))
+        return self._content.data
+
     def slice(self, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop` of the section."""
         if not 0 <= start <= stop <= self.num_bytes:
@@ -77,10 +91,11 @@ class SectionPages:
         self._loaded[pages] = True
 
     def _compare(self, first: int, last: int, checksums: Array) -> None:
-        for page, checksum in zip(range(first, last), checksums.tolist(), strict=True):
-            start = page * SECTION_PAGE_BYTES
-            if crc32c(self._content[start : start + SECTION_PAGE_BYTES]) != checksum:
-                raise CorruptSegmentError(
-                    f"{self._where}: checksum of page {page} of section {self._name()} at offset {self._offset + start:,} does not match: "
-                    "the bytes changed since they were written; fetch the file again or restore it"
-                )
+        start = first * SECTION_PAGE_BYTES
+        found = page_checksums(self._content[start : min(last * SECTION_PAGE_BYTES, self.num_bytes)], SECTION_PAGE_BYTES)
+        if not np.array_equal(found, checksums):
+            page = first + int(np.argmax(found != checksums))
+            raise CorruptSegmentError(
+                f"{self._where}: checksum of page {page} of section {self._name()} at offset {self._offset + page * SECTION_PAGE_BYTES:,} does not match: "
+                "the bytes changed since they were written; fetch the file again or restore it"
+            )

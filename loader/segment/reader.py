@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from loader.decode.arrow import take, to_arrow
-from loader.decode.result import DecodedBlock, decode_block
+from loader.decode.arrow import to_arrow
+from loader.decode.lookup import decode_and_take, look_up
+from loader.decode.program import MAX_ARENA_BYTES, Program
+from loader.decode.result import DecodedBlock, DecodedColumn, decode_block
 from loader.encodings.leaf import LeafType, leaf_type
 from loader.errors import ColumnNotFoundError, CorruptSegmentError, TruncatedSegmentError, did_you_mean
+from loader.segment import requests
 from loader.segment.checksum import crc32c
 from loader.segment.footer import check_directory, check_version, name_hash, read_tail
 from loader.segment.inspect import ColumnLayout, SegmentLayout
@@ -35,10 +39,18 @@ from loader.segment.layout import (
     ValueType,
 )
 from loader.segment.pages import SectionPages
-from loader.segment.source import open_source, source_name
+from loader.segment.source import fill, open_source, source_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Allocate = Callable[[int], Array]  # uint8 of at least so many bytes, on 8 bytes
 TAIL_READ_BYTES = 64 << 10
+LOOK_UP_ARENA_BYTES = 1 << 20  # a smaller column is decoded faster than it is looked up in
+LOOK_UP_SHARE = 64  # and so is one of which more than this part of the rows is wanted
+
+
+@functools.lru_cache(maxsize=1024)
+def _leaf_type(value_type: int, depth: int, fixed_size: int) -> LeafType:
+    return LeafType(value_type=ValueType(value_type), depth=depth, fixed_size=fixed_size)
 
 
 def _reorder(column: pa.ChunkedArray, rows: Array) -> pa.Array | pa.ChunkedArray:
@@ -158,7 +170,8 @@ class SegmentReader:
         raw = self._section(Section.ARROW_SCHEMA).all()
         try:
             schema = pa.ipc.read_schema(pa.py_buffer(raw))
-        except (pa.ArrowException, OSError) as error:
+            _ = schema.names, schema.metadata
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise CorruptSegmentError(f"{self.name}: the Arrow schema cannot be read ({error}); fetch or write the file again") from None
         if len(schema) != self.num_columns:
             raise CorruptSegmentError(f"{self.name}: the Arrow schema has {len(schema):,} fields for {self.num_columns:,} columns")
@@ -215,10 +228,47 @@ class SegmentReader:
             self.column_index(int(ids[missing[0]]))
         return rows
 
+    def resolve(self, columns: Sequence[str | int] | None) -> list[int]:
+        """Ids of columns given by name or id; None is all, in the order they were written.
+
+        Raises:
+            ColumnNotFoundError: One is not in the segment.
+        """
+        if columns is None:
+            chosen = np.argsort(self.columns["schema_index"])
+        else:
+            names = [column for column in columns if isinstance(column, str)]
+            known = dict(zip(names, self._rows_of_names(names), strict=True)) if len(names) > 1 else {}
+            chosen = np.array([known[column] if column in known else self.column_index(column) for column in columns], np.int64)
+        found: list[int] = self.columns["column_id"][chosen].tolist()
+        return found
+
+    def _rows_of_names(self, names: Sequence[str]) -> list[int]:
+        """`column_index` of many names: the pages of their index entries and of their names are read in one go each."""
+        index = self._records(Section.NAME_INDEX, NAME_ENTRY, self.num_columns)
+        hashes = np.array([name_hash(name) for name in names], np.uint64)
+        place = np.searchsorted(index["name_hash"], hashes)
+        inside = np.minimum(place, max(index.size - 1, 0))
+        rows = index["column_index"][inside].astype(np.int64) if index.size else np.zeros(len(names), np.int64)
+        if not index.size or (index["name_hash"][inside] != hashes).any() or int(rows.max()) >= self.num_columns:
+            return [self.column_index(name) for name in names]  # says which one is not there
+        records = self.columns[rows]
+        starts = records["name_offset"].astype(np.int64)
+        stops = starts + records["name_bytes"]
+        raw = self._section(Section.NAMES).require(starts, stops)
+        spans = zip(rows.tolist(), names, starts.tolist(), stops.tolist(), strict=True)
+        # names whose hashes are equal are told apart one by one
+        return [row if raw[start:stop] == name.encode() else self.column_index(name) for row, name, start, stop in spans]
+
     def leaf(self, column: str | int) -> LeafType:
         """The physical type of a column."""
-        record = self.columns[self.column_index(column)]
-        return LeafType(value_type=ValueType(int(record["value_type"])), depth=int(record["depth"]), fixed_size=int(record["fixed_size"]))
+        return self.leaves([column] if isinstance(column, int) else self.resolve([column]))[0]
+
+    def leaves(self, column_ids: Sequence[int]) -> list[LeafType]:
+        """The physical types of columns."""
+        records = self.columns[self._rows_of(column_ids)]
+        stated = zip(records["value_type"].tolist(), records["depth"].tolist(), records["fixed_size"].tolist(), strict=True)
+        return [_leaf_type(*key) for key in stated]
 
     def chunks(self, column_ids: Sequence[int], blocks: Sequence[int] | Array) -> Array:
         """CHUNK records `[column, block]`, bounds checked; only their pages of the footer are read.
@@ -242,32 +292,100 @@ class SegmentReader:
         rows = self.column_index(column_id) * self.num_blocks + np.arange(self.num_blocks)
         return self._records(Section.STATS, STATS, self.num_columns * self.num_blocks, rows)[rows]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the segment."""
+        return self._source.num_bytes
+
+    @property
+    def section_kinds(self) -> list[Section]:
+        """The sections that the segment has, of those that this version knows."""
+        return [Section(kind) for kind in self._sections if kind in Section.__members__.values()]
+
     def section(self, kind: Section) -> memoryview | None:
         """The bytes of a section, verified; None where the segment has none."""
         return self._sections[kind].all().data if kind in self._sections else None
 
-    def read_block(self, block: int, column_ids: Sequence[int], *, verify: bool | None = None, threads: int = 1) -> DecodedBlock:
-        """Fetch, verify and decode some columns of a block."""
+    def read_block(
+        self, block: int, column_ids: Sequence[int], *, verify: bool | None = None, threads: int = 1, allocate: Allocate | None = None
+    ) -> DecodedBlock:
+        """Fetch, verify and decode some columns of a block.
+
+        Args:
+            block: Its number.
+            column_ids: Which columns.
+            verify: Compare checksums; default as the reader was opened.
+            threads: Of the native executor.
+            allocate: Where the arena comes from; default fresh memory. A reader of many blocks hands out the same memory again.
+
+        Raises:
+            ColumnNotFoundError: An id is not in the segment.
+            CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
+        """
+        slab, offsets, records = self._fetch(block, column_ids, verify)
+        arena = None
+        if allocate is not None:
+            stated = int(records["arena_bytes"].sum(dtype=np.float64))
+            arena = allocate(stated + PADDING_BYTES) if stated <= MAX_ARENA_BYTES else None
+        with self._locating(block, column_ids, records):
+            decoded = decode_block(slab, offsets, records["num_bytes"].astype(np.int64), self.leaves(column_ids), threads=threads, arena=arena)
+        self._check_rows(block, decoded.program)
+        return decoded
+
+    def take_block(self, block: int, column_ids: Sequence[int], rows: Array, *, verify: bool | None = None) -> list[DecodedColumn]:
+        """Some rows of a block. A column whose block is large is read in the few vectors that hold them, the others are decoded.
+
+        Args:
+            block: Its number.
+            column_ids: Which columns.
+            rows: int64, row numbers inside the block, in any order.
+            verify: Compare checksums; default as the reader was opened.
+
+        Raises:
+            ColumnNotFoundError: An id is not in the segment.
+            CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
+        """
+        slab, offsets, records = self._fetch(block, column_ids, verify)
+        sizes, leaves = records["num_bytes"].astype(np.int64), self.leaves(column_ids)
+        few = rows.size * LOOK_UP_SHARE <= int(self.blocks["num_rows"][block])
+        large = (records["arena_bytes"] > LOOK_UP_ARENA_BYTES) & few
+        found: dict[int, DecodedColumn] = {}
+        for chosen, method in ((np.flatnonzero(large), look_up), (np.flatnonzero(~large), decode_and_take)):
+            if chosen.size:
+                numbers = chosen.tolist()
+                with self._locating(block, [column_ids[index] for index in numbers], records[chosen]):
+                    program, columns = method(slab, offsets[chosen], sizes[chosen], [leaves[index] for index in numbers], rows)
+                self._check_rows(block, program)
+                found.update(zip(numbers, columns, strict=True))
+        return [found[index] for index in range(len(column_ids))]
+
+    def _check_rows(self, block: int, program: Program) -> None:
+        if (program.num_rows != int(self.blocks["num_rows"][block])).any():
+            raise CorruptSegmentError(f"{self.name}, block {block}: chunks have another number of rows than the block; fetch or write the file again")
+
+    @contextlib.contextmanager
+    def _locating(self, block: int, column_ids: Sequence[int], records: Array) -> Iterator[None]:
+        """Errors of decoders name file, column and offset."""
+        try:
+            yield
+        except CorruptSegmentError as error:
+            ranges = list(zip(records["offset"].tolist(), records["num_bytes"].tolist(), strict=True))
+            raise self._located(error, block, column_ids, ranges) from None
+
+    def _fetch(self, block: int, column_ids: Sequence[int], verify: bool | None) -> tuple[Array, Array, Array]:
+        """The chunks of some columns of a block: (slab, chunk offsets in it, CHUNK records), checksums compared."""
         records = self.chunks(column_ids, [block])[:, 0]
         sizes = records["num_bytes"].astype(np.int64)
-        padded = -(-sizes // ALIGNMENT) * ALIGNMENT
-        offsets = np.cumsum(padded) - padded
-        slab = np.zeros(int(padded.sum()) + PADDING_BYTES, np.uint8)
-        ranges = list(zip(records["offset"].tolist(), sizes.tolist(), strict=True))
-        for index, part in enumerate(self._read(ranges)):
-            start = int(offsets[index])
-            slab[start : start + len(part)] = np.frombuffer(part, np.uint8)
-            if (self._verify if verify is None else verify) and crc32c(slab[start : start + len(part)]) != int(records["checksum"][index]):
-                raise CorruptSegmentError(
-                    self._where_chunk(block, column_ids[index], ranges[index][0], "its checksum does not match: the bytes changed since they were written")
-                )
-        try:
-            decoded = decode_block(slab, offsets, sizes, [self.leaf(column) for column in column_ids], threads=threads)
-        except CorruptSegmentError as error:
-            raise self._located(error, block, column_ids, ranges) from None
-        if not np.array_equal(decoded.program.num_rows, np.full(len(column_ids), int(self.blocks["num_rows"][block]))):
-            raise CorruptSegmentError(f"{self.name}, block {block}: chunks have another number of rows than the block; fetch or write the file again")
-        return decoded
+        wanted = requests.plan(records["offset"].astype(np.int64), sizes)
+        slab = np.empty(wanted.slab_bytes, np.uint8)
+        slab[-PADDING_BYTES:] = 0
+        fill(self._source, wanted.ranges, wanted.starts, slab.data)
+        if self._verify if verify is None else verify:
+            for index, (start, size) in enumerate(zip(wanted.chunk_offsets.tolist(), sizes.tolist(), strict=True)):
+                if crc32c(slab[start : start + size]) != int(records["checksum"][index]):
+                    what = "its checksum does not match: the bytes changed since they were written"
+                    raise CorruptSegmentError(self._where_chunk(block, column_ids[index], int(records["offset"][index]), what))
+        return slab, wanted.chunk_offsets, records
 
     def _located(self, error: CorruptSegmentError, block: int, column_ids: Sequence[int], ranges: Sequence[tuple[int, int]]) -> CorruptSegmentError:
         """A decoder's error with file, column and offset in place of the chunk's position in the request."""
@@ -295,11 +413,9 @@ class SegmentReader:
             ColumnNotFoundError: A column is not in the segment.
             CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
         """
-        records = self.columns
-        chosen = np.argsort(records["schema_index"]).tolist() if columns is None else [self.column_index(column) for column in columns]
-        fields = [self._field(index) for index in chosen]
+        ids = self.resolve(columns)
+        fields = [self._field(index) for index in self._rows_of(ids).tolist()]
         schema = pa.schema(fields, metadata=self.arrow_schema.metadata)
-        ids = [int(records["column_id"][index]) for index in chosen]
         if isinstance(rows, range) or rows is None or isinstance(rows, slice):
             span = range(*rows.indices(self.num_rows)) if isinstance(rows, slice) else range(self.num_rows) if rows is None else rows
             if span.step == 1:
@@ -317,9 +433,8 @@ class SegmentReader:
         return field
 
     def _block_table(self, schema: pa.Schema, ids: Sequence[int], block: int, verify: bool | None, rows: Array | None = None) -> pa.Table:
-        decoded = self.read_block(block, ids, verify=verify)
+        columns = self.read_block(block, ids, verify=verify) if rows is None else self.take_block(block, ids, rows, verify=verify)
         try:
-            columns = [column if rows is None else take(column, rows) for column in decoded.columns]
             arrays = [to_arrow(column, field.type) for column, field in zip(columns, schema, strict=True)]
         except CorruptSegmentError as error:
             raise CorruptSegmentError(f"{self.name}, block {block}: {error}; fetch or write the file again") from None

@@ -36,6 +36,15 @@ class FileSource:
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         return [memoryview(self._read(offset, num_bytes)) for offset, num_bytes in ranges]
 
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes from `offset` on, without a copy between."""
+        done = 0
+        while done < len(target):
+            count = os.preadv(self._descriptor, [target[done:]], offset + done)
+            if not count:
+                raise TruncatedSegmentError(f"{self.name} ends at {offset + done:,}, before byte {offset + len(target):,}: it was cut off while open")
+            done += count
+
     def _read(self, offset: int, num_bytes: int) -> bytes:
         parts, missing = [], num_bytes
         while missing:
@@ -69,6 +78,25 @@ class MemorySource:
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         return [self._data[offset : offset + num_bytes] for offset, num_bytes in ranges]
+
+
+def fill(source: SegmentSource, ranges: Sequence[tuple[int, int]], starts: Sequence[int], slab: memoryview) -> None:
+    """Read ranges to their places in a slab.
+
+    Args:
+        source: The segment.
+        ranges: (offset, num_bytes).
+        starts: Where each goes.
+        slab: Writable bytes.
+    """
+    if isinstance(source, FileSource):
+        for (offset, num_bytes), start in zip(ranges, starts, strict=True):
+            source.read_into(offset, slab[start : start + num_bytes])
+        return
+    for (_, num_bytes), start, part in zip(ranges, starts, source.read_ranges(ranges), strict=True):
+        if len(part) != num_bytes:
+            raise TruncatedSegmentError(f"{source_name(source)}: {num_bytes:,} bytes could not be read whole; fetch or write the file again")
+        slab[start : start + num_bytes] = part
 
 
 def open_source(source: Any) -> SegmentSource:

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from loader.encodings.chooser import Decision, EncodeOptions
+from loader.encodings.chooser import Decision
 from loader.encodings.chunk import encode_chunk
 from loader.encodings.leaf import LeafType, leaf_type
+from loader.encodings.options import EFFORTS, EncodeOptions
+from loader.encodings.quantise import KINDS
 from loader.encodings.shred import shred
 from loader.errors import AlreadyExistsError, NotFoundError, SchemaError, StorageError, StorageFullError
 from loader.segment.blocks import cut_blocks
@@ -38,12 +40,14 @@ from loader.segment.layout import (
     STATS,
     Feature,
     Section,
+    ValueType,
     round_up,
 )
 from loader.segment.stats import ColumnStats, has_range, measure, merge
 
 Array = np.ndarray[Any, np.dtype[Any]]
 WRITER = "headrace"
+QUANTISE_KEY = b"headrace.quantise"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,20 +56,30 @@ class WriteOptions:
 
     Attributes:
         block_rows: Most rows of a block, at most 65,536.
-        block_bytes: Most decoded bytes of a block, all columns; one row may pass it.
+        block_bytes: Most bytes of a block as Arrow arrays, all columns; one row may pass it. Decoded, repeated lists take much less.
         cluster_by: Names of the columns the caller sorted by; recorded.
+        column_order: Names of columns that are read together, most wanted first: their chunks lie first in every block, in this order, so that
+            reading them takes few requests. The others follow by id.
         dictionary: Try dictionaries.
         list_views: Share and overlap repeated list rows.
+        effort: What to minimise: `size` bytes alone, `balanced` bytes and the time to decode them, `speed` mostly time.
+        compress: Compress strings and blobs with zstd where that makes them smaller.
+        quantise: `float16`, `bfloat16` or `int8` by the name of a float32 column: it loses precision and comes back as float32. A field's
+            metadata `headrace.quantise` asks for the same.
         threads: Columns encoded at the same time.
         segment_id: 16 bytes; a random UUID if None.
         properties: Anything else to record, as JSON values.
     """
 
     block_rows: int = MAX_BLOCK_ROWS
-    block_bytes: int = 64 << 20
+    block_bytes: int = 256 << 20
     cluster_by: tuple[str, ...] = ()
+    column_order: tuple[str, ...] = ()
     dictionary: bool = True
     list_views: bool = True
+    effort: str = "balanced"
+    compress: bool = True
+    quantise: dict[str, str] = dataclasses.field(default_factory=dict)
     threads: int = 1
     segment_id: bytes | None = None
     properties: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -73,6 +87,8 @@ class WriteOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.block_rows <= MAX_BLOCK_ROWS:
             raise ValueError(f"block_rows must be from 1 to {MAX_BLOCK_ROWS:,}, not {self.block_rows:,}")
+        if self.effort not in EFFORTS:
+            raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, not {self.effort!r}")
         if self.block_bytes < 1:
             raise ValueError(f"block_bytes must be positive, not {self.block_bytes}")
         if self.segment_id is not None and len(self.segment_id) != 16:
@@ -106,6 +122,7 @@ class _Encoded:
     stats: Array
     decision: Decision
     checksum: int
+    features: int
 
 
 def encode_segment(
@@ -115,6 +132,7 @@ def encode_segment(
     options: WriteOptions | None = None,
     key_index: bytes | None = None,
     features: int = 0,
+    block_rows: Sequence[int] | None = None,
 ) -> EncodedSegment:
     """Encode a table as one segment.
 
@@ -124,6 +142,7 @@ def encode_segment(
         options: Defaults if None.
         key_index: The bytes of the KEY_INDEX section, if any.
         features: Feature bits that the caller's use needs (COLUMN_FILE, OVERLAY).
+        block_rows: Rows of each block, where they must be those of another segment; default as the options limit them.
 
     Raises:
         SchemaError: A column's type cannot be stored.
@@ -134,12 +153,17 @@ def encode_segment(
         raise ValueError(f"{table.num_columns} columns need as many different ids, got {list(column_ids)[:20]}")
     table = _plain_columns(table)
     leaves = [leaf_type(field.type, field.name) for field in table.schema]
+    if unknown := sorted(set(options.quantise) - set(table.column_names)):
+        raise SchemaError(f"quantise names columns that are not there: {', '.join(unknown[:5])}")
     order = sorted(range(table.num_columns), key=lambda index: column_ids[index])
-    block_rows = cut_blocks(table, leaves, max_rows=options.block_rows, max_bytes=options.block_bytes)
+    if block_rows is None:
+        block_rows = cut_blocks(table, leaves, max_rows=options.block_rows, max_bytes=options.block_bytes)
+    elif sum(block_rows) != table.num_rows or max(block_rows, default=1) > MAX_BLOCK_ROWS or min(block_rows, default=1) < 1:
+        raise ValueError(f"blocks of {sum(block_rows):,} rows, each from 1 to {MAX_BLOCK_ROWS:,}, do not add up to a table of {table.num_rows:,}")
     chunks = _encode_blocks(table, leaves, order, block_rows, options)
     segment_id = uuid.uuid4().bytes if options.segment_id is None else options.segment_id
-    features |= _features(table, leaves)
-    data, placed = _lay_chunks(chunks)
+    features |= _features(table, leaves, chunks)
+    data, placed = _lay_chunks(chunks, _file_order(table, order, options.column_order))
     stats = np.array([[chunk.stats for chunk in column] for column in chunks], STATS).reshape(len(order), len(block_rows))
     properties = _properties(chunks, [column_ids[index] for index in order], options)
     entries = [
@@ -191,35 +215,48 @@ def _plain_columns(table: pa.Table) -> pa.Table:
     return table
 
 
-def _features(table: pa.Table, leaves: Sequence[LeafType]) -> int:
-    features = Feature(0)
+def _features(table: pa.Table, leaves: Sequence[LeafType], chunks: list[list[_Encoded]]) -> int:
+    features = 0
+    for blocks in chunks:
+        for chunk in blocks:
+            features |= chunk.features
     if any(column.null_count for column in table.columns):
         features |= Feature.NULLS
     if any(leaf.depth for leaf in leaves):
         features |= Feature.LIST_VIEWS | Feature.NULLS
     if any(leaf.fixed_size for leaf in leaves):
         features |= Feature.NULLS
-    return int(features | Feature.DICTIONARY)
+    return int(features)
 
 
 def _encode_blocks(table: pa.Table, leaves: Sequence[LeafType], order: Sequence[int], block_rows: Sequence[int], options: WriteOptions) -> list[list[_Encoded]]:
     """`[column][block]`, columns by id."""
-    encode = EncodeOptions(dictionary=options.dictionary, list_views=options.list_views)
+    encode = EncodeOptions(dictionary=options.dictionary, list_views=options.list_views, compress=options.compress, effort=options.effort)
     starts = [0, *np.cumsum(block_rows).tolist()]
 
     def run(index: int) -> list[_Encoded]:
-        leaf, column, ranged = leaves[index], table.column(index), has_range(table.schema.field(index).type)
+        leaf, column, field = leaves[index], table.column(index), table.schema.field(index)
+        ranged, asked = has_range(field.type), dataclasses.replace(encode, quantise=_quantise(field, leaf, options))
         done = []
         for start, rows in zip(starts[:-1], block_rows, strict=True):
             node = shred(_contiguous(column.slice(start, rows), table.schema.field(index).name), leaf)
-            chunk = encode_chunk(node, leaf, rows, encode)
-            done.append(_Encoded(data=chunk.data, stats=measure(node, leaf, ranged=ranged), decision=chunk.decision, checksum=crc32c(chunk.data)))
+            chunk = encode_chunk(node, leaf, rows, asked)
+            stats, checksum = measure(node, leaf, ranged=ranged), crc32c(chunk.data)
+            done.append(_Encoded(data=chunk.data, stats=stats, decision=chunk.decision, checksum=checksum, features=chunk.features))
         return done
 
     if options.threads > 1 and len(order) > 1:
         with ThreadPoolExecutor(options.threads) as pool:
             return list(pool.map(run, order))
     return [run(index) for index in order]
+
+
+def _quantise(field: pa.Field, leaf: LeafType, options: WriteOptions) -> str | None:
+    """How much precision a column may lose, by the options or its field's metadata; None for none, the default."""
+    kind = options.quantise.get(field.name) or ((field.metadata or {}).get(QUANTISE_KEY) or b"").decode() or None
+    if kind is not None and (kind not in KINDS or leaf.value_type != ValueType.FLOAT32):
+        raise SchemaError(f"column {field.name!r} ({field.type}) cannot be quantised to {kind!r}: float32 columns can, to {', '.join(KINDS)}")
+    return kind
 
 
 def _contiguous(column: pa.ChunkedArray, name: str) -> pa.Array:
@@ -233,14 +270,23 @@ def _contiguous(column: pa.ChunkedArray, name: str) -> pa.Array:
     return merged
 
 
-def _lay_chunks(chunks: list[list[_Encoded]]) -> tuple[bytearray, Array]:
+def _file_order(table: pa.Table, order: Sequence[int], first: Sequence[str]) -> list[int]:
+    """Places in `order` as their chunks lie in a block: the columns of the hint, then the others by id."""
+    if unknown := sorted(set(first) - set(table.column_names)):
+        raise SchemaError(f"column_order names columns that are not there: {', '.join(unknown[:5])}")
+    rank = {name: place for place, name in enumerate(first)}
+    names = [table.schema.field(index).name for index in order]
+    return sorted(range(len(order)), key=lambda place: rank.get(names[place], len(rank)))
+
+
+def _lay_chunks(chunks: list[list[_Encoded]], file_order: Sequence[int]) -> tuple[bytearray, Array]:
     """The bytes from the header (still blank) to the footer, and the CHUNKS records. A block's chunks are neighbours."""
     num_blocks = len(chunks[0]) if chunks else 0
     placed = np.zeros((len(chunks), num_blocks), CHUNK)
     position = HEADER.itemsize
     for block in range(num_blocks):
-        for column, blocks in enumerate(chunks):
-            chunk = blocks[block]
+        for column in file_order:
+            chunk = chunks[column][block]
             arena_bytes = chunk.data[: CHUNK_HEADER.itemsize].view(CHUNK_HEADER)["arena_bytes"][0]
             placed[column, block] = (position, chunk.data.size, chunk.checksum, arena_bytes)
             position = round_up(position + chunk.data.size, ALIGNMENT)

@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loader.encodings.chooser import EncodeOptions
+from loader.encodings.chunk import encode_chunk
+from loader.encodings.leaf import leaf_type
 from loader.encodings.overlap import fresh_rows, slide_overlaps
+from loader.encodings.shred import shred
 from loader.encodings.views import Layout, choose_layout
+from loader.segment.reader import SegmentReader
+from loader.segment.writer import encode_segment
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ROWS = st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=30)
@@ -86,3 +92,60 @@ def test_rows_that_repeat_anywhere_share_views() -> None:
     assert layout.text == "shared views"
     assert layout.num_items == 600
     assert expand(layout, values) == rows
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("null_share", [0.1, 0.5])
+def test_null_rows_interrupt_no_window(newest_first: bool, null_share: float) -> None:
+    rng = np.random.default_rng(9)
+    events = rng.integers(0, 1 << 30, 5000)
+    if newest_first:
+        events = events[::-1]
+    at = np.cumsum(rng.integers(0, 3, 2000))
+    rows = [events[start : start + 40].tolist() for start in (at[::-1] if newest_first else at).tolist()]
+    nulls = rng.random(2000) < null_share
+    array = pa.array([None if null else row for row, null in zip(rows, nulls.tolist(), strict=True)], pa.list_(pa.int64()))
+    leaf = leaf_type(array.type, "test")
+    chunk = encode_chunk(shred(array, leaf), leaf, len(array), EncodeOptions())
+    assert "sliding views" in chunk.decision.tree
+    # the events once, starts, lengths and bitmaps; not forty of them a row
+    assert chunk.data.size < 2.5 * 8 * at[-1] + 4000
+    table = pa.table({"x": array})
+    read = SegmentReader(encode_segment(table, column_ids=[1]).data).read()
+    assert read.equals(table)
+
+
+def test_a_list_that_only_nulls_interrupt_is_stored_once() -> None:
+    row = list(range(1000, 1100))
+    array = pa.array([row if index % 2 else None for index in range(3000)], pa.list_(pa.int64()))
+    leaf = leaf_type(array.type, "test")
+    assert encode_chunk(shred(array, leaf), leaf, len(array), EncodeOptions()).data.size < 3000
+
+
+@pytest.mark.parametrize("make", [lambda number: [[number, 1], [], None, [number + 2] * 3], lambda number: [f"word {number}", None, "", "a"]])
+def test_lists_of_lists_that_repeat_are_stored_once(make: Any) -> None:
+    repeated = [None if number % 50 == 3 else make(number // 20) for number in range(2000)]
+    items = [make(number) for number in range(400)]
+    sliding = [sum(items[number // 5 : number // 5 + 8], []) for number in range(1500)]
+    for rows, most in ((repeated, 9_000), (sliding, 25_000)):
+        array = pa.array(rows)
+        leaf = leaf_type(array.type, "test")
+        chunk = encode_chunk(shred(array, leaf), leaf, len(array), EncodeOptions())
+        assert "views(" in chunk.decision.tree
+        assert chunk.data.size < most
+        table = pa.table({"x": array})
+        assert SegmentReader(encode_segment(table, column_ids=[1]).data).read().equals(table)
+
+
+@pytest.mark.parametrize("rows_each", [9, 400])
+def test_rows_that_share_a_view_for_long_cost_little(rows_each: int) -> None:
+    rng = np.random.default_rng(1)
+    lists = [rng.integers(0, 1 << 30, 5).tolist() for _ in range(-(-30_000 // rows_each))]
+    rows = [None if number // rows_each % 7 == 3 else lists[number // rows_each] for number in range(30_000)]
+    array = pa.array(rows, pa.list_(pa.int64()))
+    leaf = leaf_type(array.type, "test")
+    chunk = encode_chunk(shred(array, leaf), leaf, len(array), EncodeOptions())
+    assert ("rows=codes" if rows_each == 400 else "rows=fresh") in chunk.decision.tree
+    assert chunk.data.size < len(lists) * 21 + (2_000 if rows_each == 400 else 10_000)
+    table = pa.table({"x": array})
+    assert SegmentReader(encode_segment(table, column_ids=[1]).data).read().equals(table)

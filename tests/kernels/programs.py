@@ -10,7 +10,8 @@ import numpy as np
 from loader.decode.program import NO_OFFSET, PROGRAM_OP, PROGRAM_SOURCE, Program
 from loader.encodings import bitpack
 from loader.encodings.bits import pack_bits, rank_anchors
-from loader.segment.layout import OUT_ITEM_BYTES, PADDING_BYTES, VECTOR, OpKind, OutKind, Scan, SourceKind, round_up
+from loader.encodings.split import class_anchors
+from loader.segment.layout import OUT_ITEM_BYTES, PADDING_BYTES, PATCH_F32, PATCH_F64, VECTOR, OpKind, OutKind, Scan, SourceKind, round_up
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -68,8 +69,20 @@ class ProgramBuilder:
         words, meta = bitpack.pack(values)
         return self.source(SourceKind.PACKED, values.size, data=self.stream(words), meta=self.stream(meta), num_words=words.size)
 
-    def values_source(self, values: Array) -> int:
-        """A source of these uint32 values, of a kind that can hold them."""
+    def excepted(self, values: Array) -> int:
+        """Packed with exceptions where that takes fewer words."""
+        words, meta = bitpack.pack_reference(values, bitpack.plan_exceptions(values))
+        return self.source(SourceKind.PACKED_EXCEPTIONS, values.size, data=self.stream(words), meta=self.stream(meta), num_words=words.size)
+
+    def neighbours(self, *sources: int) -> int:
+        """Copies of source records one after the other: the first one's number."""
+        self.sources += [self.sources[number] for number in sources]
+        return len(self.sources) - len(sources)
+
+    def values_source(self, values: Array, *, direct: bool = False) -> int:
+        """A source of these uint32 values, of a kind that can hold them; `direct` if nothing reads it by rank."""
+        if direct and self.rng.random() < 0.3:
+            return self.excepted(values)
         if values.size and (values == values[0]).all() and self.rng.random() < 0.5:
             return self.source(SourceKind.CONSTANT, values.size, value=int(values[0]))
         if (values < 2).all() and self.rng.random() < 0.5:
@@ -118,7 +131,7 @@ class ProgramBuilder:
         sources = np.concatenate(self.sources) if self.sources else np.zeros(0, PROGRAM_SOURCE)
         starts = np.searchsorted(ops["level"], np.arange(int(ops["level"][-1]) + 2 if ops.size else 1)).astype(np.int64)
         program = Program(
-            ops=ops, sources=sources, level_starts=starts, regions=np.zeros(0), num_rows=np.zeros(0, np.int64), arena_bytes=self.arena_bytes
+            ops=ops, sources=sources, level_starts=starts, regions=np.zeros(0), num_rows=np.zeros(0, np.int64), arena_bytes=self.arena_bytes, features=0
         )  # fmt: skip
         return Built(program, aligned(np.concatenate([*self.parts, np.zeros(PADDING_BYTES, np.uint8)])))
 
@@ -137,16 +150,9 @@ def _base(b: ProgramBuilder) -> int:
 
 
 def add_direct(b: ProgramBuilder, count: int, width: int) -> None:
-    first, out_kind, wide = len(b.sources), STORES[b.rng.integers(0, 4)], b.rng.random() < 0.3
+    out_kind, wide = STORES[b.rng.integers(0, 4)], b.rng.random() < 0.3
     low, high = b.numbers(count, width), b.numbers(count, int(b.rng.integers(0, 33)))
-    first = b.values_source(low)
-    if wide:
-        b.sources.append(b.sources[first])
-        first, second = len(b.sources) - 1, b.values_source(high)
-        if second != first + 1:
-            b.sources.append(b.sources[first])
-            b.sources.append(b.sources[second])
-            first = len(b.sources) - 2
+    first = b.neighbours(b.values_source(low, direct=True), b.values_source(high, direct=True))
     b.op(OpKind.DIRECT, out_kind, count, level=1, first_source=first, num_sources=1 + wide, base=_base(b))
 
 
@@ -155,8 +161,7 @@ def add_nulls(b: ProgramBuilder, count: int, width: int) -> None:
     present = int(mask.sum())
     low, high = b.values_source(b.numbers(present, width)), b.values_source(b.numbers(present, 9))
     wide = b.rng.random() < 0.3
-    b.sources += [b.sources[low], b.sources[high]]
-    b.op(OpKind.NULLS, STORES[b.rng.integers(0, 4)], count, level=1, first_source=len(b.sources) - 2, num_sources=1 + wide, base=_base(b), **bits)
+    b.op(OpKind.NULLS, STORES[b.rng.integers(0, 4)], count, level=1, first_source=b.neighbours(low, high), num_sources=1 + wide, base=_base(b), **bits)
 
 
 def add_dictionary(b: ProgramBuilder, count: int) -> None:
@@ -164,10 +169,13 @@ def add_dictionary(b: ProgramBuilder, count: int) -> None:
     out_kind = OutKind(int(b.rng.integers(0, 5)))
     at = b.dictionary(out_kind, entries)
     fields = {"dict": at, "dict_count": entries, "view_base": int(b.rng.integers(0, 1 << 32)) if out_kind == OutKind.VIEW else 0}
-    kind = b.rng.choice([OpKind.DIRECT, OpKind.NULLS, OpKind.RANK])
+    kind = b.rng.choice([OpKind.DIRECT, OpKind.NULLS, OpKind.RANK, OpKind.SPLIT, OpKind.RUNS])
+    codes = b.rng.integers(0, entries, count, dtype=np.uint32)
     if kind == OpKind.DIRECT:
-        codes = b.rng.integers(0, entries, count, dtype=np.uint32)
         b.op(OpKind.DIRECT, out_kind, count, level=1, first_source=b.values_source(codes), **fields)
+        return
+    if kind in (OpKind.SPLIT, OpKind.RUNS):
+        b.op(kind, out_kind, count, level=1, **(split(b, codes) if kind == OpKind.SPLIT else runs(b, codes)), **fields)
         return
     mask, bits = b.bitmap(count)
     present = int(mask.sum())
@@ -190,16 +198,79 @@ def add_scan(b: ProgramBuilder, count: int, width: int) -> None:
     scan = Scan(int(b.rng.integers(1, 4)))
     anchors = b.stream(b.rng.integers(0, 1 << 32, bitpack.num_vectors(count), dtype=np.uint32))
     view = b.rng.random() < 0.6
-    steps, lengths = b.values_source(b.numbers(count, width)), b.values_source(b.numbers(count, 12))
-    b.sources += [b.sources[steps], b.sources[lengths]]
+    steps, lengths = b.values_source(b.numbers(count, width), direct=True), b.values_source(b.numbers(count, 12), direct=True)
     two = view and scan != Scan.EXCLUSIVE_SUM
     base = 0 if view else _base(b)
     view_base = int(b.rng.integers(0, 1 << 32)) if view else 0
     out_kind = OutKind.VIEW if view else STORES[b.rng.integers(0, 4)]
     b.op(
-        OpKind.DIRECT, out_kind, count, level=1, scan=int(scan), scan_anchors=anchors, first_source=len(b.sources) - 2, num_sources=1 + two,
+        OpKind.DIRECT, out_kind, count, level=1, scan=int(scan), scan_anchors=anchors, first_source=b.neighbours(steps, lengths), num_sources=1 + two,
         base=base, view_base=view_base,
     )  # fmt: skip
+
+
+def split(b: ProgramBuilder, values: Array) -> dict[str, int]:
+    """Fields of a SPLIT op over these values: classes by threshold, or at random with one that may be empty."""
+    num_classes = int(b.rng.integers(2, 5))
+    if b.rng.random() < 0.5:
+        thresholds = np.sort(b.rng.choice(values, num_classes - 1))
+        classes = (values[:, None] >= thresholds).sum(axis=1).astype(np.uint8)
+    else:
+        classes = b.rng.choice(num_classes, values.size, p=b.rng.dirichlet(np.full(num_classes, 0.5))).astype(np.uint8)
+    first = b.neighbours(*[b.values_source(values[classes == number]) if (classes == number).any() else b.source(SourceKind.CONSTANT, 0)
+                           for number in range(num_classes)])  # fmt: skip
+    fields = {"first_source": first, "num_sources": num_classes, "bits0": b.stream(pack_bits(classes & 1 != 0))}
+    if num_classes > 2:
+        fields["bits1"] = b.stream(pack_bits(classes >> 1 != 0))
+    return {**fields, "anchors": b.stream(class_anchors(classes, num_classes))}
+
+
+def runs(b: ProgramBuilder, values: Array, high: Array | None = None) -> dict[str, int]:
+    """Fields of a RUNS op that repeats some of these values; with high halves it has two sources."""
+    starts = b.rng.random(values.size) < b.rng.choice([0.0, 0.01, 0.3, 1.0])
+    starts[0] = True
+    words = pack_bits(starts)
+    parts = [b.values_source(part[starts]) for part in (values, high) if part is not None]
+    return {"first_source": b.neighbours(*parts), "num_sources": len(parts), "bits0": b.stream(words), "anchors": b.stream(rank_anchors(words))}
+
+
+def add_split(b: ProgramBuilder, count: int, width: int) -> None:
+    b.op(OpKind.SPLIT, STORES[b.rng.integers(0, 4)], count, level=1, base=_base(b), **split(b, b.numbers(count, width)))
+
+
+def add_runs(b: ProgramBuilder, count: int, width: int) -> None:
+    high = b.numbers(count, 20) if b.rng.random() < 0.3 else None
+    b.op(OpKind.RUNS, STORES[b.rng.integers(0, 4)], count, level=1, base=_base(b), **runs(b, b.numbers(count, width), high))
+
+
+def patches(b: ProgramBuilder, out_kind: OutKind, count: int) -> dict[str, int]:
+    """Some random items that are stored by their bits."""
+    at = np.flatnonzero(b.rng.random(count) < b.rng.choice([0.0, 0.002, 0.1]))
+    if not at.size:
+        return {}
+    records = np.zeros(at.size, PATCH_F64 if out_kind == OutKind.F64_DECIMAL else PATCH_F32)
+    records["position"], records["bits"] = at, b.rng.integers(0, 1 << 31, at.size)
+    return {"patches": b.stream(records), "num_patches": at.size}
+
+
+def add_decimals(b: ProgramBuilder, count: int, width: int) -> None:
+    out_kind = OutKind.F32_DECIMAL if b.rng.random() < 0.5 else OutKind.F64_DECIMAL
+    values, kind, wide = b.numbers(count, width), b.rng.choice([OpKind.DIRECT, OpKind.NULLS, OpKind.SPLIT, OpKind.RUNS]), b.rng.random() < 0.3
+    fields = {"scale": int(b.rng.choice([1, 10, 100, 1000, 3, (1 << 32) - 1])), "base": int(b.rng.integers(-(1 << 31), 1 << 31))}
+    fields |= patches(b, out_kind, count)
+    if kind == OpKind.DIRECT and b.rng.random() < 0.5:
+        anchors = b.stream(b.rng.integers(0, 1 << 32, bitpack.num_vectors(count), dtype=np.uint32))
+        fields |= {"scan": int(Scan.ZIGZAG_SUM), "scan_anchors": anchors, "first_source": b.values_source(values, direct=True)}
+    elif kind == OpKind.DIRECT:
+        low, high = b.values_source(values, direct=True), b.values_source(b.numbers(count, 31), direct=True)
+        fields |= {"first_source": b.neighbours(low, high), "num_sources": 1 + wide}
+    elif kind == OpKind.NULLS:
+        mask, bits = b.bitmap(count)
+        low, high = b.values_source(values[mask]), b.values_source(b.numbers(int(mask.sum()), 31))
+        fields |= {"first_source": b.neighbours(low, high), "num_sources": 1 + wide, **bits}
+    else:
+        fields |= split(b, values) if kind == OpKind.SPLIT else runs(b, values)
+    b.op(kind, out_kind, count, level=1, **fields)
 
 
 def random_program(seed: int, *, max_count: int = 4200, num_ops: int = 12) -> Built:
@@ -207,9 +278,9 @@ def random_program(seed: int, *, max_count: int = 4200, num_ops: int = 12) -> Bu
     b = ProgramBuilder(seed)
     for _ in range(num_ops):
         count = min(int(b.rng.choice([1, 31, 32, 33, VECTOR - 1, VECTOR, VECTOR + 1, int(b.rng.integers(1, max_count + 1))])), max_count)
-        width, choice = int(b.rng.integers(0, 33)), int(b.rng.integers(0, 6))
+        width, choice = int(b.rng.integers(0, 33)), int(b.rng.integers(0, 9))
         if choice < 3:
             (add_copy, add_rank, add_dictionary)[choice](b, count)
         else:
-            (add_direct, add_nulls, add_scan)[choice - 3](b, count, width)
+            (add_direct, add_nulls, add_scan, add_split, add_runs, add_decimals)[choice - 3](b, count, width)
     return b.finish()

@@ -193,8 +193,10 @@ def test_native_imports_nothing_but_numpy_and_errors() -> None:
         "loader",
         "loader.errors",
         "loader.kernels",
+        "loader.kernels.arrays",
         "loader.kernels.build",
         "loader.kernels.native",
+        "loader.kernels.native_encoder",
     }
     assert not modules & {"pyarrow", "torch", "ray", "cupy", "sqlalchemy"}
 
@@ -207,3 +209,28 @@ def test_build_without_a_compiler_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setenv("CXX", "/bin/false")
     with pytest.raises(build.BuildError, match="could not compile"):
         build.compile_library(tmp_path / "library.so")
+
+
+@given(seed=st.integers(0, 999), threads=st.sampled_from([1, 3]))
+def test_many_list_columns_in_one_call_equal_one_by_one(library: native.NativeLibrary, seed: int, threads: int) -> None:
+    rng = np.random.default_rng(seed)
+    columns = []
+    for pool_type, dtype in (("u1", "<i8"), ("<u4", "<i8"), ("<u4", "<u4"), ("<u8", "<f8"), ("<u2", "<i4")):
+        pool = rng.integers(0, 200, int(rng.integers(1, 3000))).astype(pool_type)
+        lengths = rng.integers(0, min(pool.size, 90) + 1, int(rng.integers(0, 3000)))
+        starts = rng.integers(0, pool.size - lengths + 1)
+        narrow = np.dtype(dtype).itemsize > pool.itemsize
+        views = (starts | lengths << 32).astype(np.uint64)
+        columns.append(native.ListPool(pool=pool, base=int(rng.integers(-(1 << 40), 1 << 40)) if narrow else 0, views=views, dtype=np.dtype(dtype)))
+    for column, (values, offsets) in zip(columns, library.expand_lists(columns, np.empty, threads), strict=True):
+        np.testing.assert_array_equal(offsets, library.list_offsets(column.views))
+        want = np.empty(int(offsets[-1]), column.dtype)
+        library.gather_lists(column.pool, column.base, column.views, want)
+        assert values.tobytes() == want.tobytes()
+
+
+def test_many_list_columns_name_the_one_that_leaves_its_pool(library: native.NativeLibrary) -> None:
+    good = native.ListPool(pool=np.zeros(9, np.uint32), base=0, views=np.array([2 << 32], np.uint64), dtype=np.dtype("<i8"))
+    bad = native.ListPool(pool=np.zeros(9, np.uint32), base=0, views=np.array([2 << 32, 8 | 2 << 32], np.uint64), dtype=np.dtype("<i8"))
+    with pytest.raises(CorruptSegmentError, match="list column 1 of the request is corrupt: list 1 reaches outside"):
+        library.expand_lists([good, bad], np.empty)

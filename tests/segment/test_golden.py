@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from loader.segment.layout import Feature
 from loader.segment.reader import SegmentReader
 from tests.segment.tables import same_table
 
@@ -43,3 +44,31 @@ def test_version_1_shows_every_encoding() -> None:
     }
     for name, part in expected.items():
         assert part in trees[name], f"{name}: {trees[name]}"
+
+
+def test_cascades_show_every_later_encoding() -> None:
+    reader = SegmentReader(FOLDER / "v1-cascades.segment")
+    trees = {column.name: column.encoding for column in reader.layout().columns}
+    expected = {
+        "decimals single": "decimals[1/100, 26 patches](",
+        "decimals double null": "](decimals[1/100, ",
+        "skewed": "split(",
+        "skewed null": "](split(",
+        "two classes": "split(",
+        "rising": "delta(",
+        "wandering null": "](delta(",
+        "outliers": " exceptions",
+        "runs": "runs[35](",
+        "wide runs": "runs[103](halves(",
+        "wide runs null": "](dictionary[103",
+        "frequent": "](split(",
+        "float16 null": "](float16(",
+        "bfloat16": "bfloat16(",
+        "int8": "int8(",
+        "interrupted": "sliding views(",
+        "text": "pool=zstd",
+    }
+    for name, part in expected.items():
+        assert part in trees[name], f"{name}: {trees[name]}"
+    later = Feature.EXCEPTIONS | Feature.DELTA | Feature.CLASS_SPLIT | Feature.RUN_ENDS | Feature.DECIMAL_FLOATS | Feature.QUANTISED | Feature.COMPRESSED_BYTES
+    assert reader.features & later == later

@@ -1,4 +1,7 @@
-"""Writes the golden segment of the format version in force, once: `python -m tests.segment.golden.make`. Files that exist are never touched."""
+"""Writes golden segments, once: `python -m tests.segment.golden.make`. Files that exist are never touched.
+
+`v1` was written when version 1 knew packing, dictionaries and views; `v1-cascades` shows the features that came after.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from loader.segment.layout import FORMAT_VERSION
 from loader.segment.writer import WriteOptions, write_segment
 from tests.segment.tables import BYTES, LEAVES, LISTS, Maker
 
@@ -44,19 +46,58 @@ def golden_table() -> pa.Table:
     return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata={"made by": "golden"}))
 
 
-def main() -> None:
-    """Write v<N>.segment and v<N>.arrow beside this file."""
-    table = golden_table()
-    segment, expected = FOLDER / f"v{FORMAT_VERSION}.segment", FOLDER / f"v{FORMAT_VERSION}.arrow"
-    write_segment(
-        segment,
-        table,
-        column_ids=range(10, 10 + table.num_columns),
-        options=WriteOptions(block_rows=1030, segment_id=bytes(range(16)), cluster_by=("constant",)),
-    )
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with expected.open("xb") as file, pa.ipc.new_file(file, table.schema, options=options) as writer:
+def cascades() -> pa.Table:
+    """Data that leads to class splits, differences, runs, decimals, exceptions, quantised values and compressed bytes, null or not."""
+    rng = np.random.default_rng(20_261_123)
+    decimals = np.where(rng.random(ROWS) < 0.03, np.nan, rng.integers(0, 1 << 14, ROWS) / 100)
+    decimals[:4] = -0.0, np.inf, -np.inf, -12.34
+    frequent = rng.integers(0, 1 << 60, 130)[np.minimum(rng.zipf(1.3, ROWS), 129)]
+    plain: dict[str, np.ndarray] = {
+        "decimals single": decimals.astype(np.float32),
+        "decimals double": decimals,
+        "skewed": np.where(rng.random(ROWS) < 0.6, rng.integers(0, 4, ROWS), rng.integers(0, 1 << 20, ROWS)).astype(np.int64),
+        "two classes": np.where(rng.random(ROWS) < 0.9, 3, rng.integers(0, 1 << 30, ROWS)).astype(np.uint32),
+        "rising": np.cumsum(rng.integers(0, 9, ROWS)),
+        "wandering": np.cumsum(rng.integers(-4, 5, ROWS)).astype(np.int32),
+        "jumps": np.cumsum(np.where(rng.random(ROWS) < 0.02, 1 << 20, 3)),
+        "outliers": np.where(rng.random(ROWS) < 0.01, 1 << 20, rng.integers(0, 16, ROWS)),
+        "runs": np.repeat(rng.integers(0, 1 << 32, ROWS // 30), 30).astype(np.uint32),
+        "wide runs": np.repeat(rng.integers(-(1 << 62), 1 << 62, ROWS // 10), 10),
+        "frequent": frequent,
+        "float16": (rng.integers(-800, 800, ROWS) / 8).astype(np.float32),
+        "bfloat16": (rng.integers(-100, 100, ROWS) / 4).astype(np.float32),
+        "int8": np.append(rng.integers(-127, 128, ROWS - 30), np.full(30, 127)).astype(np.float32),
+    }
+    columns: dict[str, pa.Array] = {}
+    for name, values in plain.items():
+        columns[name] = pa.array(values)
+        columns[f"{name} null"] = pa.array(values, mask=(rng.random(ROWS) < 0.2) & (np.arange(ROWS) % 1029 > 0))
+    lengths = np.where(rng.random(ROWS) < 0.6, 0, rng.integers(1, 30, ROWS))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    columns["lists"] = pa.ListArray.from_arrays(offsets, pa.array(np.minimum(rng.zipf(1.2, offsets[-1]), 1 << 40)))
+    columns["interrupted"] = pa.array([[number // 9, 7, 8, 9] if number % 3 else None for number in range(ROWS)], pa.list_(pa.int64()))
+    words = np.array(["river", "stone", "bridge", "water", "turbine"])[rng.integers(0, 5, (ROWS, 6))]
+    columns["text"] = pa.array([" ".join(row) + str(number) for number, row in enumerate(words.tolist())])
+    return pa.table(columns)
+
+
+def write(name: str, table: pa.Table, options: WriteOptions) -> None:
+    """Write <name>.segment and <name>.arrow beside this file, unless they are there."""
+    segment, expected = FOLDER / f"{name}.segment", FOLDER / f"{name}.arrow"
+    if segment.exists() or expected.exists():
+        return
+    write_segment(segment, table, column_ids=range(10, 10 + table.num_columns), options=options)
+    compressed = pa.ipc.IpcWriteOptions(compression="zstd")
+    with expected.open("xb") as file, pa.ipc.new_file(file, table.schema, options=compressed) as writer:
         writer.write_table(table)
+
+
+def main() -> None:
+    """Write what is not there yet."""
+    options = WriteOptions(block_rows=1030, segment_id=bytes(range(16)), cluster_by=("constant",))
+    write("v1", golden_table(), options)
+    lossy = {f"{kind}{null}": kind for kind in ("float16", "bfloat16", "int8") for null in ("", " null")}
+    write("v1-cascades", cascades(), WriteOptions(block_rows=1030, segment_id=bytes(range(16)), quantise=lossy))
 
 
 if __name__ == "__main__":
