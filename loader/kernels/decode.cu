@@ -133,17 +133,8 @@ template <int KIND, int STEP, int OUT> FN void decode_rows(const Task& t) {
     u32 carry = step == STEP_SCAN ? LOAD((const u32*)(t.slab + op.scan_anchors) + t.vector) : 0;
     Input in = {};
     open_input<KIND>(t, two, num_values, in);
-    const bool straight = KIND == OP_DIRECT && STEP == STEP_STORE && OUT != ANY && OUT < OUT_VIEW && !two && !in.low.num_exceptions;
     for (u32 row = 0; row * LANES < num_values; ++row) {
         const u32 i = first + row * LANES, live = least(num_values - row * LANES, LANES);
-        if (straight && IS_FULL_ROW(live)) {
-            u8* out = t.arena + op.out;
-            if (OUT == OUT_U8) stream_row<u8>(in.low, row, (u8)op.base, out + i);
-            if (OUT == OUT_U16) stream_row<u16>(in.low, row, (u16)op.base, (u16*)out + i);
-            if (OUT == OUT_U32) stream_row<u32>(in.low, row, (u32)op.base, (u32*)out + i);
-            if (OUT == OUT_U64) stream_row<u64>(in.low, row, (u64)op.base, (u64*)out + i);
-            continue;
-        }
         PER_LANE(u32, x);
         PER_LANE(u32, y);
         const u32 present = read_row<KIND>(t, in, two, row, num_values, x, y);
@@ -223,16 +214,38 @@ SHIM_KERNEL(decode_stage)
 
 #else
 
+// Kinds of op and step with a loop of their own for the commonest stores.
 template <int KIND, int STEP> FN void decode_by_out(const Task& t) {
     if (t.op->out_kind == OUT_U32) return decode_rows<KIND, STEP, OUT_U32>(t);
     if (t.op->out_kind == OUT_U64) return decode_rows<KIND, STEP, OUT_U64>(t);
     decode_rows<KIND, STEP, ANY>(t);
 }
 
+// One stream without exceptions, unpacked into the items themselves. False where the vector is not as simple.
+template <class T, int OUT> FN bool decode_straight(const Task& t) {
+    const ProgramOp& op = *t.op;
+    if (op.num_sources > 1) return false;
+    const Stream s = stream_at(t, t.sources[op.first_source], t.vector);
+    if (s.num_exceptions) return false;
+    const u32 first = t.vector * VECTOR, num_values = least(op.count - first, VECTOR), num_full = num_values / LANES;
+    T* out = (T*)(t.arena + op.out) + first;
+    for (u32 row = 0; row < num_full; ++row) stream_row<T>(s, row, (T)op.base, out + row * LANES);
+    if (num_values % LANES == 0) return true;
+    u32 x[LANES];
+    stream_row<u32>(s, num_full, 0, x);
+    store_kind<false>(t, OUT, first + num_full * LANES, x, x, false, ~0u, num_values % LANES);
+    return true;
+}
+
 static void decode_plain(const Task& t) {
-    if (t.op->out_kind == OUT_U8) return decode_rows<OP_DIRECT, STEP_STORE, OUT_U8>(t);
-    if (t.op->out_kind == OUT_U16) return decode_rows<OP_DIRECT, STEP_STORE, OUT_U16>(t);
-    decode_by_out<OP_DIRECT, STEP_STORE>(t);
+    switch (t.op->out_kind) {
+        case OUT_U8: if (decode_straight<u8, OUT_U8>(t)) return; break;
+        case OUT_U16: if (decode_straight<u16, OUT_U16>(t)) return; break;
+        case OUT_U32: if (decode_straight<u32, OUT_U32>(t)) return; break;
+        case OUT_U64: if (decode_straight<u64, OUT_U64>(t)) return; break;
+        default: break;
+    }
+    decode_rows<OP_DIRECT, STEP_STORE, ANY>(t);
 }
 
 static void decode_vector(const Task& t) {

@@ -222,17 +222,6 @@ EXPORT u64 headrace_gather_lists(const void* pool, u64 pool_count, u32 pool_item
 
 EXPORT u32 headrace_crc32c(const u8* data, u64 num_bytes, u32 seed) { return crc32c::checksum(data, num_bytes, seed, force_portable); }
 
-// Clears same[i] where items first[i] + j and second[i] + j of the plane differ in some byte, j < lengths[i]. Rows cleared before are
-// not read. Returns the first row that reaches outside of the plane, else n.
-EXPORT u64 headrace_equal_ranges(const u8* plane, u64 num_items, u64 item_bytes, const i64* first, const i64* second, const i64* lengths, u64 n, u8* same) {
-    for (u64 i = 0; i < n; ++i) {
-        const u64 a = (u64)first[i], b = (u64)second[i], length = (u64)lengths[i];
-        if (length > num_items || a > num_items - length || b > num_items - length) return i;
-        if (same[i]) same[i] = std::memcmp(plane + a * item_bytes, plane + b * item_bytes, length * item_bytes) == 0;
-    }
-    return n;
-}
-
 // Positions starts[i], starts[i] + 1 … of every range, end to end. Returns the first range that does not fit into `out`, else n.
 EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* out, u64 out_count) {
     u64 at = 0;

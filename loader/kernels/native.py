@@ -103,7 +103,6 @@ class NativeLibrary(EncoderMethods):
             "headrace_list_columns_offsets": ([pointer, u64, u32], None),
             "headrace_list_columns": ([pointer, u64, u32], None),
             "headrace_crc32c": ([pointer, u64, u32], u32),
-            "headrace_equal_ranges": ([pointer, u64, u64, pointer, pointer, pointer, u64, pointer], u64),
             "headrace_ranges": ([pointer, pointer, u64, pointer, u64], u64),
         }
         for name, (arguments, result) in signatures.items():
@@ -254,26 +253,6 @@ class NativeLibrary(EncoderMethods):
         start, checksum = address(data, "data", alignment=1), self._library.headrace_crc32c
         places = range(0, data.size, page_bytes)
         return np.array([checksum(start + at, min(page_bytes, data.size - at), 0) for at in places], np.uint32)
-
-    def equal_ranges(self, planes: Sequence[Array], first: Array, second: Array, lengths: Array) -> Array:
-        """bool `[n]`: whether items `first + j` and `second + j` have the same bytes in all planes, for all j below the length.
-
-        Raises:
-            ValueError: Arrays do not fit, or a range reaches outside of a plane.
-        """
-        same = np.ones(lengths.size, np.uint8)
-        for array, name in ((first, "first"), (second, "second"), (lengths, "lengths")):
-            check_dtype(array, name, "<i8")
-            if array.size != lengths.size:
-                raise ValueError(f"{name} has {array.size} ranges, lengths has {lengths.size}")
-        for plane in planes:
-            bad = self._library.headrace_equal_ranges(
-                address(plane, "plane"), plane.size, plane.dtype.itemsize, address(first, "first"), address(second, "second"),
-                address(lengths, "lengths"), lengths.size, same.ctypes.data,
-            )  # fmt: skip
-            if bad != lengths.size:
-                raise ValueError(f"range {bad} ({first[bad]} and {second[bad]}, {lengths[bad]} items) lies outside of a plane of {plane.size} items")
-        return same.view(np.bool_)
 
     def ranges(self, starts: Array, lengths: Array) -> Array:
         """The positions of ragged ranges laid end to end, int64: `starts[i] … starts[i] + lengths[i] − 1` for each i.
