@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pyarrow as pa
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColumnLayout:
@@ -50,3 +52,10 @@ class SegmentLayout:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return dataclasses.asdict(self)
+
+
+def column_layout(encodings: Any, column_id: int, name: str, field: pa.Field, num_bytes: int) -> ColumnLayout:
+    """One column, with what the writer noted of its encoding; `encodings` is what the properties hold, which nothing checks."""
+    noted = encodings.get(str(column_id)) if isinstance(encodings, dict) else None
+    tree, reason = (str(noted.get(key, "")) for key in ("tree", "reason")) if isinstance(noted, dict) else ("", "")
+    return ColumnLayout(column_id=column_id, name=name, type=str(field.type), num_bytes=num_bytes, encoding=tree, reason=reason)

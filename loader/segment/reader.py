@@ -21,7 +21,7 @@ from loader.errors import ColumnNotFoundError, CorruptSegmentError, TruncatedSeg
 from loader.segment import requests
 from loader.segment.checksum import crc32c
 from loader.segment.footer import check_directory, check_version, name_hash, read_tail
-from loader.segment.inspect import ColumnLayout, SegmentLayout
+from loader.segment.inspect import SegmentLayout, column_layout
 from loader.segment.layout import (
     ALIGNMENT,
     BLOCK,
@@ -473,15 +473,9 @@ class SegmentReader:
         """What `headrace inspect` prints."""
         ids = [int(column) for column in self.columns["column_id"]]
         sizes = self.chunks(ids, np.arange(self.num_blocks))["num_bytes"].sum(axis=1, dtype=np.int64)
-        encodings = self.properties.get("encodings", {})
-        columns = []
-        for index, column_id in enumerate(ids):
-            known = encodings.get(str(column_id), {}) if isinstance(encodings, dict) else {}
-            field = self.arrow_schema.field(int(self.columns["schema_index"][index]))
-            tree, reason = (str(known.get(key, "")) for key in ("tree", "reason")) if isinstance(known, dict) else ("", "")
-            columns.append(
-                ColumnLayout(column_id=column_id, name=self.column_name(index), type=str(field.type), num_bytes=int(sizes[index]), encoding=tree, reason=reason)
-            )
+        fields = [self.arrow_schema.field(index) for index in self.columns["schema_index"].tolist()]
+        noted = self.properties.get("encodings")
+        columns = [column_layout(noted, ids[i], self.column_name(i), fields[i], size) for i, size in enumerate(sizes.tolist())]
         return SegmentLayout(
             name=self.name,
             num_bytes=self._source.num_bytes,

@@ -125,6 +125,20 @@ class _Encoded:
     features: int
 
 
+def _check_blocks(block_rows: Sequence[int], num_rows: int) -> None:
+    if sum(block_rows) != num_rows or max(block_rows, default=1) > MAX_BLOCK_ROWS or min(block_rows, default=1) < 1:
+        raise ValueError(f"blocks of {sum(block_rows):,} rows, each from 1 to {MAX_BLOCK_ROWS:,}, do not add up to a table of {num_rows:,}")
+
+
+def _header(features: int, segment_id: bytes) -> bytes:
+    header = np.zeros(1, HEADER)
+    header["magic"], header["version"], header["header_bytes"], header["features"] = MAGIC, FORMAT_VERSION, HEADER.itemsize, features
+    raw = bytearray(header.tobytes())
+    raw[24:40] = segment_id
+    raw[60:64] = crc32c(bytes(raw[:60])).to_bytes(4, "little")
+    return bytes(raw)
+
+
 def encode_segment(
     table: pa.Table,
     *,
@@ -158,8 +172,8 @@ def encode_segment(
     order = sorted(range(table.num_columns), key=lambda index: column_ids[index])
     if block_rows is None:
         block_rows = cut_blocks(table, leaves, max_rows=options.block_rows, max_bytes=options.block_bytes)
-    elif sum(block_rows) != table.num_rows or max(block_rows, default=1) > MAX_BLOCK_ROWS or min(block_rows, default=1) < 1:
-        raise ValueError(f"blocks of {sum(block_rows):,} rows, each from 1 to {MAX_BLOCK_ROWS:,}, do not add up to a table of {table.num_rows:,}")
+    else:
+        _check_blocks(block_rows, table.num_rows)
     chunks = _encode_blocks(table, leaves, order, block_rows, options)
     segment_id = uuid.uuid4().bytes if options.segment_id is None else options.segment_id
     features |= _features(table, leaves, chunks)
@@ -189,12 +203,7 @@ def encode_segment(
     if key_index is not None:
         sections[Section.KEY_INDEX] = (key_index, 1)
     footer = write_footer(offset=len(data), columns=entries, sections=sections, features=features, num_rows=table.num_rows, num_blocks=len(block_rows))
-    header = np.zeros(1, HEADER)
-    header["magic"], header["version"], header["header_bytes"], header["features"] = MAGIC, FORMAT_VERSION, HEADER.itemsize, features
-    raw = bytearray(header.tobytes())
-    raw[24:40] = segment_id
-    raw[60:64] = crc32c(bytes(raw[:60])).to_bytes(4, "little")
-    data[: HEADER.itemsize] = raw
+    data[: HEADER.itemsize] = _header(features, segment_id)
     data += footer
     return EncodedSegment(
         data=memoryview(data).toreadonly(),
