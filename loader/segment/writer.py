@@ -130,6 +130,10 @@ def _check_blocks(block_rows: Sequence[int], num_rows: int) -> None:
         raise ValueError(f"blocks of {sum(block_rows):,} rows, each from 1 to {MAX_BLOCK_ROWS:,}, do not add up to a table of {num_rows:,}")
 
 
+def _entry(field: pa.Field, column_id: int, leaf: LeafType, index: int) -> ColumnEntry:
+    return ColumnEntry(column_id=column_id, name=field.name, leaf=leaf, nullable=field.nullable, schema_index=index)
+
+
 def _header(features: int, segment_id: bytes) -> bytes:
     header = np.zeros(1, HEADER)
     header["magic"], header["version"], header["header_bytes"], header["features"] = MAGIC, FORMAT_VERSION, HEADER.itemsize, features
@@ -180,16 +184,7 @@ def encode_segment(
     data, placed = _lay_chunks(chunks, _file_order(table, order, options.column_order))
     stats = np.array([[chunk.stats for chunk in column] for column in chunks], STATS).reshape(len(order), len(block_rows))
     properties = _properties(chunks, [column_ids[index] for index in order], options)
-    entries = [
-        ColumnEntry(
-            column_id=column_ids[index],
-            name=table.schema.field(index).name,
-            leaf=leaves[index],
-            nullable=table.schema.field(index).nullable,
-            schema_index=index,
-        )
-        for index in order
-    ]
+    entries = [_entry(table.schema.field(index), column_ids[index], leaves[index], index) for index in order]
     blocks = np.zeros(len(block_rows), BLOCK)
     blocks["num_rows"] = block_rows
     blocks["row_start"] = np.cumsum(block_rows) - block_rows if block_rows else 0
