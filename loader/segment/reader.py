@@ -18,6 +18,7 @@ from loader.decode.program import MAX_ARENA_BYTES, Program
 from loader.decode.result import DecodedBlock, DecodedColumn, decode_block
 from loader.encodings.leaf import LeafType, leaf_type
 from loader.errors import ColumnNotFoundError, CorruptSegmentError, TruncatedSegmentError, did_you_mean
+from loader.schema import take
 from loader.segment import requests
 from loader.segment.checksum import crc32c
 from loader.segment.footer import check_directory, check_version, name_hash, read_tail, stated_leaf
@@ -46,14 +47,6 @@ Allocate = Callable[[int], Array]  # uint8 of at least so many bytes, on 8 bytes
 TAIL_READ_BYTES = 64 << 10
 LOOK_UP_ARENA_BYTES = 1 << 20  # a smaller column is decoded faster than it is looked up in
 LOOK_UP_SHARE = 64  # and so is one of which more than this part of the rows is wanted
-
-
-def _reorder(column: pa.ChunkedArray, rows: Array) -> pa.Array | pa.ChunkedArray:
-    try:
-        return column.take(pa.array(rows))
-    except pa.ArrowNotImplementedError:
-        # Arrow cannot take from string views and lists of them
-        return pa.chunked_array([piece for row in rows.tolist() for piece in column.slice(row, 1).chunks], column.type).combine_chunks()
 
 
 class SegmentReader:
@@ -460,7 +453,8 @@ class SegmentReader:
         whole = pa.concat_tables(parts)
         if np.array_equal(back, np.arange(rows.size)):
             return whole
-        return pa.Table.from_arrays([_reorder(column, back) for column in whole.columns], schema=schema)
+        reordered: pa.Table = take(whole, back)
+        return reordered
 
     def layout(self) -> SegmentLayout:
         """What `headrace inspect` prints."""

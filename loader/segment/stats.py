@@ -73,8 +73,9 @@ def measure(node: Node, leaf: LeafType, *, ranged: bool) -> Array:
         deepest = deepest.child
     values = deepest.values
     mask = deepest.item_validity
-    if mask is None and deepest.validity is not None:
-        mask = np.repeat(deepest.validity, leaf.fixed_size) if leaf.fixed_size else deepest.validity
+    if deepest.validity is not None:
+        entries = np.repeat(deepest.validity, leaf.fixed_size) if leaf.fixed_size else deepest.validity
+        mask = entries if mask is None else entries & mask
     record["num_values"] = values.size if mask is None else np.count_nonzero(mask)
     if ranged and leaf.value_type != ValueType.BFLOAT16:
         present = values if mask is None else values[mask]
