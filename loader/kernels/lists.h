@@ -58,7 +58,7 @@ inline Words zigzag_starts(Job& job, const i64* starts, u64 n) {
     u32* words = job.space.take<u32>(n);
     for (u64 k = 0; k < n; ++k) {
         const i64 step = starts[k] - (k ? starts[k - 1] : 0);
-        words[k] = (u32)((step << 1) ^ (step >> 63));
+        words[k] = (u32)((u64)step << 1 ^ (u64)(step >> 63));
     }
     return {words, n};
 }
