@@ -71,11 +71,11 @@ inline StatsRecord measure(Job& job, const Node& node, const ColumnType& type) {
     const Node* deepest = &node;
     while (deepest->lengths) deepest = deepest->child;
     const u64 each = type.leaf.fixed_size ? type.leaf.fixed_size : 1;
-    const u8* mask = deepest->item_validity ? deepest->item_validity : deepest->validity;
-    if (mask == deepest->validity && mask && each > 1) {
-        u8* items = job.space.take<u8>(deepest->values.n);
-        for (u64 k = 0; k < deepest->values.n; ++k) items[k] = mask[k / each];
-        mask = items;
+    const u8* mask = deepest->item_validity;
+    if (deepest->validity) {
+        u8* shown = job.space.take<u8>(deepest->values.n);
+        for (u64 k = 0; k < deepest->values.n; ++k) shown[k] = deepest->validity[k / each] & (mask ? mask[k] : 1);
+        mask = shown;
     }
     Values present = deepest->values;
     if (mask) {
