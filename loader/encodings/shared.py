@@ -28,7 +28,6 @@ MAX_ENTRIES = 1 << 20  # every block that is read decodes all of them
 MIN_BITS = 24  # of the range of values: codes for narrower ones take as much as the values
 MAX_DISTINCT = 0.85  # of the sum over blocks: else too little is stored twice
 MIN_SAVING = 0.97  # of a column's bytes, for its blocks to hang on a chunk that they share
-SPAN_SAMPLE = 1024
 MAX_SCANNED = 1 << 20  # values of a block that are looked at
 MAX_SAMPLE = 1 << 13
 _INTEGERS = (ValueType.INT32, ValueType.INT64, ValueType.UINT32, ValueType.UINT64)
@@ -47,6 +46,11 @@ def present_values(node: Node) -> Array:
     return node.values if node.validity is None else node.values[node.validity]
 
 
+def has_wide_range(values: Array) -> bool:
+    """Whether codes for the values may take less than they do."""
+    return bool(values.size) and (int(values.max()) - int(values.min())).bit_length() > MIN_BITS
+
+
 class SharingEstimate:
     """Whether blocks have enough values in common, from a sample of their distinct values: those whose hashes are small, which are the same in every block."""
 
@@ -54,20 +58,16 @@ class SharingEstimate:
         self._samples: list[Array] = []
         self._below = np.uint64(0)
 
-    def add(self, values: Array) -> bool:
-        """Look at one more block; False as soon as the column is not worth more looks."""
-        if values.size < 2:
-            return bool(self._samples)
-        spread = values[:: max(values.size // SPAN_SAMPLE, 1)]
-        if (int(spread.max()) - int(spread.min())).bit_length() <= MIN_BITS:
-            return False
+    def add(self, values: Array) -> None:
+        """Look at one more block."""
+        if not values.size:
+            return
         looked_at = np.ascontiguousarray(values[:: -(-values.size // MAX_SCANNED)])
         hashes = looked_at.astype(np.uint64) * _HASH
         if not self._samples:
             # the limit that the first block sets holds for all, so that the same values are in every sample
             self._below = np.uint64(min(MAX_SAMPLE / hashes.size, 1.0) * ((1 << 64) - 2048))
         self._samples.append(np.unique(hashes[hashes <= self._below]))
-        return True
 
     @property
     def is_worth_trying(self) -> bool:

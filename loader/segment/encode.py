@@ -9,7 +9,7 @@ import ctypes
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from loader.encodings import compressed
-from loader.encodings.chunk import encode_chunk
+from loader.encodings.chunk import EncodedChunk, encode_chunk
 from loader.encodings.leaf import LeafType
 from loader.encodings.options import EncodeOptions
-from loader.encodings.shred import shred
+from loader.encodings.shared import MAX_ENTRIES, MIN_SAVING, PoolCollector, SharedDictionary, SharingEstimate, can_share, has_wide_range, present_values
+from loader.encodings.shred import Node, shred
 from loader.errors import SchemaError
 from loader.kernels import native
 from loader.kernels.native_columns import TASK, ColumnOptions, NativeChunks
@@ -29,6 +30,7 @@ from loader.segment.layout import CHUNK_HEADER, STATS
 from loader.segment.stats import has_range, measure
 
 Array = np.ndarray[Any, np.dtype[Any]]
+FIRST_LOOK_ROWS = 1024  # of a column, that say whether its values have range enough to be ids
 ITEMS_PER_THREAD = 1 << 17  # fewer are encoded before another thread has started
 WORKING_BYTES_PER_ITEM = 160  # that the encoder holds at most, about, while it looks at a chunk
 
@@ -55,6 +57,7 @@ class EncodedChunks:
     native_chunks: NativeChunks | None
     native_places: Array  # of its chunks among all, `column × blocks + block`
     own_chunks: dict[int, Array]  # by place
+    shared_chunks: dict[int, Array]  # dictionaries that the blocks of a column share, by the column's place in the order
 
     def copy_to(self, offsets: Array, out: Array) -> None:
         """Put every chunk at its offset (uint64 `[columns, blocks]`) in `out` (uint8)."""
@@ -109,12 +112,14 @@ def encode_columns(table: pa.Table, block_rows: Sequence[int], plan: EncodePlan)
         native_chunks=None,
         native_places=np.zeros(0, np.int64),
         own_chunks={},
+        shared_chunks={},
     )
-    by_native = _native_columns(table, plan) if block_rows else np.zeros(len(plan.order), np.bool_)
+    sharing = _sharing_columns(table, block_rows, plan)
+    by_native = _native_columns(table, plan) & ~sharing if block_rows else sharing
     if by_native.any():
         made = _encode_natively(table, block_rows, plan, np.flatnonzero(by_native), made)
     others = np.flatnonzero(~by_native).tolist() if block_rows else []
-    return _encode_one_by_one(table, block_rows, plan, others, made) if others else made
+    return _encode_one_by_one(table, block_rows, plan, others, sharing, made) if others else made
 
 
 def num_threads(asked: int | None, num_items: int, largest: int, memory_bytes: int) -> int:
@@ -205,25 +210,66 @@ def _encode_natively(table: pa.Table, block_rows: Sequence[int], plan: EncodePla
     return dataclasses.replace(made, features=made.features | features, native_chunks=chunks, native_places=at)
 
 
-def _encode_one_by_one(table: pa.Table, block_rows: Sequence[int], plan: EncodePlan, places: list[int], made: EncodedChunks) -> EncodedChunks:
-    starts = [0, *np.cumsum(block_rows).tolist()]
+def _shredded(table: pa.Table, block_rows: Sequence[int], index: int, leaf: LeafType) -> Iterator[Node]:
+    """A column taken apart, block by block."""
+    column, start = table.column(index), 0
+    for rows in block_rows:
+        yield shred(contiguous(column.slice(start, rows), table.schema.field(index).name), leaf)
+        start += rows
 
+
+def _sharing_columns(table: pa.Table, block_rows: Sequence[int], plan: EncodePlan) -> Array:
+    """Which columns (by their place in the order) store enough values in several blocks for a dictionary that they share to be tried, bool."""
+    found = np.zeros(len(plan.order), np.bool_)
+    if len(block_rows) < 2 or not plan.options.dictionary:
+        return found
+    for place, index in enumerate(plan.order):
+        leaf = plan.leaves[index]
+        if can_share(leaf) and has_wide_range(present_values(next(_shredded(table, [min(block_rows[0], FIRST_LOOK_ROWS)], index, leaf)))):
+            estimate = SharingEstimate()
+            for node in _shredded(table, block_rows, index, leaf):
+                estimate.add(present_values(node))
+            found[place] = estimate.is_worth_trying
+    return found
+
+
+def _share(table: pa.Table, block_rows: Sequence[int], index: int, pools: list[Array], plan: EncodePlan) -> tuple[SharedDictionary, list[EncodedChunk]] | None:
+    """A column's blocks with a dictionary that they share; None where it would be too large."""
+    leaf = plan.leaves[index]
+    dictionary = SharedDictionary(pools, leaf, plan.options)
+    if dictionary.count > MAX_ENTRIES:
+        return None
+    options = dataclasses.replace(plan.options, shared=dictionary)
+    nodes = zip(block_rows, _shredded(table, block_rows, index, leaf), strict=True)
+    return dictionary, [encode_chunk(node, leaf, rows, options) for rows, node in nodes]
+
+
+def _encode_one_by_one(
+    table: pa.Table, block_rows: Sequence[int], plan: EncodePlan, places: list[int], sharing: Array, made: EncodedChunks
+) -> EncodedChunks:
     def run(place: int) -> int:
         index = plan.order[place]
-        leaf, field, column = plan.leaves[index], table.schema.field(index), table.column(index)
-        ranged, options = has_range(field.type), dataclasses.replace(plan.options, quantise=plan.quantise[index])
+        leaf, ranged = plan.leaves[index], has_range(table.schema.field(index).type)
+        collector = PoolCollector(leaf) if sharing[place] else None
+        options = dataclasses.replace(plan.options, quantise=plan.quantise[index], shared=collector)
+        chunks: list[EncodedChunk] = []
+        for block, (rows, node) in enumerate(zip(block_rows, _shredded(table, block_rows, index, leaf), strict=True)):
+            chunks.append(encode_chunk(node, leaf, rows, options))
+            made.stats[place, block] = measure(node, leaf, ranged=ranged)
         features = 0
-        for block, (start, rows) in enumerate(zip(starts[:-1], block_rows, strict=True)):
-            node = shred(contiguous(column.slice(start, rows), field.name), leaf)
-            chunk = encode_chunk(node, leaf, rows, options)
+        if collector is not None and len(collector.pools) > 1:
+            shared = _share(table, block_rows, index, collector.pools, plan)
+            if shared is not None and shared[0].data.size + _size(shared[1]) < MIN_SAVING * _size(chunks):
+                dictionary, chunks = shared
+                made.shared_chunks[place] = dictionary.data
+                features = dictionary.features
+        for block, chunk in enumerate(chunks):
             made.own_chunks[place * len(block_rows) + block] = chunk.data
             made.num_bytes[place, block] = chunk.data.size
-            made.arena_bytes[place, block] = chunk.data[: CHUNK_HEADER.itemsize].view(CHUNK_HEADER)["arena_bytes"][0]
+            made.arena_bytes[place, block] = arena_bytes(chunk.data)
             made.checksums[place, block] = crc32c(chunk.data)
-            made.stats[place, block] = measure(node, leaf, ranged=ranged)
             features |= chunk.features
-            if block == 0:
-                made.notes[place] = json.dumps(dataclasses.asdict(chunk.decision), separators=(",", ":"))
+        made.notes[place] = json.dumps(dataclasses.asdict(chunks[0].decision), separators=(",", ":"))
         return features
 
     threads = min(num_threads(plan.threads, len(places) * table.num_rows, max(block_rows), plan.memory_bytes), len(places))
@@ -233,6 +279,15 @@ def _encode_one_by_one(table: pa.Table, block_rows: Sequence[int], plan: EncodeP
     else:
         found = [run(place) for place in places]
     return dataclasses.replace(made, features=made.features | int(np.bitwise_or.reduce(found)))
+
+
+def arena_bytes(chunk: Array) -> int:
+    """What a chunk decodes to."""
+    return int(chunk[: CHUNK_HEADER.itemsize].view(CHUNK_HEADER)["arena_bytes"][0])
+
+
+def _size(chunks: Sequence[EncodedChunk]) -> int:
+    return sum(chunk.data.size for chunk in chunks)
 
 
 def contiguous(column: pa.ChunkedArray, name: str) -> pa.Array:

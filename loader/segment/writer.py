@@ -23,7 +23,7 @@ from loader.encodings.quantise import KINDS
 from loader.errors import AlreadyExistsError, NotFoundError, SchemaError, StorageError, StorageFullError
 from loader.segment.blocks import cut_blocks
 from loader.segment.checksum import crc32c
-from loader.segment.encode import EncodedChunks, EncodePlan, encode_columns
+from loader.segment.encode import EncodedChunks, EncodePlan, arena_bytes, encode_columns
 from loader.segment.footer import ColumnEntry, write_footer
 from loader.segment.layout import (
     ALIGNMENT,
@@ -33,9 +33,11 @@ from loader.segment.layout import (
     HEADER,
     MAGIC,
     MAX_BLOCK_ROWS,
+    SHARED_CHUNK,
     Feature,
     Section,
     ValueType,
+    round_up,
 )
 from loader.segment.stats import ColumnStats, SegmentStats
 
@@ -170,7 +172,8 @@ def encode_segment(
     chunks = encode_columns(table, block_rows, plan)
     segment_id = uuid.uuid4().bytes if options.segment_id is None else options.segment_id
     features |= chunks.features | _features(leaves, chunks.stats)
-    placed, footer_offset = _lay_chunks(chunks, _file_order(table, order, options.column_order))
+    shared, blocks_offset = _lay_shared(chunks)
+    placed, footer_offset = _lay_chunks(chunks, _file_order(table, order, options.column_order), blocks_offset)
     ordered_ids = [column_ids[index] for index in order]
     entries = [_entry(table.schema.field(index), column_ids[index], leaves[index], index) for index in order]
     blocks = np.zeros(len(block_rows), BLOCK)
@@ -183,11 +186,16 @@ def encode_segment(
         Section.ARROW_SCHEMA: (table.schema.serialize().to_pybytes(), 1),
         Section.PROPERTIES: (_properties(chunks.notes, ordered_ids, options), 1),
     }
+    if shared.size:
+        sections[Section.SHARED_CHUNKS] = (shared, shared.size)
+        features |= Feature.SHARED_DICTIONARIES
     if key_index is not None:
         sections[Section.KEY_INDEX] = (key_index, 1)
     footer = write_footer(offset=footer_offset, columns=entries, sections=sections, features=features, num_rows=table.num_rows, num_blocks=len(block_rows))
     data = np.zeros(footer_offset + len(footer), np.uint8)
     chunks.copy_to(placed["offset"], data)
+    for record, chunk in zip(shared, (chunks.shared_chunks[place] for place in shared["column_index"].tolist()), strict=True):
+        data[int(record["offset"]) : int(record["offset"]) + chunk.size] = chunk
     data[: HEADER.itemsize] = np.frombuffer(_header(features, segment_id), np.uint8)
     data[footer_offset:] = np.frombuffer(footer, np.uint8)
     return EncodedSegment(
@@ -228,14 +236,24 @@ def _file_order(table: pa.Table, order: Sequence[int], first: Sequence[str]) -> 
     return sorted(range(len(order)), key=lambda place: rank.get(names[place], len(rank)))
 
 
-def _lay_chunks(chunks: EncodedChunks, file_order: Sequence[int]) -> tuple[Array, int]:
+def _lay_shared(chunks: EncodedChunks) -> tuple[Array, int]:
+    """SHARED_CHUNK records of the dictionaries that blocks share, and where the blocks start after them."""
+    placed, position = np.zeros(len(chunks.shared_chunks), SHARED_CHUNK), HEADER.itemsize
+    for record, (place, chunk) in zip(placed, sorted(chunks.shared_chunks.items()), strict=True):
+        record["column_index"], record["offset"], record["num_bytes"] = place, position, chunk.size
+        record["checksum"], record["arena_bytes"] = crc32c(chunk), arena_bytes(chunk)
+        position = round_up(position + chunk.size)
+    return placed, position
+
+
+def _lay_chunks(chunks: EncodedChunks, file_order: Sequence[int], start: int) -> tuple[Array, int]:
     """CHUNKS records, and where the footer starts. A block's chunks are neighbours."""
     placed = np.zeros(chunks.num_bytes.shape, CHUNK)
     taken = (chunks.num_bytes[list(file_order)].T + np.uint64(ALIGNMENT - 1)) // np.uint64(ALIGNMENT) * np.uint64(ALIGNMENT)
-    ends = HEADER.itemsize + np.cumsum(taken.reshape(-1), dtype=np.uint64).reshape(taken.shape)
+    ends = start + np.cumsum(taken.reshape(-1), dtype=np.uint64).reshape(taken.shape)
     placed["offset"][list(file_order)] = (ends - taken).T
     placed["num_bytes"], placed["checksum"], placed["arena_bytes"] = chunks.num_bytes, chunks.checksums, chunks.arena_bytes
-    return placed, int(ends[-1, -1]) if ends.size else HEADER.itemsize
+    return placed, int(ends[-1, -1]) if ends.size else start
 
 
 def _properties(notes: Sequence[str], column_ids: Sequence[int], options: WriteOptions) -> bytes:
