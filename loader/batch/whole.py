@@ -36,11 +36,13 @@ class PlainColumn:
         values: Leaf values in the leaf's dtype, `[rows]`, `[rows, fixed_size]`, or `[total]` for lists.
         offsets: int64 `[entries + 1]`, one array a level of lists, outermost first.
         validity: uint8 `[rows]`, None where no row is null. A null's value is 0, a null list is empty.
+        weights: The second list of a map, whose first offsets are those of the keys; None for what is no map.
     """
 
     values: Array
     offsets: tuple[npt.NDArray[np.int64], ...]
     validity: npt.NDArray[np.uint8] | None
+    weights: PlainColumn | None = None
 
 
 class PlainBatch(Sequence[PlainColumn]):
@@ -72,8 +74,8 @@ class PlainBatch(Sequence[PlainColumn]):
         values = self._lists.values(plan, place)
         return PlainColumn(values=values, offsets=(self._lists.offsets[place],), validity=None if validity is None else validity[start:stop])
 
-    def tensors(self) -> list[tuple[Any, tuple[Any, ...], Any]]:
-        """(values, offsets, validity) of each column as torch tensors over this batch's memory, as `PlainColumn`, validity as bool."""
+    def tensors(self) -> list[tuple[Any, ...]]:
+        """(values, offsets, validity) of each column as torch tensors over this batch's memory, as `PlainColumn`, validity as bool. Of a map, its weights' too."""
         torch = require("torch", extra="torch")
         plan = self._plan
         values, validity = plan.fixed_tensors(torch, self._number)
@@ -82,10 +84,10 @@ class PlainBatch(Sequence[PlainColumn]):
             by_list = self._lists.tensors(plan, torch)
             for index, ends, items in zip(plan.lists, self._lists.offset_tensors(torch), by_list, strict=True):
                 values[index], offsets[index] = items, (ends,)
+        found: list[tuple[Any, ...]] = list(zip(values, offsets, validity, strict=True))
         for index in plan.others:
-            column = self[index]
-            values[index], offsets[index] = torch.from_numpy(column.values), tuple(torch.from_numpy(ends) for ends in column.offsets)
-        return list(zip(values, offsets, validity, strict=True))
+            found[index] = _tensors_of(self[index], torch)
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -231,9 +233,15 @@ def plain_columns(block: Sequence[DecodedColumn], leaves: Sequence[LeafType], po
     return list(_Plan(columns, leaves, num_rows, num_rows, pool, threads).batch(0))
 
 
+def _tensors_of(column: PlainColumn, torch: Any) -> tuple[Any, ...]:
+    validity = None if column.validity is None else torch.from_numpy(column.validity.view(np.bool_))
+    found = (torch.from_numpy(column.values), tuple(torch.from_numpy(ends) for ends in column.offsets), validity)
+    return found if column.weights is None else (*found, _tensors_of(column.weights, torch))
+
+
 def _is_flat(column: DecodedColumn) -> bool:
-    """Whether it is a list of values without more levels or a fixed size."""
-    return isinstance(column, ListColumn) and not isinstance(column.child, ListColumn) and column.child.values.ndim == 1
+    """Whether it is a list of values without more levels, weights or a fixed size."""
+    return isinstance(column, ListColumn) and column.weights is None and not isinstance(column.child, ListColumn) and column.child.values.ndim == 1
 
 
 def _list_pool(column: DecodedColumn, leaf: LeafType) -> ListPool:
@@ -256,6 +264,12 @@ def plain_column(column: DecodedColumn, leaf: LeafType, pool: BufferPool, *, thr
     Raises:
         CorruptSegmentError: A view leaves its pool.
     """
+    if leaf.weights is not None:
+        assert isinstance(column, ListColumn)
+        assert column.weights is not None
+        weights = plain_column(column.weights, leaf.weights, pool, threads=threads)
+        keys = dataclasses.replace(column, weights=None)
+        return dataclasses.replace(plain_column(keys, dataclasses.replace(leaf, weights=None), pool, threads=threads), weights=weights)
     validity, offsets = column.validity, []
     while isinstance(column, ListColumn):
         ends = list_offsets(column.views)
