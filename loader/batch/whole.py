@@ -75,7 +75,7 @@ class PlainBatch(Sequence[PlainColumn]):
         return PlainColumn(values=values, offsets=(self._lists.offsets[place],), validity=None if validity is None else validity[start:stop])
 
     def tensors(self) -> list[tuple[Any, ...]]:
-        """(values, offsets, validity) of each column as torch tensors over this batch's memory, as `PlainColumn`, validity as bool. Of a map, its weights' too."""
+        """(values, offsets, validity as bool) of each column as torch tensors over this batch's memory; a tuple of a map has that of its weights behind."""
         torch = require("torch", extra="torch")
         plan = self._plan
         values, validity = plan.fixed_tensors(torch, self._number)
