@@ -18,6 +18,7 @@ from loader.errors import CorruptSegmentError
 from loader.kernels import build
 from loader.kernels.arrays import VECTOR_META as VECTOR_META
 from loader.kernels.arrays import Array, address, check_dtype, item_bytes
+from loader.kernels.native_columns import COLUMN_SIGNATURES, ColumnMethods
 from loader.kernels.native_encoder import ENCODER_SIGNATURES, EncoderMethods
 from loader.kernels.native_lists import LIST_SIGNATURES, ListMethods
 from loader.kernels.native_program import PROGRAM_SIGNATURES, ProgramMethods
@@ -50,7 +51,7 @@ def describe_error(word: int) -> tuple[int, int, str]:
     return word >> 32, word >> 8 & 0xFF_FFFF, REASONS.get(word & 0xFF, f"error {word & 0xFF}")
 
 
-class NativeLibrary(EncoderMethods, ListMethods, ProgramMethods):
+class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods):
     """The compiled kernels. Methods take NumPy arrays, check them, and run without the GIL; safe to call from several threads.
 
     Attributes:
@@ -69,6 +70,7 @@ class NativeLibrary(EncoderMethods, ListMethods, ProgramMethods):
         pointer, u64, u32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
         signatures = {
             **ENCODER_SIGNATURES,
+            **COLUMN_SIGNATURES,
             **LIST_SIGNATURES,
             **PROGRAM_SIGNATURES,
             "headrace_source_hash": ([], ctypes.c_char_p),

@@ -188,6 +188,7 @@ def test_native_imports_nothing_but_numpy_and_errors() -> None:
         "loader.kernels.arrays",
         "loader.kernels.build",
         "loader.kernels.native",
+        "loader.kernels.native_columns",
         "loader.kernels.native_encoder",
         "loader.kernels.native_lists",
         "loader.kernels.native_program",
