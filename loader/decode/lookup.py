@@ -28,15 +28,18 @@ _UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4:
 _WORDS = VECTOR // 32
 
 
-def look_up(slab: Array, chunk_offsets: Array, chunk_bytes: Array, leaves: Sequence[LeafType], rows: Array) -> tuple[Program, list[DecodedColumn]]:
+def look_up(
+    slab: Array, chunk_offsets: Array, chunk_bytes: Array, leaves: Sequence[LeafType], rows: Array, shared: Array | None = None
+) -> tuple[Program, list[DecodedColumn]]:
     """Rows of chunks by number.
 
     Args:
         slab: uint8 with PADDING_BYTES readable bytes past the last chunk.
-        chunk_offsets: int64 `[chunks]` into the slab.
+        chunk_offsets: int64 `[chunks]` into the slab: of the columns, then of the dictionaries that they share.
         chunk_bytes: int64 `[chunks]`.
-        leaves: The physical type of each chunk's column.
+        leaves: The physical type of each column.
         rows: int64, in any order.
+        shared: As `program.build` takes it.
 
     Returns:
         The program and the columns, each with an entry a row.
@@ -44,18 +47,22 @@ def look_up(slab: Array, chunk_offsets: Array, chunk_bytes: Array, leaves: Seque
     Raises:
         CorruptSegmentError: The chunks do not hold together; names the chunk by its position in the request.
     """
-    program = build(slab, chunk_offsets, chunk_bytes)
+    program = build(slab, chunk_offsets, chunk_bytes, shared=shared)
+    num_rows = program.num_rows[: len(leaves)]
     lookup = Lookup(program, slab, leaves)
-    if not lookup.can() or (program.num_rows.size and rows.size and int(rows.max()) >= int(program.num_rows.min())):
-        return decode_and_take(slab, chunk_offsets, chunk_bytes, leaves, rows)
+    if not lookup.can() or (num_rows.size and rows.size and int(rows.max()) >= int(num_rows.min())):
+        return decode_and_take(slab, chunk_offsets, chunk_bytes, leaves, rows, shared)
     return program, [lookup.column(chunk, rows) for chunk in range(len(leaves))]
 
 
-def decode_and_take(slab: Array, chunk_offsets: Array, chunk_bytes: Array, leaves: Sequence[LeafType], rows: Array) -> tuple[Program, list[DecodedColumn]]:
+def decode_and_take(
+    slab: Array, chunk_offsets: Array, chunk_bytes: Array, leaves: Sequence[LeafType], rows: Array, shared: Array | None = None
+) -> tuple[Program, list[DecodedColumn]]:
     """The same by decoding all; arguments and errors as for `look_up`."""
-    decoded = decode_block(slab, chunk_offsets, chunk_bytes, leaves)
-    if decoded.program.num_rows.size and rows.size and int(rows.max()) >= int(decoded.program.num_rows.min()):
-        raise CorruptSegmentError(f"chunk {int(np.argmin(decoded.program.num_rows))} of the request has too few rows")
+    decoded = decode_block(slab, chunk_offsets, chunk_bytes, leaves, shared=shared)
+    num_rows = decoded.program.num_rows[: len(leaves)]
+    if num_rows.size and rows.size and int(rows.max()) >= int(num_rows.min()):
+        raise CorruptSegmentError(f"chunk {int(np.argmin(num_rows))} of the request has too few rows")
     return decoded.program, [take(column, rows) for column in decoded]
 
 

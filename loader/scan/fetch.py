@@ -21,7 +21,7 @@ import numpy.typing as npt
 from loader.catalog.records import SegmentRef, SnapshotView
 from loader.errors import CorruptSegmentError, NotFoundError, StorageError, StorageFullError
 from loader.scan.columns import ReadColumn
-from loader.scan.encoded import BlockPatch, EncodedBlock, FetchRequest, empty_slab
+from loader.scan.encoded import BlockPatch, Dictionaries, EncodedBlock, FetchRequest, empty_slab
 from loader.segment.checksum import crc32c
 from loader.segment.layout import ALIGNMENT
 from loader.segment.reader import SegmentReader
@@ -126,7 +126,7 @@ class BlockFetcher:
 
     def fetch_place(self, request: FetchRequest, place: BlockPlace) -> EncodedBlock:
         """Fetch the block at a place, whatever number a plan gives it."""
-        slab, offsets, num_bytes = self._fetch_chunks(place)
+        slab, offsets, num_bytes, dictionaries = self._fetch_chunks(place)
         return EncodedBlock(
             request=request,
             num_rows=place.num_rows,
@@ -135,6 +135,7 @@ class BlockFetcher:
             chunk_bytes=num_bytes,
             selected=place.selected,
             patches=self._patches(place),
+            dictionaries=dictionaries,
         )
 
     def reader(self, path: str, offset: int, num_bytes: int) -> SegmentReader:
@@ -157,29 +158,29 @@ class BlockFetcher:
                 places.setdefault(section, []).append(index)
         return places
 
-    def _fetch_chunks(self, place: BlockPlace) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Read all chunks of the block into one slab: (slab, offset of each column's chunk, its bytes)."""
-        offsets = np.full(len(self._columns), -1, np.int64)
-        num_bytes = np.zeros(len(self._columns), np.int64)
+    def _fetch_chunks(self, place: BlockPlace) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64], Dictionaries | None]:
+        """Read all chunks of the block into one slab: (slab, offset of each column's chunk, its bytes, what columns share with other blocks)."""
         found: list[tuple[int, memoryview]] = []
+        shared: list[npt.NDArray[np.uint8]] = []
+        of_column = np.full(len(self._columns), -1, np.int64)
         for (path, offset, size), members in self.sources(place.ref).items():
-            chunks = self.reader(path, offset, size).chunks([self._columns[i].id for i in members], [place.block])[:, 0]
+            reader, ids = self.reader(path, offset, size), [self._columns[i].id for i in members]
+            chunks = reader.chunks(ids, [place.block])[:, 0]
             ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
             read = functools.partial(self._storage.read_ranges, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
             parts = retry(functools.partial(read, path, ranges))
             for index, chunk, part in zip(members, chunks, parts, strict=True):
                 self._verify(place, path, index, chunk, part)
                 found.append((index, part))
-        at = 0
-        for index, part in found:
-            offsets[index], num_bytes[index] = at, part.nbytes
-            at += -(-part.nbytes // ALIGNMENT) * ALIGNMENT
-        slab = empty_slab(at)
-        for index, part in found:
-            start, stop = int(offsets[index]), int(offsets[index]) + part.nbytes
-            slab[start:stop] = np.frombuffer(part, np.uint8)
-            slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
-        return slab, offsets, num_bytes
+            records, numbers = reader.dictionaries(ids)
+            of_column[members] = np.where(numbers >= 0, numbers + len(shared), -1)
+            shared += retry(functools.partial(reader.shared.data, records, verify=True))
+        slab, starts, sizes = _laid_out([*(np.frombuffer(part, np.uint8) for _, part in found), *shared])
+        offsets, num_bytes = np.full(len(self._columns), -1, np.int64), np.zeros(len(self._columns), np.int64)
+        indices = [index for index, _ in found]
+        offsets[indices], num_bytes[indices] = starts[: len(found)], sizes[: len(found)]
+        dictionaries = Dictionaries(offsets=starts[len(found) :], num_bytes=sizes[len(found) :], of_column=of_column) if shared else None
+        return slab, offsets, num_bytes, dictionaries
 
     def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: memoryview) -> None:
         actual = crc32c(part)
@@ -203,6 +204,18 @@ class BlockFetcher:
                 rows = (patch.rows[low:high] - np.uint32(place.row_start)).astype(np.uint32)
                 patches[index] = BlockPatch(rows=rows, values=patch.values.slice(int(low), int(high - low)))
         return patches
+
+
+def _laid_out(parts: Sequence[npt.NDArray[np.uint8]]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """A slab of chunks, each on ALIGNMENT; their offsets and bytes."""
+    sizes = np.array([part.size for part in parts], np.int64)
+    rooms = -(-sizes // ALIGNMENT) * ALIGNMENT
+    starts = np.cumsum(rooms) - rooms
+    slab = empty_slab(int(rooms.sum()))
+    for start, room, part in zip(starts.tolist(), rooms.tolist(), parts, strict=True):
+        slab[start : start + part.size] = part
+        slab[start + part.size : start + room] = 0  # nothing of this process's memory leaves with a block
+    return slab, starts, sizes
 
 
 def retry(action: Callable[[], T], *, attempts: int = ATTEMPTS, delay_seconds: float = FIRST_DELAY_SECONDS, sleep: Callable[[float], None] = time.sleep) -> T:

@@ -59,8 +59,18 @@ class EncodedChunks:
     own_chunks: dict[int, Array]  # by place
     shared_chunks: dict[int, Array]  # dictionaries that the blocks of a column share, by the column's place in the order
 
-    def copy_to(self, offsets: Array, out: Array) -> None:
-        """Put every chunk at its offset (uint64 `[columns, blocks]`) in `out` (uint8)."""
+    def column_bytes(self) -> Array:
+        """Bytes of the chunks of each column, shared ones included, int64."""
+        sizes: Array = self.num_bytes.sum(axis=1).astype(np.int64)
+        for place, chunk in self.shared_chunks.items():
+            sizes[place] += chunk.size
+        return sizes
+
+    def copy_to(self, offsets: Array, shared: Array, out: Array) -> None:
+        """Put every chunk at its offset (uint64 `[columns, blocks]`), and those that blocks share where their SHARED_CHUNK records say, in `out` (uint8)."""
+        for record in shared:
+            chunk = self.shared_chunks[int(record["column_index"])]
+            out[int(record["offset"]) : int(record["offset"]) + chunk.size] = chunk
         flat = offsets.reshape(-1)
         if self.native_chunks is not None:
             self.native_chunks.copy_to(np.ascontiguousarray(flat[self.native_places]), out)
@@ -244,9 +254,7 @@ def _share(table: pa.Table, block_rows: Sequence[int], index: int, pools: list[A
     return dictionary, [encode_chunk(node, leaf, rows, options) for rows, node in nodes]
 
 
-def _encode_one_by_one(
-    table: pa.Table, block_rows: Sequence[int], plan: EncodePlan, places: list[int], sharing: Array, made: EncodedChunks
-) -> EncodedChunks:
+def _encode_one_by_one(table: pa.Table, block_rows: Sequence[int], plan: EncodePlan, places: list[int], sharing: Array, made: EncodedChunks) -> EncodedChunks:
     def run(place: int) -> int:
         index = plan.order[place]
         leaf, ranged = plan.leaves[index], has_range(table.schema.field(index).type)

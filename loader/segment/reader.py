@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import re
@@ -38,8 +39,10 @@ from loader.segment.layout import (
     TAIL,
     Section,
     ValueType,
+    round_up,
 )
 from loader.segment.pages import SectionPages
+from loader.segment.shared import SharedChunks
 from loader.segment.source import fill, open_source, source_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -47,6 +50,36 @@ Allocate = Callable[[int], Array]  # uint8 of at least so many bytes, on 8 bytes
 TAIL_READ_BYTES = 64 << 10
 LOOK_UP_ARENA_BYTES = 1 << 20  # a smaller column is decoded faster than it is looked up in
 LOOK_UP_SHARE = 64  # and so is one of which more than this part of the rows is wanted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Chunks:
+    """Chunks of a block in memory: those of some columns, then the dictionaries that they share with other blocks.
+
+    Attributes:
+        slab: uint8, PADDING_BYTES after the last chunk.
+        offsets: int64 `[chunks]`, where they are in it.
+        records: Their CHUNK records.
+        shared: int64 `[columns]`, which chunk is a column's dictionary, -1 where it has none; None where none has.
+    """
+
+    slab: Array
+    offsets: Array
+    records: Array
+    shared: Array | None
+
+    @property
+    def sizes(self) -> Array:
+        """int64 `[chunks]`."""
+        return np.asarray(self.records["num_bytes"].astype(np.int64))
+
+    def select(self, columns: Array) -> Chunks:
+        """Those of some columns, int64, and all dictionaries."""
+        if self.shared is None:
+            return dataclasses.replace(self, offsets=self.offsets[columns], records=self.records[columns])
+        kept, fewer = np.append(columns, np.arange(self.shared.size, self.offsets.size)), self.shared.size - columns.size
+        shared = self.shared[columns]
+        return dataclasses.replace(self, offsets=self.offsets[kept], records=self.records[kept], shared=np.where(shared >= 0, shared - fewer, -1))
 
 
 class SegmentReader:
@@ -310,14 +343,14 @@ class SegmentReader:
             ColumnNotFoundError: An id is not in the segment.
             CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
         """
-        slab, offsets, records = self._fetch(block, column_ids, verify)
+        found = self._fetch(block, column_ids, verify)
         arena = None
         if allocate is not None:
-            stated = int(records["arena_bytes"].sum(dtype=np.float64))
+            stated = int(found.records["arena_bytes"].sum(dtype=np.float64))
             arena = allocate(stated + PADDING_BYTES) if stated <= MAX_ARENA_BYTES else None
-        with self._locating(block, column_ids, records):
-            decoded = decode_block(slab, offsets, records["num_bytes"].astype(np.int64), self.leaves(column_ids), threads=threads, arena=arena)
-        self._check_rows(block, decoded.program)
+        with self._locating(block, column_ids, found):
+            decoded = decode_block(found.slab, found.offsets, found.sizes, self.leaves(column_ids), threads=threads, arena=arena, shared=found.shared)
+        self._check_rows(block, decoded.program, len(column_ids))
         return decoded
 
     def take_block(self, block: int, column_ids: Sequence[int], rows: Array, *, verify: bool | None = None) -> list[DecodedColumn]:
@@ -333,55 +366,74 @@ class SegmentReader:
             ColumnNotFoundError: An id is not in the segment.
             CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
         """
-        slab, offsets, records = self._fetch(block, column_ids, verify)
-        sizes, leaves = records["num_bytes"].astype(np.int64), self.leaves(column_ids)
+        fetched, leaves = self._fetch(block, column_ids, verify), self.leaves(column_ids)
         few = rows.size * LOOK_UP_SHARE <= int(self.blocks["num_rows"][block])
-        large = (records["arena_bytes"] > LOOK_UP_ARENA_BYTES) & few
+        large = (fetched.records["arena_bytes"][: len(leaves)] > LOOK_UP_ARENA_BYTES) & few
         found: dict[int, DecodedColumn] = {}
         for chosen, method in ((np.flatnonzero(large), look_up), (np.flatnonzero(~large), decode_and_take)):
             if chosen.size:
-                numbers = chosen.tolist()
-                with self._locating(block, [column_ids[index] for index in numbers], records[chosen]):
-                    program, columns = method(slab, offsets[chosen], sizes[chosen], [leaves[index] for index in numbers], rows)
-                self._check_rows(block, program)
+                numbers, some = chosen.tolist(), fetched.select(chosen)
+                with self._locating(block, [column_ids[index] for index in numbers], some):
+                    program, columns = method(some.slab, some.offsets, some.sizes, [leaves[index] for index in numbers], rows, shared=some.shared)
+                self._check_rows(block, program, len(numbers))
                 found.update(zip(numbers, columns, strict=True))
         return [found[index] for index in range(len(column_ids))]
 
-    def _check_rows(self, block: int, program: Program) -> None:
-        if (program.num_rows != int(self.blocks["num_rows"][block])).any():
+    def _check_rows(self, block: int, program: Program, num_columns: int) -> None:
+        if (program.num_rows[:num_columns] != int(self.blocks["num_rows"][block])).any():
             raise CorruptSegmentError(f"{self.name}, block {block}: chunks have another number of rows than the block; fetch or write the file again")
 
     @contextlib.contextmanager
-    def _locating(self, block: int, column_ids: Sequence[int], records: Array) -> Iterator[None]:
+    def _locating(self, block: int, column_ids: Sequence[int], fetched: Chunks) -> Iterator[None]:
         """Errors of decoders name file, column and offset."""
         try:
             yield
         except CorruptSegmentError as error:
-            ranges = list(zip(records["offset"].tolist(), records["num_bytes"].tolist(), strict=True))
-            raise self._located(error, block, column_ids, ranges) from None
+            raise self._located(error, block, column_ids, fetched) from None
 
-    def _fetch(self, block: int, column_ids: Sequence[int], verify: bool | None) -> tuple[Array, Array, Array]:
-        """The chunks of some columns of a block: (slab, chunk offsets in it, CHUNK records), checksums compared."""
+    @functools.cached_property
+    def shared(self) -> SharedChunks:
+        """The dictionaries that blocks share."""
+        return SharedChunks(self._sections.get(Section.SHARED_CHUNKS), self.num_columns, self.num_bytes, self.name, self._read)
+
+    def dictionaries(self, column_ids: Sequence[int]) -> tuple[Array, Array]:
+        """CHUNK records of the dictionaries that columns share among blocks, each once, and of each column which of them it looks up (int64, -1 for none)."""
+        return self.shared.of(self._rows_of(column_ids))
+
+    def _fetch(self, block: int, column_ids: Sequence[int], verify: bool | None) -> Chunks:
+        """The chunks of some columns of a block and the dictionaries they share with others, checksums compared."""
+        verify = self._verify if verify is None else verify
         records = self.chunks(column_ids, [block])[:, 0]
         sizes = records["num_bytes"].astype(np.int64)
         wanted = requests.plan(records["offset"].astype(np.int64), sizes)
-        slab = np.empty(wanted.slab_bytes, np.uint8)
-        slab[-PADDING_BYTES:] = 0
+        dictionaries, numbers = self.dictionaries(column_ids)
+        slab, offsets = np.empty(wanted.slab_bytes + sum(map(round_up, dictionaries["num_bytes"].tolist())), np.uint8), wanted.chunk_offsets
         fill(self._source, wanted.ranges, wanted.starts, slab.data)
-        if self._verify if verify is None else verify:
+        at = wanted.slab_bytes - PADDING_BYTES
+        for data in self.shared.data(dictionaries, verify=verify):
+            slab[at : at + data.size] = data
+            offsets = np.append(offsets, at)
+            at += round_up(data.size)
+        slab[-PADDING_BYTES:] = 0
+        if verify:
             index = first_mismatch(slab, wanted.chunk_offsets, sizes, records["checksum"])
             if index is not None:
                 what = "its checksum does not match: the bytes changed since they were written"
                 raise CorruptSegmentError(self._where_chunk(block, column_ids[index], int(records["offset"][index]), what))
-        return slab, wanted.chunk_offsets, records
+        shared = np.where(numbers >= 0, numbers + numbers.size, -1) if dictionaries.size else None
+        return Chunks(slab=slab, offsets=offsets, records=np.concatenate([records, dictionaries]), shared=shared)
 
-    def _located(self, error: CorruptSegmentError, block: int, column_ids: Sequence[int], ranges: Sequence[tuple[int, int]]) -> CorruptSegmentError:
+    def _located(self, error: CorruptSegmentError, block: int, column_ids: Sequence[int], fetched: Chunks) -> CorruptSegmentError:
         """A decoder's error with file, column and offset in place of the chunk's position in the request."""
         found = re.match(r"chunk (\d+) of the request (is corrupt: )?", str(error))
         if found is None:
             return CorruptSegmentError(f"{self.name}, block {block}: {error}; fetch or write the file again")
-        chunk = int(found.group(1))
-        return CorruptSegmentError(self._where_chunk(block, column_ids[chunk], ranges[chunk][0], str(error)[found.end() :]))
+        chunk, what = int(found.group(1)), str(error)[found.end() :]
+        offset = int(fetched.records["offset"][chunk])
+        if chunk >= len(column_ids):
+            assert fetched.shared is not None
+            chunk, what = fetched.shared.tolist().index(chunk), f"the dictionary that its blocks share: {what}"
+        return CorruptSegmentError(self._where_chunk(block, column_ids[chunk], offset, what))
 
     def _where_chunk(self, block: int, column_id: int, offset: int, what: str) -> str:
         name = self.column_name(self.column_index(column_id))
@@ -456,10 +508,15 @@ class SegmentReader:
         reordered: pa.Table = take(whole, back)
         return reordered
 
+    def column_bytes(self, column_ids: Sequence[int]) -> Array:
+        """Bytes of the chunks of columns, dictionaries that blocks share included, int64."""
+        chunks = self.chunks(column_ids, np.arange(self.num_blocks))["num_bytes"].sum(axis=1, dtype=np.int64)
+        return np.asarray(chunks + self.shared.bytes_of(self._rows_of(column_ids)))
+
     def layout(self) -> SegmentLayout:
         """What `headrace inspect` prints."""
         ids = [int(column) for column in self.columns["column_id"]]
-        sizes = self.chunks(ids, np.arange(self.num_blocks))["num_bytes"].sum(axis=1, dtype=np.int64)
+        sizes = self.column_bytes(ids)
         fields = [self.arrow_schema.field(index) for index in self.columns["schema_index"].tolist()]
         noted = self.properties.get("encodings")
         columns = [column_layout(noted, ids[i], self.column_name(i), fields[i], size) for i, size in enumerate(sizes.tolist())]

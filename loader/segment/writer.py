@@ -188,14 +188,11 @@ def encode_segment(
     }
     if shared.size:
         sections[Section.SHARED_CHUNKS] = (shared, shared.size)
-        features |= Feature.SHARED_DICTIONARIES
     if key_index is not None:
         sections[Section.KEY_INDEX] = (key_index, 1)
     footer = write_footer(offset=footer_offset, columns=entries, sections=sections, features=features, num_rows=table.num_rows, num_blocks=len(block_rows))
     data = np.zeros(footer_offset + len(footer), np.uint8)
-    chunks.copy_to(placed["offset"], data)
-    for record, chunk in zip(shared, (chunks.shared_chunks[place] for place in shared["column_index"].tolist()), strict=True):
-        data[int(record["offset"]) : int(record["offset"]) + chunk.size] = chunk
+    chunks.copy_to(placed["offset"], shared, data)
     data[: HEADER.itemsize] = np.frombuffer(_header(features, segment_id), np.uint8)
     data[footer_offset:] = np.frombuffer(footer, np.uint8)
     return EncodedSegment(
@@ -203,7 +200,7 @@ def encode_segment(
         num_rows=table.num_rows,
         block_rows=list(block_rows),
         stats=SegmentStats(ordered_ids, chunks.stats, [leaves[index].value_type for index in order]),
-        column_bytes=dict(zip(ordered_ids, chunks.num_bytes.sum(axis=1).tolist(), strict=True)),
+        column_bytes=dict(zip(ordered_ids, chunks.column_bytes().tolist(), strict=True)),
         segment_id=segment_id,
     )
 

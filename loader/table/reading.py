@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -121,7 +120,6 @@ def bytes_by_column(view: SnapshotView, storage: Storage) -> dict[str, int]:
     for ref in view.segments:
         reader = open_segment(storage, ref)
         ids = [column_id for column_id in reader.columns["column_id"].tolist() if column_id in names]
-        sizes = reader.chunks(ids, np.arange(reader.num_blocks))["num_bytes"].sum(axis=1)
-        for column_id, size in zip(ids, sizes.tolist(), strict=True):
+        for column_id, size in zip(ids, reader.column_bytes(ids).tolist(), strict=True):
             total[names[column_id]] += size
     return total

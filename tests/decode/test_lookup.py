@@ -26,8 +26,8 @@ ROWS = 6_000
 
 def chunk_of(reader: SegmentReader, column: int) -> tuple[Array, Array, Array]:
     """(slab, offsets, sizes) of a column's first block."""
-    slab, offsets, records = reader._fetch(0, [column], None)
-    return slab, offsets, records["num_bytes"].astype(np.int64)
+    found = reader._fetch(0, [column], None)
+    return found.slab, found.offsets, found.sizes
 
 
 def entries(array: pa.Array, rows: Array) -> pa.Array:
