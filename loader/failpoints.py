@@ -17,6 +17,8 @@ NAMES = (
     "append.resolved",
     "patch.resolved",
     "patch.staged",
+    "delete.resolved",
+    "delete.staged",
     "commit.begun",
     "commit.written",
     "commit.committed",

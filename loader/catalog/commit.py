@@ -34,7 +34,7 @@ class Stale:
     """The plan was resolved at a snapshot that is no longer good enough.
 
     Attributes:
-        reason: What changed: rows, pending, overlays or inputs; or connection: nothing did, but the commit did not arrive.
+        reason: What changed: head, rows, pending, overlays or inputs; or connection: nothing did, but the commit did not arrive.
         abandoned: An input of a compaction is no longer live; there is nothing to try again.
     """
 
@@ -209,6 +209,8 @@ def _stale(plan: CommitPlan, answers: _Answers, before: _Before) -> Stale | None
         raise ConflictError(f"the schema of table {plan.spec.name!r} changed while this commit was prepared: open the table again and repeat the write")
     if answers.lease is not None and plan.staged is not None and answers.lease.fetchone() is None:
         raise _lease_lost(plan.staged[0])
+    if plan.is_exact and before.head != plan.base:
+        return Stale("head")
     if answers.buckets is not None:
         changed = {bucket: (rows, pending) for bucket, rows, pending in answers.buckets}
         if any(changed[bucket][0] > plan.base for bucket in plan.rows_buckets):

@@ -304,6 +304,7 @@ class CommitPlan:
 
     Attributes:
         base: The snapshot that keys were resolved at.
+        is_exact: Nothing at all may have been committed since `base`.
         rows_buckets: Key buckets whose rows must not have changed since `base`.
         rows_changed: Key buckets in which this commit adds, moves or removes rows.
         pending_buckets: Key buckets whose pending labels must not have changed since `base`.
@@ -321,6 +322,7 @@ class CommitPlan:
     kind: str
     commit_id: str
     base: int
+    is_exact: bool = False
     rows_buckets: tuple[int, ...] = ()
     rows_changed: tuple[int, ...] = ()
     pending_buckets: tuple[int, ...] = ()

@@ -18,6 +18,7 @@ from loader.table.append import Append
 from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
+from loader.table.delete import delete
 from loader.table.patch import Patch
 from loader.table.rows import Data
 from loader.table.times import time_value
@@ -161,6 +162,21 @@ class Table:
                 offsets=offsets,
                 commit_id=commit_id,
             ).run()
+
+    def delete(self, keys_or_where: Data, *, offsets: SourceOffsets | None = None, commit_id: str | None = None) -> Snapshot:
+        """Delete rows. Earlier snapshots keep them until they expire; `erase` is what removes them for good.
+
+        Args:
+            keys_or_where: A SQL boolean expression in text; or the primary keys of rows, as data with the key's columns (others are not looked at).
+                Keys that the table does not have are passed over.
+            offsets, commit_id: As for `append`.
+
+        Raises:
+            SchemaError: A column of the key is missing or holds nulls.
+            ColumnNotFoundError: The expression names a column that is not there.
+        """
+        with self._writing():
+            return delete(self._context, keys_or_where, offsets=offsets, commit_id=commit_id)
 
     def compact(self, *, full: bool = False, options: CompactionOptions | None = None, progress: Progress | None = None) -> CompactionReport:
         """Merge small segments and fold overlays into them, re-clustered; earlier snapshots stay readable.
