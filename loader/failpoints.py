@@ -17,6 +17,8 @@ NAMES = (
     "append.resolved",
     "patch.resolved",
     "patch.staged",
+    "upsert.resolved",
+    "upsert.staged",
     "delete.resolved",
     "delete.staged",
     "commit.begun",

@@ -154,8 +154,9 @@ class _Answers:
 def _ask(connection: Connection, plan: CommitPlan) -> _Answers:
     table_id, offsets = plan.spec.id, plan.offsets
     inputs, overlays = [], []
-    for start in range(0, len(plan.removed_segments), MAX_PARAMETERS):
-        part = plan.removed_segments[start : start + MAX_PARAMETERS]
+    read = plan.removed_segments or plan.read_segments
+    for start in range(0, len(read), MAX_PARAMETERS):
+        part = read[start : start + MAX_PARAMETERS]
         listed = f"({', '.join('?' * len(part))})"
         inputs.append(connection.execute(f"select live_rows from segments where id in {listed} and table_id = ? and removed_in is null", (*part, table_id)))
         overlays.append(
@@ -217,14 +218,16 @@ def _stale(plan: CommitPlan, answers: _Answers, before: _Before) -> Stale | None
             return Stale("rows")
         if any(changed[bucket][1] > plan.base for bucket in plan.pending_buckets):
             return Stale("pending")
-    if plan.removed_segments:
+    read = plan.removed_segments or plan.read_segments
+    if read:
         live = [int(rows) for cursor in answers.inputs for (rows,) in cursor]
         overlays = [cursor.fetchone() for cursor in answers.input_overlays]
-        if len(live) != len(plan.removed_segments):
-            return Stale("inputs", abandoned=True)
+        if len(live) != len(read):
+            return Stale("inputs", abandoned=bool(plan.removed_segments))
         if max(latest for latest, _ in overlays) > plan.latest_overlay:
             return Stale("overlays")
-        before.num_rows -= sum(live) - sum(int(deleted) for _, deleted in overlays)
+        if plan.removed_segments:
+            before.num_rows -= sum(live) - sum(int(deleted) for _, deleted in overlays)
     return None
 
 

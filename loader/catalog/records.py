@@ -313,7 +313,8 @@ class CommitPlan:
         staged: (prefix, number of files written under it), if files were written.
         met: Pending id -> u32 positions of its keys that are met by this commit.
         removed_segments: Inputs of a compaction; all must be live.
-        latest_overlay: For a compaction: the highest overlay id of its inputs that was folded or carried over.
+        read_segments: Segments whose rows were read; all must be live, and without overlays that came later.
+        latest_overlay: The highest overlay id of `removed_segments` or `read_segments` that was folded or carried over.
         garbage: Paths written for this commit that it does not use after all.
         written: Set by the commit once its rows are inserted; it stays false where an earlier commit answered.
     """
@@ -334,6 +335,7 @@ class CommitPlan:
     inline: dict[str, bytes] = dataclasses.field(default_factory=dict)
     staged: tuple[str, int] | None = None
     removed_segments: tuple[int, ...] = ()
+    read_segments: tuple[int, ...] = ()
     latest_overlay: int = 0
     garbage: list[str] = dataclasses.field(default_factory=list)
     offsets: SourceOffsets | None = None

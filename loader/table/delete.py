@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from loader import failpoints
 from loader.catalog.read import load_head, load_view
-from loader.catalog.records import CommitPlan, NewOverlay, SegmentRef, Snapshot, SnapshotView, SourceOffsets
+from loader.catalog.records import CommitPlan, NewOverlay, Snapshot, SnapshotView, SourceOffsets
 from loader.errors import SchemaError
 from loader.schema import conform
 from loader.storage import Storage
@@ -58,6 +58,7 @@ class DeletionVectors:
                 self._written[segment_id] = (overlay, rows)
         return [overlay for overlay, _ in self._written.values()]
 
+    @property
     def inline(self) -> dict[str, bytes]:
         """What of them lies in the catalog."""
         used = {overlay.path for overlay, _ in self._written.values()}
@@ -122,7 +123,7 @@ class DeleteKeys:
             rows_buckets=self.buckets,
             rows_changed=self.buckets if overlays else (),
             overlays=overlays,
-            inline=self.vectors.inline(),
+            inline=self.vectors.inline,
             offsets=self.offsets,
             summary={"rows_deleted": sum(overlay.num_deleted for overlay in overlays), "keys_missing": int((~self.hits.found).sum())},
         )
@@ -158,7 +159,7 @@ class DeleteWhere:
             is_exact=True,
             rows_changed=tuple(range(context.spec.buckets)) if overlays else (),
             overlays=overlays,
-            inline=self.vectors.inline(),
+            inline=self.vectors.inline,
             offsets=self.offsets,
             summary={"rows_deleted": sum(overlay.num_deleted for overlay in overlays)},
         )
@@ -181,12 +182,4 @@ def rows_by_segment(hits: Hits) -> dict[int, Rows]:
     """The rows that were found, sorted, each once, by segment."""
     found = np.flatnonzero(hits.found)
     segment_ids, rows = hits.segment_ids[found], hits.rows[found]
-    order = np.lexsort((rows, segment_ids))
-    segment_ids, rows = segment_ids[order], rows[order]
-    ids, starts = np.unique(segment_ids, return_index=True)
-    return {segment_id: np.unique(part).astype(np.uint32) for segment_id, part in zip(ids.tolist(), np.split(rows, starts[1:]), strict=True)}
-
-
-def refs_of(view: SnapshotView) -> dict[int, SegmentRef]:
-    """Segments by number."""
-    return {ref.segment_id: ref for ref in view.segments}
+    return {segment_id: np.unique(rows[segment_ids == segment_id]).astype(np.uint32) for segment_id in np.unique(segment_ids).tolist()}

@@ -159,6 +159,10 @@ class KeyDirectory:
             raise CorruptSegmentError(f"segment {ref.segment_id} at {ref.path} has {ref.num_rows} rows and {len(index)} keys")
         return index
 
+    def ref(self, segment_id: int) -> SegmentRef:
+        """A live segment, without its overlays."""
+        return self._ref(self._ordinal_of[segment_id])
+
     def probe(self, keys: Keys, since: int = 0) -> Hits:
         """Find keys among the live segments.
 
