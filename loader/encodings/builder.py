@@ -5,6 +5,8 @@ Owns offsets and alignment inside a chunk; encoders say what they need and never
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,11 @@ import numpy as np
 from loader.segment.layout import (
     ALIGNMENT,
     CHUNK_HEADER,
+    CHUNK_USES_SHARED,
     NO_REGION,
     OP,
     REGION,
+    SHARED_REGION,
     SOURCE,
     Feature,
     OpKind,
@@ -48,6 +52,16 @@ class ChunkBuilder:
         self._streams: list[tuple[int, Array]] = []
         self._data_bytes = 0
         self._arena_bytes = 0
+        self._in_weights = False
+
+    @contextlib.contextmanager
+    def weights(self) -> Iterator[None]:
+        """Regions added meanwhile belong to the second list of a map."""
+        self._in_weights = True
+        try:
+            yield
+        finally:
+            self._in_weights = False
 
     def stream(self, values: Array) -> int:
         """Add raw bytes; returns their handle."""
@@ -59,6 +73,7 @@ class ChunkBuilder:
 
     def region(self, role: Role, *, depth: int, item_bytes: int, value_type: ValueType, count: int, base: int = 0) -> int:
         """Add an output buffer of `count` items."""
+        role = Role(role + Role.WEIGHT_VALUES) if self._in_weights and role < Role.SCRATCH else role
         self._regions.append((int(role), depth, item_bytes, int(value_type), 0, count, as_i64(base)))
         self._arena_bytes += round_up(count * item_bytes, ALIGNMENT)
         return len(self._regions) - 1
@@ -126,6 +141,8 @@ class ChunkBuilder:
             used |= _KIND_FEATURES.get(op["kind"] or 0, Feature(0))
             if op["dict_region"] != NO_REGION:
                 used |= Feature.DICTIONARY
+            if op["dict_region"] == SHARED_REGION:
+                used |= Feature.SHARED_DICTIONARIES
             if (op["out_kind"] or 0) >= OutKind.F32_FROM_F16:
                 used |= Feature.QUANTISED
             elif (op["out_kind"] or 0) >= OutKind.F32_DECIMAL:
@@ -151,8 +168,9 @@ class ChunkBuilder:
             raise ValueError(f"a chunk of {num_bytes:,} bytes passes the limit of 4 GiB: write smaller blocks (WriteOptions.block_bytes)")
         chunk = np.zeros(num_bytes, np.uint8)
         header = np.zeros(1, CHUNK_HEADER)
+        flags = CHUNK_USES_SHARED if any(op["dict_region"] == SHARED_REGION for op in self._ops) else 0
         levels = 1 + max((op["level"] or 0 for op in self._ops), default=0)
-        header[0] = (num_rows, len(self._regions), len(self._ops), len(self._sources), levels, 0, num_bytes, self._arena_bytes, 0)
+        header[0] = (num_rows, len(self._regions), len(self._ops), len(self._sources), levels, flags, num_bytes, self._arena_bytes, 0)
         regions = np.array(self._regions, REGION)
         ops = np.zeros(len(self._ops), OP)
         for record, op in zip(ops, self._ops, strict=True):

@@ -19,6 +19,7 @@ LANES = 32  # 32-bit words side by side in a packed vector
 MAX_BLOCK_ROWS = 65_536
 SECTION_PAGE_BYTES = 4096  # a checksum for each page of a footer section
 NO_REGION = 0xFFFF
+SHARED_REGION = 0xFFFE  # as a dictionary: the values of the shared chunk that goes with this one
 
 
 class Feature(enum.IntFlag):
@@ -38,6 +39,7 @@ class Feature(enum.IntFlag):
     ENTROPY = 1 << 11
     COLUMN_FILE = 1 << 12  # holds some columns of another segment, aligned by position
     OVERLAY = 1 << 13  # holds patches of other segments, not rows of its own
+    MAPS = 1 << 14  # columns of two aligned lists
 
 
 KNOWN_FEATURES = (
@@ -53,6 +55,7 @@ KNOWN_FEATURES = (
     | Feature.COMPRESSED_BYTES
     | Feature.COLUMN_FILE
     | Feature.OVERLAY
+    | Feature.MAPS
 )
 
 SYSTEM_COLUMN_BASE = 0xFFFF_FF00  # column ids from here on are Headrace's own
@@ -118,6 +121,9 @@ class Role(enum.IntEnum):
     VALIDITY = 1  # one byte an entry: 1 present, 0 null
     VIEWS = 2  # one u64 an entry: start in the low half, length in the high half; points into depth + 1
     SCRATCH = 3  # read by later levels only
+    WEIGHT_VALUES = 4  # 4 to 6: as 0 to 2, of the second list of a map
+    WEIGHT_VALIDITY = 5
+    WEIGHT_VIEWS = 6  # at depth 0 absent where both lists have the same views
 
 
 class OpKind(enum.IntEnum):
@@ -199,10 +205,10 @@ DIRECTORY_ENTRY = np.dtype(
 COLUMN = np.dtype(
     [
         ("column_id", "<u4"),
-        ("value_type", "u1"),
+        ("value_type", "u1"),  # of a map's keys
         ("depth", "u1"),  # of the leaf: 0 for a fixed-width column, 1 for a list of numbers or a string
-        ("flags", "u1"),  # bit 0: nullable
-        ("reserved0", "u1"),
+        ("flags", "u1"),  # bit 0: nullable, bit 1: a map
+        ("weights", "u1"),  # of a map's second list: value type in the low 4 bits, depth of the leaf in the high
         ("name_offset", "<u4"),
         ("name_bytes", "<u4"),
         ("schema_index", "<u4"),  # position of the field in the Arrow schema section
@@ -210,6 +216,8 @@ COLUMN = np.dtype(
         ("name_hash", "<u8"),
     ]
 )
+COLUMN_NULLABLE = 1
+COLUMN_IS_MAP = 2
 NAME_ENTRY = np.dtype([("name_hash", "<u8"), ("column_index", "<u4"), ("reserved", "<u4")])
 BLOCK = np.dtype([("row_start", "<u8"), ("num_rows", "<u4"), ("flags", "<u4")])
 CHUNK = np.dtype([("offset", "<u8"), ("num_bytes", "<u4"), ("checksum", "<u4"), ("arena_bytes", "<u8")])
@@ -267,6 +275,7 @@ SOURCE = np.dtype(
         ("num_words", "<u4"),
     ]
 )
+CHUNK_USES_SHARED = 1  # flag of a chunk: some op looks up SHARED_REGION
 COPY_IS_ZSTD = 1  # flag of a COPY op: its bytes are one zstd frame
 MAX_CLASSES = 4  # of a SPLIT op
 PATCH_F32 = np.dtype([("position", "<u4"), ("bits", "<u4")])

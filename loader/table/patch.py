@@ -16,7 +16,7 @@ import pyarrow as pa
 from loader import failpoints
 from loader.catalog.records import CommitPlan, NewOverlay, NewPending, Snapshot, SourceOffsets, TableSpec
 from loader.errors import ColumnNotFoundError, SchemaError
-from loader.schema import conform
+from loader.schema import conform, take
 from loader.segment.key_index import bucket_of
 from loader.table.context import TableContext
 from loader.table.files import Stage, place
@@ -64,7 +64,7 @@ class PatchVectors:
         return [overlay for overlay, _ in self._written.values()]
 
     def _encode(self, part: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> memoryview:
-        return encode_overlay(self._operands.take(pa.array(part)), self._column_ids, rows, None if self._orders is None else self._orders[part])
+        return encode_overlay(take(self._operands, part), self._column_ids, rows, None if self._orders is None else self._orders[part])
 
     @property
     def inline(self) -> dict[str, bytes]:
@@ -153,7 +153,7 @@ class Patch:
         if self.payload is None or not np.isin(missing, self.payload_rows).all():
             self.payload_rows = missing
             orders = None if self.orders is None else self.orders[missing]
-            placed = place([encode_overlay(self.operands.take(pa.array(missing)), self.column_ids, None, orders)], self.context.stage, self.inline)
+            placed = place([encode_overlay(take(self.operands, missing), self.column_ids, None, orders)], self.context.stage, self.inline)
             self.payload = (placed.path, *placed.sections[0])
         path, offset, num_bytes = self.payload
         buckets = bucket_of(self.keys.take(missing), self.context.spec.buckets)

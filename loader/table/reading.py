@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loader.catalog.records import SegmentRef, SnapshotView
-from loader.schema import Column
+from loader.schema import Column, keep
 from loader.storage import Storage
 from loader.table.resolve import fold, scatter
 from loader.table.segments import one_type, open_segment, read_by_id
@@ -74,9 +74,9 @@ def read_view(
     tables = [read_segment(view, ref, read, storage) for ref in view.segments]
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     if closed is not None:
-        table = table.filter(pa.array(time_words(table[view.spec.time_column.name]) <= closed))  # type: ignore[union-attr]
+        table = keep(table, time_words(table[view.spec.time_column.name]) <= closed)  # type: ignore[union-attr]
     if predicate is not None:
-        table = table.filter(pa.array(predicate.mask(table)))
+        table = keep(table, predicate.mask(table))
     return table.select([column.name for column in wanted])
 
 
@@ -111,7 +111,7 @@ def _needed(view: SnapshotView, column: Column, names: set[str], closed: int | N
 def read_segment(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column], storage: Storage) -> pa.Table:
     """The live rows of one segment; the time column must be among `columns` where the label is."""
     table, deleted = _stored_rows(view, ref, columns, storage)
-    return table if deleted is None else table.filter(pa.array(~deleted))
+    return table if deleted is None else keep(table, ~deleted)
 
 
 def _stored_rows(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column], storage: Storage) -> tuple[pa.Table, npt.NDArray[np.bool_] | None]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader.catalog.records import SegmentRef, TableSpec
+from loader.schema import take
 from loader.segment.layout import SEQUENCE_COLUMN_ID
 from loader.segment.reader import SegmentReader
 from loader.storage import Storage
@@ -61,7 +62,7 @@ def read_rows(spec: TableSpec, item: StoredRows, hidden: list[int], rows: I64) -
     for column_id, column in columns.items():
         array = one_type(read[column_id], column.type) if column_id in read else pa.nulls(len(rows), column.type)
         at, patched = _patched(item, column_id, rows)
-        part[column_id] = scatter(array, at, item.folded[column_id].values.take(pa.array(patched))) if len(at) else array
+        part[column_id] = scatter(array, at, take(item.folded[column_id].values, patched)) if len(at) else array
     for column_id in hidden:
         array = read.get(column_id, pa.nulls(len(rows), pa.int64()))
         at, patched = _patched(item, column_id - ORDER_BASE_ID, rows)

@@ -18,7 +18,7 @@ from loader import failpoints
 from loader.catalog.read import load_overlays_since
 from loader.catalog.records import CommitPlan, NewOverlay, Snapshot, SourceOffsets, TableSpec
 from loader.errors import SchemaError
-from loader.schema import conform
+from loader.schema import conform, take
 from loader.segment.layout import SEQUENCE_COLUMN_ID
 from loader.table.births import Births
 from loader.table.context import TableContext
@@ -160,7 +160,7 @@ class Upsert:
             for name, column_id in zip(self.fixed, ids, strict=True):
                 kind = self.spec.schema.column(name).type
                 stored = one_type(read[column_id], kind) if column_id in read else pa.nulls(len(rows), kind)
-                moved[mine] |= _differs(given[name].combine_chunks().take(pa.array(mine)), stored)
+                moved[mine] |= _differs(take(given[name].combine_chunks(), mine), stored)
         return found[moved]
 
     def _last_fixed(self, groups: I64) -> pa.Table:
@@ -175,8 +175,8 @@ class Upsert:
         inputs, order, latest = self._stored(moved, hits)
         hidden = order_columns(self.spec, [item for item, _ in inputs])
         parts = [read_rows(self.spec, item, hidden, rows) for item, rows in inputs]
-        back = pa.array(np.argsort(order, kind="stable"))
-        base = {column_id: pa.concat_arrays([part[column_id] for part in parts]).take(back) for column_id in parts[0]}
+        back = np.argsort(order, kind="stable")
+        base = {column_id: take(pa.concat_arrays([part[column_id] for part in parts]), back) for column_id in parts[0]}
         table, own = self._folded(moved, base)
         sequences = base[SEQUENCE_COLUMN_ID].to_numpy(zero_copy_only=False)
         table = table.append_column(hidden_name(SEQUENCE_COLUMN_ID), pa.array(sequences))
@@ -211,7 +211,7 @@ class Upsert:
         for column in spec.schema:
             own = pa.nulls(len(groups), column.type) if base is None else base[column.id]
             if column.name in spec.primary_key:
-                arrays.append(self.key_columns[column.name].combine_chunks().take(pa.array(self.first[groups])))
+                arrays.append(take(self.key_columns[column.name].combine_chunks(), self.first[groups]))
             elif column.name in self.fixed:
                 given = fixed[column.name].combine_chunks()
                 arrays.append(pa.compute.if_else(given.is_valid(), given, own) if given.null_count else given)
@@ -237,10 +237,9 @@ class Upsert:
             return own, base_orders
         rows = np.searchsorted(groups, self.group[mine]).astype(np.uint32)
         orders = np.full(len(mine), NO_ORDER) if self.orders is None else self.orders[mine]
-        folded = fold(rule, Operands(rows, orders, np.zeros(len(mine), np.int64), operands.take(pa.array(mine))))
+        folded = fold(rule, Operands(rows, orders, np.zeros(len(mine), np.int64), take(operands, mine)))
         if base is not None:
-            at = pa.array(folded.rows)
-            folded = fold_base(rule, folded, base.take(at), None if base_orders is None else base_orders.take(at))
+            folded = fold_base(rule, folded, take(base, folded.rows), None if base_orders is None else take(base_orders, folded.rows))
         out = None
         if rule in ORDERED_RULES and folded.orders is not None:
             before = pa.nulls(len(groups), pa.int64()) if base_orders is None else base_orders

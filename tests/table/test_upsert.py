@@ -99,7 +99,7 @@ def test_what_others_write_meanwhile_counts_too(lake: Lake, make_lake: Callable[
 
     with failpoints.armed(place, once(meanwhile)):
         table.upsert(shifted)
-    wanted = {item: 1 for item in range(30)} | {1: 101} | dict.fromkeys(range(25, 28), 1001)
+    wanted = dict.fromkeys(range(30), 1) | {1: 101} | dict.fromkeys(range(25, 28), 1001)
     assert clicks(table) == wanted
 
 
