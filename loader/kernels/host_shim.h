@@ -220,6 +220,17 @@ template <class T, class Source> inline T shuffle(T value, const char* where, So
     return result;
 }
 
+// Bit l: whether lane l's value is not zero.
+inline unsigned ballot(bool value, const char* where) {
+    const unsigned me = current, set = threads[me].exchanges++ & 1, first = me & ~31u, count = (unsigned)threads.size();
+    Exchange& warp = warps[me / 32];
+    warp.lane[set][me & 31] = value;
+    warp_barrier(where);
+    unsigned bits = 0;
+    for (unsigned lane = 0; lane < 32 && first + lane < count; ++lane) bits |= (unsigned)(warp.lane[set][lane] != 0) << lane;
+    return bits;
+}
+
 template <class F> inline void call(void* argument) { (*(F*)argument)(); }
 
 template <class... A, size_t... I> inline int launch_blocks(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
@@ -260,18 +271,32 @@ template <class... A> inline int launch(void (*kernel)(A...), const unsigned* gr
 #define __syncwarp(...) shim::warp_barrier(SHIM_WHERE)
 #define __shfl_sync(mask, value, from) shim::shuffle(value, SHIM_WHERE, [&](int) { return (int)(from); })
 #define __shfl_up_sync(mask, value, by) shim::shuffle(value, SHIM_WHERE, [&](int lane) { return lane < (int)(by) ? lane : lane - (int)(by); })
+#define __shfl_down_sync(mask, value, by) shim::shuffle(value, SHIM_WHERE, [&](int lane) { return lane + (int)(by) > 31 ? lane : lane + (int)(by); })
+#define __shfl_xor_sync(mask, value, with) shim::shuffle(value, SHIM_WHERE, [&](int lane) { return lane ^ (int)(with); })
+#define __ballot_sync(mask, value) shim::ballot(value, SHIM_WHERE)
+#define __any_sync(mask, value) (shim::ballot(value, SHIM_WHERE) != 0)
+#define __all_sync(mask, value) (shim::ballot(!(value), SHIM_WHERE) == 0)
 
 template <class T> inline T __ldg(const T* address) { return *address; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     shift &= 31;
     return shift ? low >> shift | high << (32 - shift) : low;
 }
-template <class T> inline T atomicMin(T* address, T value) {
+// One thread runs at a time, and none is stopped between a read and a write.
+template <class T, class F> inline T shim_atomic(T* address, F change) {
     const T old = *address;
-    if (value < old) *address = value;
+    *address = change(old);
     return old;
 }
+template <class T> inline T atomicMin(T* address, T value) { return shim_atomic(address, [&](T old) { return value < old ? value : old; }); }
+template <class T> inline T atomicMax(T* address, T value) { return shim_atomic(address, [&](T old) { return value > old ? value : old; }); }
+template <class T> inline T atomicAdd(T* address, T value) { return shim_atomic(address, [&](T old) { return (T)(old + value); }); }
+template <class T> inline T atomicOr(T* address, T value) { return shim_atomic(address, [&](T old) { return (T)(old | value); }); }
+template <class T> inline T atomicExch(T* address, T value) { return shim_atomic(address, [&](T) { return value; }); }
+template <class T> inline T atomicCAS(T* address, T expected, T value) { return shim_atomic(address, [&](T old) { return old == expected ? value : old; }); }
 
 #define SHIM_EXPORT extern "C" __attribute__((used, visibility("default")))
 #define SHIM_KERNEL(kernel) \

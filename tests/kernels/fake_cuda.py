@@ -192,8 +192,8 @@ class FakeNvrtc:
     def getCUBIN(self, prog: int) -> bytes:  # noqa: N802
         return b"\x7fELF" + self._programs[prog][0].encode()
 
-    def getPTX(self, prog: int) -> str:  # noqa: N802
-        return self._programs[prog][0]
+    def getPTX(self, prog: int) -> bytes:  # noqa: N802
+        return self._programs[prog][0].encode()
 
     def destroyProgram(self, prog: int) -> None:  # noqa: N802
         self._programs.drop(prog)
