@@ -20,8 +20,9 @@ from collections.abc import Sequence
 FOLDER = pathlib.Path(__file__).resolve().parent
 LIBRARY = "_native.so"
 SOURCES = (
-    "assemble.cu", "choose.h", "columns.h", "crc32c.h", "decode.cu", "encode.h", "encoder.h", "host.cpp", "host_shim.h",
-    "lanes.cuh", "ranks.cuh", "stores.cuh", "streams.cuh", "threads.h", "verify.h",
+    "assemble.cu", "cascade.h", "choose.h", "chunk_builder.h", "columns.h", "columns_encoder.h", "crc32c.h", "decode.cu", "dictionary.h", "encode.h",
+    "encoder.h", "encoders.h", "host.cpp", "host_shim.h", "lanes.cuh", "lists.h", "measure.h", "ranks.cuh", "shred.h", "stores.cuh", "streams.cuh", "threads.h",
+    "values.h", "verify.h", "workspace.h",
 )  # fmt: skip
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-maybe-uninitialized")
