@@ -29,8 +29,8 @@ from loader.kernels.shim import SCHEDULES
 from loader.segment.layout import OUT_ITEM_BYTES, PADDING_BYTES, Feature, OpKind, OutKind, round_up
 from tests.decode.test_program import Slab, cascaded_arrays, sample_arrays, slab_of
 from tests.decode.test_shared import ENTRIES, coded_chunk, dictionary_chunk, request
-from tests.kernels.fuzz import damage_records, damage_slab
-from tests.kernels.programs import Built, ProgramBuilder, random_program
+from tests.kernels.fuzz_device import attempt, damaged_program, items_of
+from tests.kernels.programs import ProgramBuilder, random_program
 from tests.segment.tables import LEAVES, Maker
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -55,15 +55,6 @@ def check_equal(executor: CudaExecutor, program: Program, slab: Array) -> None:
     written = items_of(program)
     np.testing.assert_array_equal(found[written], want[written])
     assert (found[~written] == FRESH).all(), "something was written between regions"
-
-
-def items_of(program: Program) -> Array:
-    """Which bytes of the arena some op writes."""
-    written = np.zeros(program.arena_bytes, np.bool_)
-    for op in program.ops:
-        start = int(op["out"])
-        written[start : start + int(op["count"]) * int(OUT_ITEM_BYTES[op["out_kind"]])] = True
-    return written
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -222,64 +213,21 @@ def test_an_error_names_the_chunk_as_the_cpu_does() -> None:
     assert "chunk 3 of the request is corrupt: a code is not below" in str(on_device.value)
 
 
-def attempt(executor: CudaExecutor, built: Built, slab: Array, ops: Array, sources: Array) -> str:
-    """What is said of a damaged program, empty if nothing; fails if anything but the ops' own items was written."""
-    runtime = executor.runtime
-    program = dataclasses.replace(built.program, ops=ops, sources=sources)
-    slab_bytes, arena_bytes = slab.size - PADDING_BYTES, built.program.arena_bytes
-    pinned, back = runtime.empty_pinned(slab.size), runtime.empty_pinned(arena_bytes + PADDING_BYTES)
-    pinned[:] = slab
-    on_device, arena, stream, done = (
-        runtime.empty_device(slab.size),
-        runtime.empty_device(arena_bytes + PADDING_BYTES),
-        runtime.stream("decode"),
-        runtime.event(),
-    )
-    runtime.copy_to_device(on_device.address, pinned, stream)
-    try:
-        decoding = executor.decode(program, slab=on_device.address, slab_bytes=slab_bytes, arena=arena.address, arena_bytes=arena_bytes, stream=stream)
-    except CorruptSegmentError as error:
-        runtime.record(done, stream)
-        runtime.synchronize(done)
-        return str(error)
-    runtime.copy_to_host(back, arena.address, back.size, stream)
-    runtime.record(done, stream)
-    runtime.synchronize(done)
-    program = dataclasses.replace(program, arena_bytes=arena_bytes)
-    assert (back[:arena_bytes][~items_of(program)] == FRESH).all()
-    assert (back[arena_bytes:] == FRESH).all()
-    failure = decoding.failure()
-    return "" if failure is None else str(failure.error)
-
-
 def test_damaged_programs_are_reported_as_on_the_cpu_and_write_their_own_regions_only() -> None:
-    runtime = HostRuntime(schedule="greedy reverse", timing="random", seed=1)
+    runtime, library = HostRuntime(schedule="greedy reverse", timing="random", seed=1), native.load()
+    assert library is not None
     executor, refused = CudaExecutor(runtime), 0
     for seed in range(300):
-        built, rng = random_program(seed, max_count=1500, num_ops=4), np.random.default_rng(seed + 1_000_000)
-        slab, ops, sources = built.slab.copy(), built.program.ops.copy(), built.program.sources.copy()
-        for _ in range(int(rng.integers(1, 4))):
-            if rng.random() < 0.6:
-                damage_slab(slab, rng)
-            else:
-                damage_records(ops if rng.random() < 0.6 or not sources.size else sources, rng)
-        if not levels_hold(built.program, ops):
-            continue
-        said = attempt(executor, built, slab, ops, sources)
-        arena, expected = built.arena(), ""
+        damaged = damaged_program(seed)
+        said, expected = attempt(executor, damaged), ""
         try:
-            native.load().decode(slab, arena, ops, sources)  # type: ignore[union-attr]
+            library.decode(damaged.slab, np.zeros(damaged.arena_bytes + PADDING_BYTES, np.uint8), damaged.program.ops, damaged.program.sources)
         except CorruptSegmentError as error:
             expected = str(error)
         assert bool(said) == bool(expected), (seed, said, expected)
         refused += bool(said)
     assert 100 < refused < 280
     runtime.finish()
-
-
-def levels_hold(program: Program, ops: Array) -> bool:
-    """Whether the ops' levels are still those of `level_starts`: a builder's promise, not the bytes'."""
-    return bool((ops["level"] == program.ops["level"]).all())
 
 
 def test_many_decodes_on_their_way_share_few_tables_and_nothing_is_allocated() -> None:
