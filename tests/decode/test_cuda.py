@@ -26,7 +26,7 @@ from loader.kernels import native
 from loader.kernels.host_memory import FRESH
 from loader.kernels.host_runtime import HostRuntime
 from loader.kernels.shim import SCHEDULES
-from loader.segment.layout import OUT_ITEM_BYTES, PADDING_BYTES, Feature, OpKind, OutKind, round_up
+from loader.segment.layout import PADDING_BYTES, Feature, OpKind, OutKind, round_up
 from tests.decode.test_program import Slab, cascaded_arrays, sample_arrays, slab_of
 from tests.decode.test_shared import ENTRIES, coded_chunk, dictionary_chunk, request
 from tests.kernels.fuzz_device import attempt, damaged_program, items_of
