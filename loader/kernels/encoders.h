@@ -5,3 +5,4 @@
 #include "lists.h"
 #include "shred.h"
 #include "columns_encoder.h"
+#include "segment_writer.h"

@@ -22,6 +22,7 @@ from loader.kernels.native_columns import COLUMN_SIGNATURES, ColumnMethods
 from loader.kernels.native_encoder import ENCODER_SIGNATURES, EncoderMethods
 from loader.kernels.native_lists import LIST_SIGNATURES, ListMethods
 from loader.kernels.native_program import PROGRAM_SIGNATURES, ProgramMethods
+from loader.kernels.native_segments import SEGMENT_SIGNATURES, SegmentMethods
 
 ABI_VERSION = 1
 PADDING_BYTES = 8192
@@ -51,7 +52,7 @@ def describe_error(word: int) -> tuple[int, int, str]:
     return word >> 32, word >> 8 & 0xFF_FFFF, REASONS.get(word & 0xFF, f"error {word & 0xFF}")
 
 
-class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods):
+class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods, SegmentMethods):
     """The compiled kernels. Methods take NumPy arrays, check them, and run without the GIL; safe to call from several threads.
 
     Attributes:
@@ -71,6 +72,7 @@ class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods):
         signatures = {
             **ENCODER_SIGNATURES,
             **COLUMN_SIGNATURES,
+            **SEGMENT_SIGNATURES,
             **LIST_SIGNATURES,
             **PROGRAM_SIGNATURES,
             "headrace_source_hash": ([], ctypes.c_char_p),
