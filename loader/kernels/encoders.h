@@ -6,3 +6,4 @@
 #include "shred.h"
 #include "columns_encoder.h"
 #include "segment_writer.h"
+#include "key_index.h"

@@ -25,7 +25,7 @@ def assemble(
     plan: WritePlan,
     *,
     properties: str,
-    key_indexes: Sequence[bytes | None],
+    key_indexes: Sequence[bytes | memoryview | None],
     segment_ids: Sequence[bytes],
     features: int,
 ) -> list[memoryview]:
@@ -81,7 +81,7 @@ def _segment(
     plan: WritePlan,
     *,
     properties: str,
-    key_index: bytes | None,
+    key_index: bytes | memoryview | None,
     segment_id: bytes,
     features: int,
 ) -> memoryview:
@@ -101,7 +101,7 @@ def _segment(
         Section.PROPERTIES: SectionContent(data=_properties(chunks, blocks, plan, properties), count=1),
     }
     if key_index is not None:
-        sections[Section.KEY_INDEX] = SectionContent(data=key_index, count=1)
+        sections[Section.KEY_INDEX] = SectionContent(data=bytes(key_index), count=1)
     num_rows = int(records["num_rows"].sum())
     footer = write_footer(
         offset=footer_offset, sections=sections, features=features, num_rows=num_rows, num_columns=plan.column_ids.size, num_blocks=len(blocks)

@@ -54,7 +54,7 @@ class EncodedChunks:
     def chunk(self, column: int, block: int) -> Array:
         """The bytes of a chunk, uint8."""
         size = int(self.made["num_bytes"][column, block])
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(int(self.pointers[column, block])), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(self.pointers[column, block])))
 
     def note(self, column: int, block: int) -> str:
         """What was chosen for a chunk and why, as JSON."""
@@ -82,7 +82,8 @@ def encode_columns(table: pa.Table, block_rows: Sequence[int], first_blocks: Seq
     if plan.native.all() and block_rows and plan.order:
         return _natively(table, block_rows, np.arange(len(plan.order)), noted, plan, options)
     shape = (len(plan.order), len(block_rows))
-    made, pointers, notes, kept = np.zeros(shape, MADE), np.zeros(shape, np.uint64), [[""] * shape[1] for _ in plan.order], []
+    made, pointers, notes = np.zeros(shape, MADE), np.zeros(shape, np.uint64), [[""] * shape[1] for _ in plan.order]
+    kept: list[Any] = []
     places = np.flatnonzero(plan.native)
     if places.size and block_rows:
         found = _natively(table, block_rows, places, noted, plan, options)
@@ -92,7 +93,8 @@ def encode_columns(table: pa.Table, block_rows: Sequence[int], first_blocks: Seq
         kept.append(found)
     others = np.flatnonzero(~plan.native).tolist() if block_rows else []
     for place, chunks, records in _one_by_one(table, block_rows, others, plan, options):
-        made[place], kept = records, [*kept, chunks]
+        made[place] = records
+        kept.append(chunks)
         pointers[place] = [chunk.data.ctypes.data for chunk in chunks]
         notes[place] = [_note(chunk) if asked else "" for chunk, asked in zip(chunks, noted, strict=True)]
     flat = [note.encode() for column in notes for note in column]

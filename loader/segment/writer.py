@@ -89,7 +89,12 @@ def encode_segment(
 
 
 def encode_segments(
-    table: pa.Table, bounds: Sequence[int], *, column_ids: Sequence[int], options: WriteOptions | None = None, key_indexes: Sequence[bytes | None] | None = None
+    table: pa.Table,
+    bounds: Sequence[int],
+    *,
+    column_ids: Sequence[int],
+    options: WriteOptions | None = None,
+    key_indexes: Sequence[bytes | memoryview | None] | None = None,
 ) -> list[EncodedSegment]:
     """Encode stretches of a table as segments of their own, in one go: many small ones cost little more than one.
 
@@ -110,7 +115,7 @@ def encode_segments(
     if options.segment_id is not None:
         raise ValueError("segments need an id each: leave segment_id out")
     plan = plan_of(table.schema, column_ids, options)
-    indexes = [None] * (len(bounds) - 1) if key_indexes is None else key_indexes
+    indexes: Sequence[bytes | memoryview | None] = [None] * (len(bounds) - 1) if key_indexes is None else key_indexes
     return _encode(table, _blocks(table, bounds, plan, options), plan, options, indexes, 0)
 
 
@@ -130,7 +135,7 @@ def _blocks(table: pa.Table, bounds: Sequence[int], plan: WritePlan, options: Wr
 
 
 def _encode(
-    table: pa.Table, blocks: list[list[int]], plan: WritePlan, options: WriteOptions, key_indexes: Sequence[bytes | None], features: int
+    table: pa.Table, blocks: list[list[int]], plan: WritePlan, options: WriteOptions, key_indexes: Sequence[bytes | memoryview | None], features: int
 ) -> list[EncodedSegment]:
     block_rows = list(itertools.chain.from_iterable(blocks))
     first_blocks = [0, *itertools.accumulate(len(rows) for rows in blocks)]
