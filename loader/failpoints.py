@@ -17,6 +17,8 @@ NAMES = (
     "append.resolved",
     "patch.resolved",
     "patch.staged",
+    "overwrite.resolved",
+    "overwrite.staged",
     "upsert.resolved",
     "upsert.staged",
     "delete.resolved",

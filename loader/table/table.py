@@ -19,6 +19,7 @@ from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
 from loader.table.delete import delete
+from loader.table.overwrite import Overwrite
 from loader.table.patch import Patch
 from loader.table.rows import Data
 from loader.table.times import time_value
@@ -203,6 +204,23 @@ class Table:
         """
         with self._writing():
             return delete(self._context, keys_or_where, offsets=offsets, commit_id=commit_id)
+
+    def overwrite(
+        self, data: Data, where: str, *, watermark: Moment | None = None, offsets: SourceOffsets | None = None, commit_id: str | None = None
+    ) -> Snapshot:
+        """Delete the rows that an expression selects and append others, in one commit: readers see the old or the new.
+
+        Args:
+            data: The new rows. They need not be selected by `where`.
+            where: A SQL boolean expression: the rows that go.
+            watermark, offsets, commit_id: As for `append`.
+
+        Raises:
+            KeyExistsError: A key of the data is in a row that stays. Nothing was written.
+            SchemaError, ColumnNotFoundError: As for `append` and `delete`.
+        """
+        with self._writing():
+            return Overwrite(self._context, data, where, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
 
     def compact(self, *, full: bool = False, options: CompactionOptions | None = None, progress: Progress | None = None) -> CompactionReport:
         """Merge small segments and fold overlays into them, re-clustered; earlier snapshots stay readable.

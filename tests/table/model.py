@@ -60,10 +60,17 @@ class Model:
         self._commit()
 
     def delete(self, chosen: list[tuple[Any, ...]]) -> None:
+        self._remove(chosen)
+        self._commit()
+
+    def overwrite(self, gone: list[tuple[Any, ...]], rows: list[dict[str, Any]]) -> None:
+        self._remove(gone)
+        self.append(rows)
+
+    def _remove(self, chosen: list[tuple[Any, ...]]) -> None:
         for key in set(chosen) & set(self.rows):
             del self.rows[key]
             self.operands.pop(key, None)
-        self._commit()
 
     def compact(self, commits: int) -> None:
         for _ in range(commits):

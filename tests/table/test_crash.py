@@ -65,6 +65,15 @@ def deleted(items: list[int]) -> Step:
     return Step(lambda table, commit_id: table.delete(f"item in ({', '.join(map(str, items))})", commit_id=commit_id), apply)
 
 
+def overwritten(start: int, stop: int) -> Step:
+    """Rows of these items go and come again, without their clicks."""
+
+    def write(table: Table, commit_id: str) -> None:
+        table.overwrite(rows(start, stop), f"item >= {start} and item < {stop}", commit_id=commit_id)
+
+    return Step(write, lambda clicks: clicks.update(dict.fromkeys(range(start, stop), 0)))
+
+
 STEPS: list[Step | None] = [
     appended(0, 40),
     raised([1, 2, 45], 1),
@@ -76,7 +85,8 @@ STEPS: list[Step | None] = [
     upserted(90, 120, 3, 0),
     deleted([2, 95, 110]),
     upserted(100, 105, 7, 3600),
-    raised([3, 45, 99, 101], 100),
+    overwritten(60, 70),
+    raised([3, 45, 65, 99, 101], 100),
     None,
 ]
 

@@ -127,6 +127,13 @@ class TableMachine(RuleBasedStateMachine):
         self.table.delete(pa.table({"user": [key[0] for key in chosen], "item": pa.array([key[1] for key in chosen], pa.string())}))
         self.model.delete(chosen)
 
+    @rule(data=st.data(), chosen=st.lists(keys, min_size=1, max_size=4, unique=True), low=st.integers(-5, 100))
+    def overwrite(self, data: Any, chosen: list[tuple[int, str]], low: int) -> None:
+        gone = [key for key, row in self.model.shown().items() if row["oldest"] is not None and row["oldest"] < low]
+        new = [row_of(key, data.draw) for key in chosen if key not in self.model.rows or key in gone]
+        self.table.overwrite(pa.Table.from_pylist(new, SCHEMA), f"oldest < {low}")
+        self.model.overwrite(gone, new)
+
     @rule(low=st.integers(-5, 100))
     def delete_where(self, low: int) -> None:
         self.table.delete(f"oldest >= {low} and item <> 'bb'")

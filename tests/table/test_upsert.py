@@ -10,7 +10,7 @@ import pytest
 
 import loader
 from loader import failpoints
-from loader.errors import ColumnNotFoundError, SchemaError
+from loader.errors import ColumnNotFoundError, KeyExistsError, SchemaError
 from loader.lake import Lake
 from loader.table.table import Table
 from tests.table import processes
@@ -135,6 +135,23 @@ def test_deleted_keys_are_free_and_their_history_is_not(lake: Lake) -> None:
     assert sum(scanned) == 4
     table.compact(full=True)
     assert clicks(table) == {0: 0, 1: 0, 2: 0, 4: 1}
+
+
+def test_an_overwrite_swaps_rows_in_one_commit(lake: Lake, make_lake: Callable[..., Lake]) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 20))
+    table.patch(labels([12], clicks=[4]))
+    with pytest.raises(KeyExistsError, match=r"1 of 6 keys are in table 'samples' already, the first is \(user \d+, item 9\)"):
+        table.overwrite(rows(9, 15), "item >= 10")
+
+    def meanwhile() -> None:
+        other.append(rows(30, 35))
+        other.patch(labels([11, 31], clicks=[1, 1]))
+
+    with failpoints.armed("overwrite.resolved", once(meanwhile)):
+        summary = table.overwrite(rows(10, 15), "item >= 10").summary
+    assert summary == {"rows_deleted": 15, "rows_appended": 5, "labels_met": 0}
+    assert clicks(table) == dict.fromkeys(range(15), 0)
 
 
 def test_concurrent_upserts_of_the_same_new_keys_all_count(tmp_path: Path, catalog: str | None) -> None:
