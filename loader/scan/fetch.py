@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from loader.catalog.records import SegmentRef, SnapshotView
 from loader.errors import CorruptSegmentError, NotFoundError, StorageError, StorageFullError
+from loader.scan.adapt import default_chunk, is_narrower, widened_chunk
 from loader.scan.columns import ReadColumn
 from loader.scan.encoded import BlockPatch, Dictionaries, EncodedBlock, FetchRequest, empty_slab
 from loader.segment.checksum import crc32c
@@ -163,8 +164,13 @@ class BlockFetcher:
         found: list[tuple[int, memoryview]] = []
         shared: list[npt.NDArray[np.uint8]] = []
         of_column = np.full(len(self._columns), -1, np.int64)
-        for (path, offset, size), members in self.sources(place.ref).items():
-            reader, ids = self.reader(path, offset, size), [self._columns[i].id for i in members]
+        for (path, offset, size), columns in self.sources(place.ref).items():
+            reader = self.reader(path, offset, size)
+            narrow = [index for index in columns if is_narrower(reader, self._columns[index])]
+            rows = range(place.row_start, place.row_start + place.num_rows)
+            found += [(index, retry(functools.partial(widened_chunk, reader, self._columns[index], rows))) for index in narrow]
+            members = [index for index in columns if index not in narrow]
+            ids = [self._columns[i].id for i in members]
             chunks = reader.chunks(ids, [place.block])[:, 0]
             ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
             read = functools.partial(self._storage.read_ranges, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
@@ -175,6 +181,9 @@ class BlockFetcher:
             records, numbers = reader.dictionaries(ids)
             of_column[members] = np.where(numbers >= 0, numbers + len(shared), -1)
             shared += retry(functools.partial(reader.shared.data, records, verify=True))
+        stored = {index for index, _ in found}
+        later = [index for index, column in enumerate(self._columns) if column.default is not None and index not in stored]
+        found += [(index, default_chunk(self._columns[index], place.num_rows)) for index in later]
         slab, starts, sizes = _laid_out([*(np.frombuffer(part, np.uint8) for _, part in found), *shared])
         offsets, num_bytes = np.full(len(self._columns), -1, np.int64), np.zeros(len(self._columns), np.int64)
         indices = [index for index, _ in found]

@@ -132,7 +132,7 @@ def test_one_block_or_no_dictionaries_share_nothing(table: pa.Table) -> None:
 
 
 def test_too_many_ids_are_not_shared(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loader.segment.encode.MAX_ENTRIES", 100)
+    monkeypatch.setattr("loader.segment.column.MAX_ENTRIES", 100)
     data = encode_segment(table, column_ids=range(1, table.num_columns + 1), options=BLOCKS).data
     assert not SegmentReader(data).features & Feature.SHARED_DICTIONARIES
     assert same_table(SegmentReader(data).read(), table)
