@@ -21,11 +21,9 @@ from loader.decode.result import DecodedColumn, FixedColumn, ListColumn
 from loader.encodings.leaf import LeafType
 from loader.extras import require
 from loader.kernels import native
-from loader.kernels.native_lists import ListPool
-from loader.segment.layout import ALIGNMENT, round_up
+from loader.kernels.native_lists import ListLayout, ListPool
 
 Array = npt.NDArray[Any]
-TILE_ROWS = 1_024  # what one thread lays out at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,8 +49,8 @@ class PlainBatch(Sequence[PlainColumn]):
     It owns its memory: nothing is recycled while a column, or a tensor, of it is alive.
     """
 
-    def __init__(self, plan: _Plan, number: int, lists: _Lists | None) -> None:
-        self._plan, self._number, self._lists = plan, number, lists
+    def __init__(self, plan: _Plan, number: int, memory: npt.NDArray[np.uint8] | None) -> None:
+        self._plan, self._number, self._memory = plan, number, memory
 
     @property
     def num_rows(self) -> int:
@@ -68,11 +66,11 @@ class PlainBatch(Sequence[PlainColumn]):
         plan = self._plan
         start, stop = plan.rows(self._number)
         place = plan.list_of.get(index)
-        if place is None or self._lists is None:
+        if place is None or plan.layout is None or self._memory is None:
             return plain_column(take(plan.columns[index], slice(start, stop)), plan.leaves[index], plan.pool, threads=plan.threads)
         validity = plan.columns[index].validity
-        values = self._lists.values(plan, place)
-        return PlainColumn(values=values, offsets=(self._lists.offsets[place],), validity=None if validity is None else validity[start:stop])
+        values, offsets = plan.layout.values(self._number, self._memory, place), plan.layout.offsets(self._number, self._memory)
+        return PlainColumn(values=values, offsets=(offsets[place],), validity=None if validity is None else validity[start:stop])
 
     def tensors(self) -> list[tuple[Any, ...]]:
         """(values, offsets, validity as bool) of each column as torch tensors over this batch's memory; a tuple of a map has that of its weights behind."""
@@ -80,9 +78,8 @@ class PlainBatch(Sequence[PlainColumn]):
         plan = self._plan
         values, validity = plan.fixed_tensors(torch, self._number)
         offsets: list[tuple[Any, ...]] = [()] * len(self)
-        if self._lists is not None:
-            by_list = self._lists.tensors(plan, torch)
-            for index, ends, items in zip(plan.lists, self._lists.offset_tensors(torch), by_list, strict=True):
+        if self._memory is not None:
+            for index, items, ends in zip(plan.lists, *plan.list_tensors(torch, self._number, self._memory), strict=True):
                 values[index], offsets[index] = items, (ends,)
         found: list[tuple[Any, ...]] = list(zip(values, offsets, validity, strict=True))
         for index in plan.others:
@@ -90,37 +87,11 @@ class PlainBatch(Sequence[PlainColumn]):
         return found
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Lists:
-    """The lists of a batch: offsets `[lists, rows + 1]` and all items in one buffer, the items' `starts` and `counts` by list."""
-
-    offsets: npt.NDArray[np.int64]
-    buffer: npt.NDArray[np.uint8]
-    starts: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-
-    def values(self, plan: _Plan, place: int) -> Array:
-        dtype, start = plan.list_dtypes[place], int(self.starts[place])
-        return self.buffer[start : start + int(self.counts[place]) * dtype.itemsize].view(dtype)
-
-    def tensors(self, plan: _Plan, torch: Any) -> list[Any]:
-        found: list[Any] = []
-        for dtype, first, stop in plan.groups:
-            start, counts = int(self.starts[first]), self.counts[first:stop].tolist()
-            values = torch.from_numpy(self.buffer[start : start + sum(counts) * dtype.itemsize].view(dtype))
-            found += torch.unsafe_split_with_sizes(values, counts)  # data, not variables: nothing for autograd to watch
-        return found
-
-    def offset_tensors(self, torch: Any) -> Sequence[Any]:
-        width = self.offsets.shape[1]
-        return torch.unsafe_split_with_sizes(torch.from_numpy(self.offsets.reshape(-1)), [width] * len(self.offsets))  # type: ignore[no-any-return]
-
-
 class _Plan:
     """What the batches of a block share.
 
     Attributes:
-        lists: Columns whose lists are laid out natively, sorted by dtype: the order of `_Lists`.
+        lists: Columns whose lists are laid out natively, sorted by dtype: the order of `layout`.
         groups: (dtype, first, stop) of `lists` that have one dtype.
         others: Columns that are laid out one by one: lists of lists, of fixed-size entries, or any where no library is compiled.
     """
@@ -138,8 +109,9 @@ class _Plan:
         self.fixed = [index for index, column in enumerate(self.columns) if isinstance(column, FixedColumn) and self._is_plain(index, column)]
         self.others = sorted(set(range(len(self.columns))) - set(flat) - set(self.fixed))
         self._tensors: list[tuple[int, bool, tuple[Any, ...]]] | None = None
-        if self.lists:
-            self._measure_lists()
+        self.layout: ListLayout | None = None
+        if self._library is not None and self.lists:
+            self.layout = self._library.plan_lists([_list_pool(self.columns[index], self.leaves[index]) for index in self.lists], batch_rows, threads)
 
     def _is_plain(self, index: int, column: FixedColumn) -> bool:
         return column.values.dtype == self.leaves[index].dtype and column.values.flags.c_contiguous
@@ -151,43 +123,30 @@ class _Plan:
     def rows(self, number: int) -> tuple[int, int]:
         return number * self._batch_rows, min((number + 1) * self._batch_rows, self._num_rows)
 
-    def _measure_lists(self) -> None:
-        """The items of each list column in each tile and batch, and where they will lie in the batch's buffer."""
-        assert self._library is not None
-        self._table = self._library.list_table([_list_pool(self.columns[index], self.leaves[index]) for index in self.lists])
-        starts = np.arange(0, self._num_rows, self._batch_rows)
-        inside = np.arange(0, self._batch_rows, TILE_ROWS)
-        bounds = (starts[:, None] + inside).reshape(-1)
-        self._bounds = np.append(bounds[bounds < self._num_rows], self._num_rows)
-        self._first_tile = np.append(np.arange(starts.size) * inside.size, self._bounds.size - 1).tolist()
-        self._sums = self._library.list_sums(self._table, self._bounds, self.threads)
-        self._counts = np.ascontiguousarray(np.add.reduceat(self._sums, self._first_tile[:-1], axis=1).T)  # [batches, lists]
-        sizes = np.array([dtype.itemsize for dtype in self.list_dtypes])
-        self._starts = np.zeros((starts.size, sizes.size + 1), np.int64)
-        self._starts[:, 0] = round_up(8 * sizes.size * (self._batch_rows + 1))  # offsets lie before the items
-        ends = self._counts * sizes
-        for _, first, stop in self.groups:
-            self._starts[:, first + 1 : stop + 1] = self._starts[:, first : first + 1] + np.cumsum(ends[:, first:stop], axis=1)
-            self._starts[:, stop] = -(-self._starts[:, stop] // ALIGNMENT) * ALIGNMENT
-        # one size for all batches, so that each gets the memory, still in the cache, that the one before let go
-        self._buffer_bytes = int(self._starts[:, -1].max())
-
     def batch(self, number: int) -> PlainBatch:
         """Lay out the lists of a batch.
 
         Raises:
             CorruptSegmentError: A view leaves its pool.
         """
-        if not self.lists:
+        if self._library is None or self.layout is None:
             return PlainBatch(self, number, None)
-        assert self._library is not None
-        start, stop = self.rows(number)
-        tiles = slice(self._first_tile[number], self._first_tile[number + 1])
-        shape, starts = (len(self.lists), stop - start + 1), self._starts[number, :-1]
-        buffer = self.pool.empty(self._buffer_bytes, np.uint8)
-        offsets = buffer[: 8 * shape[0] * shape[1]].view(np.int64).reshape(shape)
-        self._library.list_rows(self._table, self._bounds[tiles.start : tiles.stop + 1], self._sums[:, tiles], offsets, buffer, starts, self.threads)
-        return PlainBatch(self, number, _Lists(offsets=offsets, buffer=buffer, starts=starts, counts=self._counts[number]))
+        # one size for all batches, so that each gets the memory, still in the cache, that the one before let go
+        memory = self.pool.empty(self.layout.num_bytes, np.uint8)
+        self._library.lay_lists(self.layout, number, memory, self.threads)
+        return PlainBatch(self, number, memory)
+
+    def list_tensors(self, torch: Any, number: int, memory: npt.NDArray[np.uint8]) -> tuple[list[Any], list[Any]]:
+        """Items and offsets of the lists of a batch, in the order of `lists`. They are data, not variables: nothing for autograd to watch."""
+        assert self.layout is not None
+        offsets = self.layout.offsets(number, memory)
+        ends = torch.unsafe_split_with_sizes(torch.from_numpy(offsets.reshape(-1)), [offsets.shape[1]] * len(offsets))
+        items: list[Any] = []
+        for dtype, first, stop in self.groups:
+            counts, start = self.layout.counts[number, first:stop].tolist(), int(self.layout.starts[number, first])
+            group = memory[start : start + sum(counts) * dtype.itemsize].view(dtype)
+            items += torch.unsafe_split_with_sizes(torch.from_numpy(group), counts)
+        return items, list(ends)
 
     def fixed_tensors(self, torch: Any, number: int) -> tuple[list[Any], list[Any]]:
         """Values and validity of a batch by column, None where the column has none of that kind; the tensors of all batches are cut in one go a column."""

@@ -19,14 +19,15 @@ EXPORT void headrace_list_sums(const ListPool* columns, u64 num_columns, const u
     });
 }
 
-// Rows [bounds[0], bounds[num_tiles]) of all columns. `sums` are those of the call above, `stride` apart from column to column; `offsets` has as many
-// rows and one for each column, `outs` the address of each column's items, with room for its sums. bad[k] becomes the first list of column k that
-// reaches outside of its pool or past its tile's sum, or the number of rows.
-EXPORT void headrace_list_rows(const ListPool* columns, u64 num_columns, const u64* bounds, u64 num_tiles, const u64* sums, u64 stride, i64* offsets,
-                               const u64* outs, u64* bad, u32 num_threads) {
+// Rows [bounds[0], bounds[num_tiles]) of all columns into `memory`: offsets [columns][rows + 1], and the items of column k from byte starts[k] on, with room for
+// its sums. `sums` are those of the call above, `stride` apart from column to column. Returns the first column of which a list reaches outside of its pool, and
+// which list in `bad_list`; else num_columns.
+EXPORT u64 headrace_list_rows(const ListPool* columns, u64 num_columns, const u64* bounds, u64 num_tiles, const u64* sums, u64 stride, const u64* starts,
+                              u8* memory, u64* bad_list, u32 num_threads) {
     const u64 num_rows = bounds[num_tiles] - bounds[0];
+    i64* offsets = (i64*)memory;
     std::vector<u64> places(num_columns * num_tiles);  // where each tile's items begin in its column
-    std::vector<std::atomic<u64>> first_bad(num_columns);
+    std::atomic<u64> first_bad{num_columns * num_rows};
     u64 total_bytes = 0;
     for (u64 k = 0; k < num_columns; ++k) {
         u64 at = 0;
@@ -36,7 +37,6 @@ EXPORT void headrace_list_rows(const ListPool* columns, u64 num_columns, const u
         }
         offsets[(k + 1) * (num_rows + 1) - 1] = (i64)at;
         total_bytes += at * columns[k].out_item_bytes;
-        first_bad[k] = num_rows;
     }
     const bool few = total_bytes + num_columns * num_rows * 8 < BYTES_PER_PIECE;
     threads::Team(few ? 1 : num_threads).run({num_columns * num_tiles}, 1, [&](unsigned, size_t, u64 piece, u64) {
@@ -44,10 +44,11 @@ EXPORT void headrace_list_rows(const ListPool* columns, u64 num_columns, const u
         const ListPool& c = columns[k];
         const u64* views = c.views + bounds[tile];
         DISPATCH(offsets_of(views, n, (i64)places[piece], offsets + k * (num_rows + 1) + first));
-        u8* out = (u8*)outs[k] + places[piece] * c.out_item_bytes;
-        const u64 room = sums[k * stride + tile];
-        const u64 done = headrace_gather_lists(c.pool, c.pool_count, c.pool_item_bytes, c.base, views, n, out, room, c.out_item_bytes, 1);
-        if (done < n) lower(first_bad[k], first + done);
+        u8* out = memory + starts[k] + places[piece] * c.out_item_bytes;
+        const u64 done = headrace_gather_lists(c.pool, c.pool_count, c.pool_item_bytes, c.base, views, n, out, sums[k * stride + tile], c.out_item_bytes, 1);
+        if (done < n) lower(first_bad, k * num_rows + first + done);
     });
-    for (u64 k = 0; k < num_columns; ++k) bad[k] = first_bad[k];
+    if (first_bad == num_columns * num_rows) return num_columns;
+    *bad_list = first_bad % num_rows;
+    return first_bad / num_rows;
 }
