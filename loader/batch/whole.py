@@ -7,7 +7,6 @@ kept small enough for the processor's cache: then what is written is still there
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,9 +20,10 @@ from loader.decode.result import DecodedColumn, FixedColumn, ListColumn
 from loader.encodings.leaf import LeafType
 from loader.extras import require
 from loader.kernels import native
-from loader.kernels.native_lists import ListLayout, ListPool
+from loader.kernels.native_lists import ListPool, ListRows, ListTable
 
 Array = npt.NDArray[Any]
+_NOTHING = np.empty(0, np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,8 +49,8 @@ class PlainBatch(Sequence[PlainColumn]):
     It owns its memory: nothing is recycled while a column, or a tensor, of it is alive.
     """
 
-    def __init__(self, plan: _Plan, number: int, memory: npt.NDArray[np.uint8] | None) -> None:
-        self._plan, self._number, self._memory = plan, number, memory
+    def __init__(self, plan: _Plan, number: int, lists: ListRows | None, memory: npt.NDArray[np.uint8]) -> None:
+        self._plan, self._number, self._lists, self._memory = plan, number, lists, memory
 
     @property
     def num_rows(self) -> int:
@@ -66,10 +66,10 @@ class PlainBatch(Sequence[PlainColumn]):
         plan = self._plan
         start, stop = plan.rows(self._number)
         place = plan.list_of.get(index)
-        if place is None or plan.layout is None or self._memory is None:
+        if place is None or self._lists is None:
             return plain_column(take(plan.columns[index], slice(start, stop)), plan.leaves[index], plan.pool, threads=plan.threads)
         validity = plan.columns[index].validity
-        values, offsets = plan.layout.values(self._number, self._memory, place), plan.layout.offsets(self._number, self._memory)
+        values, offsets = self._lists.values(self._memory, place, place + 1), self._lists.offsets(self._memory)
         return PlainColumn(values=values, offsets=(offsets[place],), validity=None if validity is None else validity[start:stop])
 
     def tensors(self) -> list[tuple[Any, ...]]:
@@ -78,8 +78,8 @@ class PlainBatch(Sequence[PlainColumn]):
         plan = self._plan
         values, validity = plan.fixed_tensors(torch, self._number)
         offsets: list[tuple[Any, ...]] = [()] * len(self)
-        if self._memory is not None:
-            for index, items, ends in zip(plan.lists, *plan.list_tensors(torch, self._number, self._memory), strict=True):
+        if self._lists is not None:
+            for index, items, ends in zip(plan.lists, *_list_tensors(torch, self._lists, self._memory), strict=True):
                 values[index], offsets[index] = items, (ends,)
         found: list[tuple[Any, ...]] = list(zip(values, offsets, validity, strict=True))
         for index in plan.others:
@@ -91,8 +91,7 @@ class _Plan:
     """What the batches of a block share.
 
     Attributes:
-        lists: Columns whose lists are laid out natively, sorted by dtype: the order of `layout`.
-        groups: (dtype, first, stop) of `lists` that have one dtype.
+        lists: Columns whose lists are laid out natively, sorted by dtype.
         others: Columns that are laid out one by one: lists of lists, of fixed-size entries, or any where no library is compiled.
     """
 
@@ -103,15 +102,11 @@ class _Plan:
         flat = [index for index, column in enumerate(self.columns) if _is_flat(column)] if self._library is not None else []
         self.lists = sorted(flat, key=lambda index: (-self.leaves[index].dtype.itemsize, self.leaves[index].dtype.str))
         self.list_of = {index: place for place, index in enumerate(self.lists)}
-        self.list_dtypes = [self.leaves[index].dtype for index in self.lists]
-        firsts = [place for place, dtype in enumerate(self.list_dtypes) if place == 0 or dtype != self.list_dtypes[place - 1]]
-        self.groups = [(self.list_dtypes[first], first, stop) for first, stop in itertools.pairwise([*firsts, len(self.lists)])]
         self.fixed = [index for index, column in enumerate(self.columns) if isinstance(column, FixedColumn) and self._is_plain(index, column)]
         self.others = sorted(set(range(len(self.columns))) - set(flat) - set(self.fixed))
+        self._memory_bytes = 8
         self._tensors: list[tuple[int, bool, tuple[Any, ...]]] | None = None
-        self.layout: ListLayout | None = None
-        if self._library is not None and self.lists:
-            self.layout = self._library.plan_lists([_list_pool(self.columns[index], self.leaves[index]) for index in self.lists], batch_rows, threads)
+        self._table = ListTable([_list_pool(self.columns[index], self.leaves[index]) for index in self.lists])
 
     def _is_plain(self, index: int, column: FixedColumn) -> bool:
         return column.values.dtype == self.leaves[index].dtype and column.values.flags.c_contiguous
@@ -129,24 +124,16 @@ class _Plan:
         Raises:
             CorruptSegmentError: A view leaves its pool.
         """
-        if self._library is None or self.layout is None:
-            return PlainBatch(self, number, None)
-        # one size for all batches, so that each gets the memory, still in the cache, that the one before let go
-        memory = self.pool.empty(self.layout.num_bytes, np.uint8)
-        self._library.lay_lists(self.layout, number, memory, self.threads)
-        return PlainBatch(self, number, memory)
-
-    def list_tensors(self, torch: Any, number: int, memory: npt.NDArray[np.uint8]) -> tuple[list[Any], list[Any]]:
-        """Items and offsets of the lists of a batch, in the order of `lists`. They are data, not variables: nothing for autograd to watch."""
-        assert self.layout is not None
-        offsets = self.layout.offsets(number, memory)
-        ends = torch.unsafe_split_with_sizes(torch.from_numpy(offsets.reshape(-1)), [offsets.shape[1]] * len(offsets))
-        items: list[Any] = []
-        for dtype, first, stop in self.groups:
-            counts, start = self.layout.counts[number, first:stop].tolist(), int(self.layout.starts[number, first])
-            group = memory[start : start + sum(counts) * dtype.itemsize].view(dtype)
-            items += torch.unsafe_split_with_sizes(torch.from_numpy(group), counts)
-        return items, list(ends)
+        if self._library is None or not self.lists:
+            return PlainBatch(self, number, None, _NOTHING)
+        start, stop = self.rows(number)
+        rows = self._library.measure_lists(self._table, start, stop - start)
+        if rows.num_bytes > self._memory_bytes:
+            # the batches to come take as much, so that they get the memory, still in the cache, that one before let go
+            self._memory_bytes = rows.num_bytes + rows.num_bytes // 8
+        memory = self.pool.empty(self._memory_bytes, np.uint8)
+        self._library.lay_lists(rows, memory, self.threads)
+        return PlainBatch(self, number, rows, memory)
 
     def fixed_tensors(self, torch: Any, number: int) -> tuple[list[Any], list[Any]]:
         """Values and validity of a batch by column, None where the column has none of that kind; the tensors of all batches are cut in one go a column."""
@@ -190,6 +177,16 @@ def plain_columns(block: Sequence[DecodedColumn], leaves: Sequence[LeafType], po
     if not num_rows:
         return [plain_column(column, leaf, pool) for column, leaf in zip(columns, leaves, strict=True)]
     return list(_Plan(columns, leaves, num_rows, num_rows, pool, threads).batch(0))
+
+
+def _list_tensors(torch: Any, rows: ListRows, memory: npt.NDArray[np.uint8]) -> tuple[list[Any], list[Any]]:
+    """Items and offsets by column. They are data, not variables: nothing for autograd to watch."""
+    offsets, counts = rows.offsets(memory), rows.counts.tolist()
+    ends = torch.unsafe_split_with_sizes(torch.from_numpy(offsets.reshape(-1)), [offsets.shape[1]] * len(offsets))
+    items: list[Any] = []
+    for _, first, stop in rows.table.groups:
+        items += torch.unsafe_split_with_sizes(torch.from_numpy(rows.values(memory, first, stop)), counts[first:stop])
+    return items, list(ends)
 
 
 def _tensors_of(column: PlainColumn, torch: Any) -> tuple[Any, ...]:

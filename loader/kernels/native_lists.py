@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,16 +14,16 @@ from loader.errors import CorruptSegmentError
 from loader.kernels.arrays import Array, address, check_dtype, item_bytes
 
 LIST_POOL = np.dtype(
-    [("pool", "<u8"), ("views", "<u8"), ("pool_count", "<u8"), ("base", "<u8"), ("pool_item_bytes", "<u4"), ("out_item_bytes", "<u4")]
+    [("pool", "<u8"), ("views", "<u8"), ("pool_count", "<u8"), ("base", "<u8"), ("pool_item_bytes", "<u4"), ("out_item_bytes", "<u4"),
+     ("starts_group", "<u4"), ("reserved", "<u4")]
 )  # fmt: skip
 _POINTER, _U64, _U32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
 LIST_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
-    "headrace_list_sums": ([_POINTER, _U64, _POINTER, _U64, _POINTER, _U32], None),
-    "headrace_list_rows": ([_POINTER, _U64, _POINTER, _U64, _POINTER, _U64, _POINTER, _POINTER, _POINTER, _U32], _U64),
+    "headrace_list_measure": ([_POINTER, _U64, _U64, _U64, _POINTER, _POINTER, _POINTER], _U64),
+    "headrace_list_rows": ([_POINTER, _U64, _U64, _U64, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _U32], _U64),
 }
 _ALL_ONES = (1 << 64) - 1
-TILE_ROWS = 1_024
-ALIGNMENT = 64  # of the items of each dtype
+LISTS_PER_TILE = 1_024  # what one thread lays out at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,46 +43,79 @@ class ListPool:
     dtype: np.dtype[Any]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ListLayout:
-    """List columns of one number of rows, checked and measured: how the memory of each batch of their rows is laid out.
-
-    A batch's memory holds the offsets, int64 `[columns, rows + 1]`, then the items of column after column, those of one dtype without a gap.
+class ListTable:
+    """List columns of one number of rows, checked once, as native code reads them.
 
     Attributes:
-        columns: What is laid out.
-        batch_rows: Rows of a batch; the last has what is left.
-        num_bytes: Of a batch's memory, the same for all batches.
-        starts: int64 `[batches, columns]`, the byte where a column's items begin.
-        counts: int64 `[batches, columns]`, its items.
+        columns: What was checked; kept alive.
+        num_rows: Lists of each.
+        groups: (dtype, first, stop) of neighbours of one dtype: their items lie end to end, column after column.
         records: LIST_POOL records, addresses into `columns`.
-        bounds: int64 `[tiles + 1]`, rows: what one thread lays out at a time. No tile is in two batches.
-        sums: int64 `[columns, tiles]`, items.
-        first_tile: The first tile of each batch, and the number of tiles.
     """
 
-    columns: tuple[ListPool, ...]
-    batch_rows: int
+    def __init__(self, columns: Sequence[ListPool]) -> None:
+        """
+        Args:
+            columns: In an order that puts those of one dtype together.
+
+        Raises:
+            ValueError: Arrays do not fit, or the columns have different numbers of lists.
+        """
+        self.columns = tuple(columns)
+        self.num_rows = self.columns[0].views.size if self.columns else 0
+        firsts = [at for at, column in enumerate(self.columns) if at == 0 or column.dtype != self.columns[at - 1].dtype]
+        self.groups = [(self.columns[first].dtype, first, stop) for first, stop in itertools.pairwise([*firsts, len(self.columns)])]
+        self.records = np.array([self._record(column, at in firsts) for at, column in enumerate(self.columns)], LIST_POOL)
+        self.address = self.records.ctypes.data
+
+    def _record(self, column: ListPool, starts_group: bool) -> tuple[int, ...]:
+        check_dtype(column.views, "views", "<u8")
+        size = item_bytes(column.pool, "pool")
+        if column.dtype.itemsize < size:
+            raise ValueError(f"items of {column.dtype} are narrower than the pool's {column.pool.dtype}")
+        if column.views.size != self.num_rows:
+            raise ValueError(f"columns have {self.num_rows} and {column.views.size} lists")
+        places = address(column.pool, "pool"), address(column.views, "views"), column.pool.size, column.base & _ALL_ONES
+        return *places, size, column.dtype.itemsize, starts_group, 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ListRows:
+    """Some rows of list columns, measured: how their memory is laid out. It holds the offsets, int64 `[columns, rows + 1]`, then the items.
+
+    Attributes:
+        table: The columns.
+        first: The first of the rows.
+        num_rows: How many.
+        num_bytes: Of the memory.
+        figures: uint64: the items of each tile of each column, of each column, and the byte where each column's items begin.
+    """
+
+    table: ListTable
+    first: int
+    num_rows: int
     num_bytes: int
-    starts: Array
-    counts: Array
-    records: Array
-    bounds: Array
-    sums: Array
-    first_tile: tuple[int, ...]
+    figures: Array
 
-    def num_rows(self, batch: int) -> int:
-        return int(self.bounds[self.first_tile[batch + 1]] - self.bounds[self.first_tile[batch]])
+    @property
+    def counts(self) -> Array:
+        """uint64 `[columns]`: items."""
+        return self.figures[-2 * len(self.table.columns) : -len(self.table.columns)]
 
-    def offsets(self, batch: int, memory: Array) -> Array:
-        """int64 `[columns, rows + 1]`, a view of a batch's memory."""
-        shape = len(self.columns), self.num_rows(batch) + 1
+    @property
+    def starts(self) -> Array:
+        """uint64 `[columns]`: the byte where a column's items begin."""
+        return self.figures[-len(self.table.columns) :]
+
+    def offsets(self, memory: Array) -> Array:
+        """int64 `[columns, rows + 1]`, a view of the memory."""
+        shape = len(self.table.columns), self.num_rows + 1
         return memory[: 8 * shape[0] * shape[1]].view(np.int64).reshape(shape)
 
-    def values(self, batch: int, memory: Array, column: int) -> Array:
-        """A column's items, a view of a batch's memory."""
-        dtype, start = self.columns[column].dtype, int(self.starts[batch, column])
-        return memory[start : start + int(self.counts[batch, column]) * dtype.itemsize].view(dtype)
+    def values(self, memory: Array, first: int, stop: int) -> Array:
+        """The items of neighbouring columns of one dtype, a view of the memory."""
+        dtype, start = self.table.columns[first].dtype, int(self.starts[first])
+        return memory[start : start + int(self.counts[first:stop].sum()) * dtype.itemsize].view(dtype)
 
 
 class ListMethods:
@@ -89,41 +123,27 @@ class ListMethods:
 
     _library: Any
 
-    def plan_lists(self, columns: Sequence[ListPool], batch_rows: int, threads: int = 1) -> ListLayout:
-        """Check and measure list columns once for all their batches.
-
-        Args:
-            columns: One at least, in an order that puts those of one dtype together and wide dtypes first.
-            batch_rows: Rows of a batch.
-            threads: How many share the columns.
+    def measure_lists(self, table: ListTable, first: int, num_rows: int) -> ListRows:
+        """Find out how much memory some rows take.
 
         Raises:
-            ValueError: Arrays do not fit, or the columns have no lists, or different numbers of them.
+            ValueError: The columns do not have those rows.
         """
-        records = np.array([_record(column, columns[0].views.size) for column in columns], LIST_POOL)
-        num_rows = columns[0].views.size
-        if not num_rows:
-            raise ValueError("columns without a list have nothing to lay out")
-        batches, tiles = np.arange(0, num_rows, batch_rows), np.arange(0, batch_rows, TILE_ROWS)
-        bounds = (batches[:, None] + tiles).reshape(-1)
-        bounds = np.append(bounds[bounds < num_rows], num_rows)
-        first_tile = (*range(0, batches.size * tiles.size, tiles.size), bounds.size - 1)
-        sums = np.empty((len(columns), bounds.size - 1), np.int64)
-        self._library.headrace_list_sums(records.ctypes.data, len(columns), bounds.ctypes.data, bounds.size - 1, sums.ctypes.data, max(threads, 1))
-        counts = np.ascontiguousarray(np.add.reduceat(sums, first_tile[:-1], axis=1).T)
-        starts, num_bytes = _starts(counts, [column.dtype for column in columns], 8 * len(columns) * (min(batch_rows, num_rows) + 1))
-        return ListLayout(
-            columns=tuple(columns), batch_rows=batch_rows, num_bytes=num_bytes, starts=starts, counts=counts, records=records, bounds=bounds, sums=sums,
-            first_tile=first_tile,
-        )  # fmt: skip
+        if not 0 <= first <= first + num_rows <= table.num_rows:
+            raise ValueError(f"rows {first} to {first + num_rows} of {table.num_rows}")
+        count = len(table.columns)
+        num_sums = count * -(-num_rows // LISTS_PER_TILE)
+        figures = np.empty(num_sums + 2 * count, np.uint64)
+        at = figures.ctypes.data
+        num_bytes = self._library.headrace_list_measure(table.address, count, first, num_rows, at, at + 8 * num_sums, at + 8 * (num_sums + count))
+        return ListRows(table=table, first=first, num_rows=num_rows, num_bytes=num_bytes, figures=figures)
 
-    def lay_lists(self, layout: ListLayout, batch: int, memory: Array, threads: int = 1) -> None:
-        """Lay the lists of a batch end to end, with their offsets.
+    def lay_lists(self, rows: ListRows, memory: Array, threads: int = 1) -> None:
+        """Lay lists end to end, with their offsets.
 
         Args:
-            layout: From `plan_lists`.
-            batch: Its number.
-            memory: uint8, `layout.num_bytes` at least; written.
+            rows: From `measure_lists`; the views have not changed since.
+            memory: uint8, `rows.num_bytes` at least; written.
             threads: How many share the tiles.
 
         Raises:
@@ -131,35 +151,13 @@ class ListMethods:
             CorruptSegmentError: A view reaches outside of its pool; names the column by its number.
         """
         check_dtype(memory, "memory", "|u1")
-        if memory.size < layout.num_bytes:
-            raise ValueError(f"memory has {memory.size} bytes, a batch takes {layout.num_bytes}")
-        first, stop = layout.first_tile[batch : batch + 2]
-        count, out, bad = len(layout.columns), address(memory, "memory", writable=True, alignment=8), ctypes.c_uint64()
+        if memory.size < rows.num_bytes:
+            raise ValueError(f"memory has {memory.size} bytes, the rows take {rows.num_bytes}")
+        count, at, bad = len(rows.table.columns), rows.figures.ctypes.data, ctypes.c_uint64()
+        num_sums = rows.figures.size - 2 * count
         column = self._library.headrace_list_rows(
-            layout.records.ctypes.data, count, layout.bounds.ctypes.data + 8 * first, stop - first, layout.sums.ctypes.data + 8 * first, layout.sums.shape[1],
-            layout.starts.ctypes.data + 8 * count * batch, out, ctypes.byref(bad), max(threads, 1),
+            rows.table.address, count, rows.first, rows.num_rows, at, at + 8 * num_sums, at + 8 * (num_sums + count),
+            address(memory, "memory", writable=True, alignment=8), ctypes.byref(bad), max(threads, 1),
         )  # fmt: skip
         if column != count:
-            row = int(layout.bounds[first]) + bad.value
-            raise CorruptSegmentError(f"list column {column} of the request is corrupt: list {row} reaches outside of its pool")
-
-
-def _record(column: ListPool, num_lists: int) -> tuple[int, ...]:
-    check_dtype(column.views, "views", "<u8")
-    size = item_bytes(column.pool, "pool")
-    if column.dtype.itemsize < size:
-        raise ValueError(f"items of {column.dtype} are narrower than the pool's {column.pool.dtype}")
-    if column.views.size != num_lists:
-        raise ValueError(f"columns have {num_lists} and {column.views.size} lists")
-    return address(column.pool, "pool"), address(column.views, "views"), column.pool.size, column.base & _ALL_ONES, size, column.dtype.itemsize
-
-
-def _starts(counts: Array, dtypes: Sequence[np.dtype[Any]], offset_bytes: int) -> tuple[Array, int]:
-    """Where the items of each column begin in each batch, and the bytes of the largest batch."""
-    starts, at = np.empty(counts.shape, np.int64), np.full(counts.shape[0], offset_bytes)
-    for number, dtype in enumerate(dtypes):
-        if number == 0 or dtype != dtypes[number - 1]:
-            at = -(-at // ALIGNMENT) * ALIGNMENT
-        starts[:, number] = at
-        at = at + counts[:, number] * dtype.itemsize
-    return starts, int(at.max())
+            raise CorruptSegmentError(f"list column {column} of the request is corrupt: list {rows.first + bad.value} reaches outside of its pool")

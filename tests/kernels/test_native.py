@@ -18,7 +18,7 @@ from loader.decode.program import PROGRAM_OP, PROGRAM_SOURCE
 from loader.encodings import bitpack
 from loader.errors import CorruptSegmentError
 from loader.kernels import build, native
-from loader.kernels.native_lists import ListPool
+from loader.kernels.native_lists import ListPool, ListTable
 from loader.segment import layout
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -222,41 +222,51 @@ def list_pools(rng: np.random.Generator, num_lists: int) -> list[ListPool]:
 @given(seed=st.integers(0, 999), threads=st.sampled_from([1, 3]))
 def test_many_list_columns_in_one_call_equal_one_by_one(library: native.NativeLibrary, seed: int, threads: int) -> None:
     rng = np.random.default_rng(seed)
-    columns = list_pools(rng, int(rng.integers(1, 9000)))
-    layout = library.plan_lists(columns, int(rng.integers(1, 1 << int(rng.integers(4, 15)))) + 99, threads)
-    memory = np.empty(layout.num_bytes, np.uint8)
-    for batch in range(len(layout.first_tile) - 1):
-        library.lay_lists(layout, batch, memory, threads)
-        offsets, first = layout.offsets(batch, memory), batch * layout.batch_rows
-        assert offsets.shape == (len(columns), min(layout.batch_rows, columns[0].views.size - first) + 1)
-        for number, column in enumerate(columns):
-            views = column.views[first : first + layout.batch_rows]
-            np.testing.assert_array_equal(offsets[number], library.list_offsets(views))
-            want = np.empty(int(offsets[number, -1]), column.dtype)
-            library.gather_lists(column.pool, column.base, views, want)
-            assert layout.values(batch, memory, number).tobytes() == want.tobytes()
+    num_lists = int(rng.integers(0, 9000))
+    table = ListTable(list_pools(rng, num_lists))
+    first = int(rng.integers(0, num_lists + 1))
+    rows = library.measure_lists(table, first, int(rng.integers(0, num_lists - first + 1)))
+    memory = np.empty(rows.num_bytes, np.uint8)
+    library.lay_lists(rows, memory, threads)
+    offsets = rows.offsets(memory)
+    for number, column in enumerate(table.columns):
+        views = column.views[first : first + rows.num_rows]
+        np.testing.assert_array_equal(offsets[number], library.list_offsets(views))
+        want = np.empty(int(offsets[number, -1]), column.dtype)
+        library.gather_lists(column.pool, column.base, views, want)
+        assert rows.values(memory, number, number + 1).tobytes() == want.tobytes()
+
+
+def test_list_columns_of_one_dtype_lie_end_to_end(library: native.NativeLibrary) -> None:
+    table = ListTable(list_pools(np.random.default_rng(1), 300))
+    rows = library.measure_lists(table, 0, 300)
+    memory = np.empty(rows.num_bytes, np.uint8)
+    library.lay_lists(rows, memory)
+    assert [(dtype.str, first, stop) for dtype, first, stop in table.groups][0] == ("<i8", 0, 2)
+    both = np.concatenate([rows.values(memory, 0, 1), rows.values(memory, 1, 2)])
+    np.testing.assert_array_equal(rows.values(memory, 0, 2), both)
 
 
 def test_many_list_columns_name_the_one_that_leaves_its_pool(library: native.NativeLibrary) -> None:
     good = ListPool(pool=np.zeros(9, np.uint32), base=0, views=np.array([2 << 32, 0], np.uint64), dtype=np.dtype("<i8"))
     bad = ListPool(pool=np.zeros(9, np.uint32), base=0, views=np.array([2 << 32, 8 | 2 << 32], np.uint64), dtype=np.dtype("<i8"))
-    for batch_rows, batch in ((2, 0), (1, 1)):
-        layout = library.plan_lists([good, bad], batch_rows)
+    for first, num_rows in ((0, 2), (1, 1)):
+        rows = library.measure_lists(ListTable([good, bad]), first, num_rows)
         with pytest.raises(CorruptSegmentError, match="list column 1 of the request is corrupt: list 1 reaches outside"):
-            library.lay_lists(layout, batch, np.empty(layout.num_bytes, np.uint8))
+            library.lay_lists(rows, np.empty(rows.num_bytes, np.uint8))
 
 
 def test_list_columns_that_do_not_fit_are_refused(library: native.NativeLibrary) -> None:
     columns = list_pools(np.random.default_rng(1), 50)
-    layout = library.plan_lists(columns, 20)
-    with pytest.raises(ValueError, match="a batch takes"):
-        library.lay_lists(layout, 0, np.empty(layout.num_bytes - 1, np.uint8))
+    rows = library.measure_lists(ListTable(columns), 0, 20)
+    with pytest.raises(ValueError, match="the rows take"):
+        library.lay_lists(rows, np.empty(rows.num_bytes - 1, np.uint8))
+    with pytest.raises(ValueError, match="rows 40 to 60 of 50"):
+        library.measure_lists(rows.table, 40, 20)
     with pytest.raises(ValueError, match="50 and 3 lists"):
-        library.plan_lists([columns[0], dataclasses.replace(columns[0], views=columns[0].views[:3])], 20)
+        ListTable([columns[0], dataclasses.replace(columns[0], views=columns[0].views[:3])])
     with pytest.raises(ValueError, match="narrower"):
-        library.plan_lists([dataclasses.replace(columns[0], dtype=np.dtype("u1"), pool=columns[1].pool)], 20)
-    with pytest.raises(ValueError, match="without a list"):
-        library.plan_lists(list_pools(np.random.default_rng(1), 0), 20)
+        ListTable([dataclasses.replace(columns[0], dtype=np.dtype("u1"), pool=columns[1].pool)])
 
 
 @pytest.mark.parametrize("threads", [1, 3])
