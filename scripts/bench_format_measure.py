@@ -20,6 +20,7 @@ BATCH_ROWS = 4_096
 LOOK_UP_ROWS = 100
 LOCATED = 100
 COPIED_BYTES = 256 << 20
+CACHED_BYTES = 8 << 20  # of a buffer that stays in the last cache of most processors
 
 
 def limit_cores(cores: int) -> None:
@@ -246,10 +247,19 @@ def memory_speeds(job: dict[str, Any]) -> dict[str, float]:
         "write_fresh": lambda: torch.empty(count, dtype=torch.int64).fill_(7),
         "write_fresh_huge": lambda: torch.from_numpy(np.empty(count, np.int64)).fill_(7),
     }
-    return {name: block.nbytes / best(call, job["budget"], job["repeats"] * 3) for name, call in calls.items()}
+    speeds = {name: block.nbytes / best(call, job["budget"], job["repeats"] * 3) for name, call in calls.items()}
+    small = torch.ones(min(count, CACHED_BYTES // 8), dtype=torch.int64)
+    return speeds | {"write_cached": small.nbytes / best(lambda: small.fill_(7), job["budget"], job["repeats"] * 20)}
 
 
-JOBS = {item.__name__: item for item in (tune, file, classes, speed, memory, repeated, wide, reads, limits)}
+def stages(job: dict[str, Any], form: Any) -> dict[str, Any]:
+    """Where the time of Headrace's decode goes."""
+    from bench_format_stages import stages as measured
+
+    return measured(job, form)
+
+
+JOBS = {item.__name__: item for item in (tune, file, classes, speed, memory, repeated, wide, reads, limits, stages)}
 
 
 def main() -> None:

@@ -34,6 +34,8 @@ def collect(report: Report, found: dict[tuple[str, str, str, int, int], dict[str
             figure |= {key: value for key, value in values.items() if not key.endswith("_seconds")}
         elif job == "wide":
             _append(figure, values)
+        elif job == "stages":
+            figure.setdefault(str(cores), {})["stages"] = values
         elif job == "memory" and turn:
             part["files"][str(turn)][str(cores)] = values
         elif job == "memory":
@@ -113,15 +115,15 @@ def needed(part: Report, cores: str, peer: str) -> str:
     """What 7 times the peer's speed would ask of this machine's memory, beside what it can do: both measured in this run."""
     output = part["formats"][HEADRACE]["output_bytes"]
     asked = 7 * output / statistics.median(part["formats"][peer][cores]["decode_seconds"])
-    speeds = {kind: statistics.median(part["limits"][cores][f"write_{kind}_bytes_per_second"]) for kind in ("warm", "fresh", "fresh_huge")}
+    speeds = {kind: statistics.median(part["limits"][cores][f"write_{kind}_bytes_per_second"]) for kind in ("cached", "warm", "fresh", "fresh_huge")}
     floor = output / speeds["warm"]
     share = floor / statistics.median(part["formats"][HEADRACE][cores]["decode_seconds"])
-    written = f"{asked / speeds['warm']:.0%} of what this machine writes when it does nothing else"
-    verdict = "more than this machine can write at all" if asked > speeds["warm"] else written
+    written = f"{asked / speeds['warm']:.0%} of what this machine writes to memory, {asked / speeds['cached']:.0%} to its cache, when it does nothing else"
+    verdict = "more than this machine can write at all" if asked > speeds["cached"] else written
     kinds = ", ".join(f"{speed / 1e9:.1f} to {kind.replace('_', ' ')} memory" for kind, speed in speeds.items())
     return (
         f"7 × needs {asked / 1e9:.1f} GB/s of output, {verdict} (GB/s: {kinds}); "
-        f"writing the {output / 1e6:.0f} MB alone takes {floor * 1e3:.1f} ms, {share:.0%} of the decode"
+        f"writing the {output / 1e6:.0f} MB to memory alone takes {floor * 1e3:.1f} ms, {share:.0%} of the decode"
     )
 
 
@@ -161,6 +163,7 @@ def show(report: Report) -> None:
         (_wide_lines if title == "wide" else _lines)(table, part, names, report["cores"])
     console.print(table)
     _show_limits(console, report)
+    _show_stages(console, report)
     _show_targets(console, report)
 
 
@@ -215,6 +218,21 @@ def _show_limits(console: Console, report: Report) -> None:
                 console.print(
                     f"  to write its {output / 1e6:.0f} MB alone takes {floor * 1e3:.1f} ms, decoding takes {spent * 1e3:.1f} ms, {spent / floor:.2f} ×"
                 )
+
+
+def _show_stages(console: Console, report: Report) -> None:
+    """Where the time of Headrace's decode goes."""
+    for title, part in report["data"].items():
+        for count, figure in part["formats"].get(HEADRACE, {}).items():
+            stages = figure.get("stages") if isinstance(figure, dict) else None
+            if not stages:
+                continue
+            total = sum(stages["stage_seconds"].values())
+            console.print(
+                f"{title}, {count} core(s): stages of a decode, each alone, {total * 1e3:.1f} ms in all for {stages['output_bytes'] / 1e6:.0f} MB"
+            )
+            console.print("  " + ", ".join(f"{name} {seconds * 1e3:.2f} ({seconds / total:.0%})" for name, seconds in stages["stage_seconds"].items()))
+            console.print("  scans, ms: " + ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in stages["scan_seconds"].items()))
 
 
 def _show_targets(console: Console, report: Report) -> None:
