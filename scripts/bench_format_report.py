@@ -34,10 +34,10 @@ def collect(report: Report, found: dict[tuple[str, str, str, int, int], dict[str
             figure |= {key: value for key, value in values.items() if not key.endswith("_seconds")}
         elif job == "wide":
             _append(figure, values)
-        elif job == "stages":
-            figure.setdefault(str(cores), {})["stages"] = values
         elif job == "memory" and turn:
             part["files"][str(turn)][str(cores)] = values
+        elif job == "stages":
+            figure.setdefault(str(cores), {}).update({key: value for key, value in values.items() if key in ("stage_seconds", "scan_seconds")})
         elif job == "memory":
             figure.setdefault(str(cores), {})["peak_bytes"] = values["peak_bytes"]
         elif job == "repeated":
@@ -123,7 +123,7 @@ def needed(part: Report, cores: str, peer: str) -> str:
     kinds = ", ".join(f"{speed / 1e9:.1f} to {kind.replace('_', ' ')} memory" for kind, speed in speeds.items())
     return (
         f"7 × needs {asked / 1e9:.1f} GB/s of output, {verdict} (GB/s: {kinds}); "
-        f"writing the {output / 1e6:.0f} MB to memory alone takes {floor * 1e3:.1f} ms, {share:.0%} of the decode"
+        f"writing the {output / 1e6:.0f} MB alone takes {floor * 1e3:.1f} ms, {share:.0%} of the decode"
     )
 
 
@@ -147,9 +147,9 @@ def _wide(wide: Report) -> list[Report]:
     return found
 
 
-def show(report: Report) -> None:
-    """The table, the limits and the targets, for people."""
-    console = Console(width=200, highlight=False)
+def show(report: Report) -> str:
+    """Print the table, the limits, the stages and the targets for people; what was printed, as plain text."""
+    console = Console(width=200, highlight=False, record=True)
     heading = f"{report['hardware']}, {report['cpus']} CPUs · {report['date']} · {report['commit']} · {report['command']}"
     names = list(dict.fromkeys(name for part in report["data"].values() for name in part["formats"]))
     table = Table(title=f"{heading}\nmedians of {report['rounds']} rounds", title_justify="left")
@@ -165,6 +165,7 @@ def show(report: Report) -> None:
     _show_limits(console, report)
     _show_stages(console, report)
     _show_targets(console, report)
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
 
 
 Line = Callable[[str, Callable[[Report], str]], None]
@@ -199,6 +200,7 @@ def _median(figure: Report, cores: str, key: str) -> float:
 def _wide_lines(table: Table, part: Report, names: Sequence[str], _: Sequence[int]) -> None:
     line = _line(table, part, names)
     line("MB", lambda figure: f"{figure['num_bytes'] / 1e6:.2f}")
+    line("write, columns/s", lambda figure: f"{part['num_columns'] / figure['write_once_seconds']:.0f}")
     line("open + locate 100 columns, ms", lambda figure: f"{statistics.median(figure['locate_seconds']) * 1e3:.2f}")
     line("read those 100, ms", lambda figure: f"{statistics.median(figure['wide_scan_seconds']) * 1e3:.2f}")
 
@@ -221,18 +223,16 @@ def _show_limits(console: Console, report: Report) -> None:
 
 
 def _show_stages(console: Console, report: Report) -> None:
-    """Where the time of Headrace's decode goes."""
+    """Where Headrace's decode spends its time, each stage measured alone."""
     for title, part in report["data"].items():
-        for count, figure in part["formats"].get(HEADRACE, {}).items():
-            stages = figure.get("stages") if isinstance(figure, dict) else None
-            if not stages:
-                continue
-            total = sum(stages["stage_seconds"].values())
-            console.print(
-                f"{title}, {count} core(s): stages of a decode, each alone, {total * 1e3:.1f} ms in all for {stages['output_bytes'] / 1e6:.0f} MB"
-            )
-            console.print("  " + ", ".join(f"{name} {seconds * 1e3:.2f} ({seconds / total:.0%})" for name, seconds in stages["stage_seconds"].items()))
-            console.print("  scans, ms: " + ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in stages["scan_seconds"].items()))
+        for count in map(str, report["cores"]):
+            seconds = part.get("formats", {}).get(HEADRACE, {}).get(count, {}).get("stage_seconds")
+            if seconds:
+                total = sum(seconds.values())
+                shown = ", ".join(f"{name} {value * 1e3:.2f}" for name, value in seconds.items())
+                console.print(f"{title}, {count} core(s), stages of a decode alone, ms: {shown}; together {total * 1e3:.1f}")
+                scans = part["formats"][HEADRACE][count]["scan_seconds"]
+                console.print("  whole scans, ms: " + ", ".join(f"{name} {value * 1e3:.1f}" for name, value in scans.items()))
 
 
 def _show_targets(console: Console, report: Report) -> None:
