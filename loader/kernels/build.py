@@ -21,7 +21,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 LIBRARY = "_native.so"
 SOURCES = (
     "assemble.cu", "choose.h", "columns.h", "crc32c.h", "decode.cu", "encode.h", "encoder.h", "host.cpp", "host_shim.h",
-    "lanes.cuh", "ranks.cuh", "stores.cuh", "streams.cuh", "threads.h", "verify.h",
+    "lanes.cuh", "ranks.cuh", "rows.h", "rows_pick.h", "rows_take.h", "stores.cuh", "streams.cuh", "threads.h", "verify.h",
 )  # fmt: skip
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-maybe-uninitialized")

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "lanes.cuh"
+#include "rows.h"
 
 // How a vector is packed: what encode.h finds and packs by.
 struct VectorPlan {
@@ -19,6 +20,7 @@ namespace portable {
 #include "assemble.cu"
 #include "decode.cu"
 #include "encode.h"
+#include "rows_pick.h"
 }  // namespace portable
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(HEADRACE_PORTABLE_ONLY)
@@ -31,6 +33,7 @@ namespace avx2 {
 #include "assemble.cu"
 #include "decode.cu"
 #include "encode.h"
+#include "rows_pick.h"
 }  // namespace avx2
 #undef HEADRACE_AVX2_BODY
 #pragma GCC pop_options
@@ -236,3 +239,4 @@ EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* ou
 
 #include "columns.h"
 #include "encoder.h"
+#include "rows_take.h"

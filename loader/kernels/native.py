@@ -22,6 +22,7 @@ from loader.kernels import build
 from loader.kernels.arrays import VECTOR_META as VECTOR_META
 from loader.kernels.arrays import Array, address, check_dtype, item_bytes
 from loader.kernels.native_encoder import ENCODER_SIGNATURES, EncoderMethods
+from loader.kernels.native_rows import ROW_REASONS, ROW_SIGNATURES, RowMethods
 
 ABI_VERSION = 1
 PADDING_BYTES = 8192
@@ -46,6 +47,7 @@ REASONS = {
     18: "a stream lies outside the chunk's bytes or is not aligned",
     19: "a region lies outside the arena or is not aligned",
     20: "the ops are not in the order of their levels",
+    **ROW_REASONS,
 }
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ class ListPool:
     dtype: np.dtype[Any]
 
 
-class NativeLibrary(EncoderMethods):
+class NativeLibrary(EncoderMethods, RowMethods):
     """The compiled kernels. Methods take NumPy arrays, check them, and run without the GIL; safe to call from several threads.
 
     Attributes:
@@ -91,6 +93,7 @@ class NativeLibrary(EncoderMethods):
         pointer, u64, u32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
         signatures = {
             **ENCODER_SIGNATURES,
+            **ROW_SIGNATURES,
             "headrace_source_hash": ([], ctypes.c_char_p),
             "headrace_records": ([], ctypes.c_char_p),
             "headrace_known_features": ([], u64),
