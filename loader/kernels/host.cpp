@@ -225,6 +225,10 @@ EXPORT u64 headrace_gather_lists(const void* pool, u64 pool_count, u32 pool_item
 
 EXPORT u32 headrace_crc32c(const u8* data, u64 num_bytes, u32 seed) { return crc32c::checksum(data, num_bytes, seed, force_portable); }
 
+EXPORT void headrace_crc32c_ranges(const u8* data, const i64* offsets, const i64* sizes, u64 n, u32* out) {
+    for (u64 i = 0; i < n; ++i) out[i] = crc32c::checksum(data + offsets[i], (u64)sizes[i], 0, force_portable);
+}
+
 // Positions starts[i], starts[i] + 1 … of every range, end to end. Returns the first range that does not fit into `out`, else n.
 EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* out, u64 out_count) {
     u64 at = 0;

@@ -106,6 +106,7 @@ class NativeLibrary(EncoderMethods, RowMethods):
             "headrace_list_columns_offsets": ([pointer, u64, u32], None),
             "headrace_list_columns": ([pointer, u64, u32], None),
             "headrace_crc32c": ([pointer, u64, u32], u32),
+            "headrace_crc32c_ranges": ([pointer, pointer, pointer, u64, pointer], None),
             "headrace_ranges": ([pointer, pointer, u64, pointer, u64], u64),
         }
         for name, (arguments, result) in signatures.items():
@@ -250,12 +251,19 @@ class NativeLibrary(EncoderMethods, RowMethods):
         result: int = self._library.headrace_crc32c(address(data, "buffer", alignment=1), data.nbytes, seed)
         return result
 
-    def crc32c_pages(self, data: Array, page_bytes: int) -> Array:
-        """CRC32C of each page of contiguous uint8, the last may be shorter; uint32."""
+    def crc32c_ranges(self, data: Array, offsets: Array, sizes: Array) -> Array:
+        """CRC32C of ranges of contiguous uint8, uint32; offsets and sizes are int64.
+
+        Raises:
+            ValueError: A range leaves the data.
+        """
         check_dtype(data, "data", "|u1")
-        start, checksum = address(data, "data", alignment=1), self._library.headrace_crc32c
-        places = range(0, data.size, page_bytes)
-        return np.array([checksum(start + at, min(page_bytes, data.size - at), 0) for at in places], np.uint32)
+        starts, lengths = np.ascontiguousarray(offsets, np.int64), np.ascontiguousarray(sizes, np.int64)
+        if starts.size and (starts.size != lengths.size or int(starts.min()) < 0 or int(lengths.min()) < 0 or int((starts + lengths).max()) > data.size):
+            raise ValueError(f"ranges do not lie inside of {data.size} bytes")
+        sums = np.empty(starts.size, np.uint32)
+        self._library.headrace_crc32c_ranges(address(data, "data", alignment=1), starts.ctypes.data, lengths.ctypes.data, starts.size, sums.ctypes.data)
+        return sums
 
     def ranges(self, starts: Array, lengths: Array) -> Array:
         """The positions of ragged ranges laid end to end, int64: `starts[i] … starts[i] + lengths[i] − 1` for each i.

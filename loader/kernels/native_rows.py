@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import enum
 from typing import Any
 
 import numpy as np
@@ -19,20 +20,20 @@ ROW_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "headrace_free_ranges": ([_POINTER], None),
     "headrace_release_rows": ([_POINTER], None),
 }
+MAX_LEVELS = 8  # lists around a value
 ROW_PROGRAM = np.dtype(
     [("slab", "<u8"), ("slab_bytes", "<u8"), ("present", "<u8"), ("ops", "<u8"), ("num_ops", "<u8"), ("sources", "<u8"), ("num_sources", "<u8"),
      ("regions", "<u8"), ("num_regions", "<u8")]
 )  # fmt: skip
 ROW_COLUMN = np.dtype([("program", "<u8"), ("chunk", "<u8")])
 ROW_GROUP = np.dtype([("rows", "<u8"), ("places", "<u8"), ("num_rows", "<u8")])
-ROW_FIELD = np.dtype([("depth", "u1"), ("value_type", "u1"), ("value_bytes", "u1"), ("flags", "u1"), ("levels", "u1", 8), ("fixed_size", "<u4")])
+ROW_FIELD = np.dtype([("depth", "u1"), ("value_type", "u1"), ("value_bytes", "u1"), ("flags", "u1"), ("levels", "u1", MAX_LEVELS), ("fixed_size", "<u4")])
 ROW_RANGE = np.dtype([("program", "<u8"), ("offset", "<u8"), ("num_bytes", "<u8")])
 ROW_RESULT = np.dtype(
     [("array", "V80"), ("status", "<u4"), ("reason", "<u4"), ("group", "<u4"), ("field", "<u4"), ("missing", "<u8"), ("num_missing", "<u8")]
 )
 FIELD_BITS, FIELD_BYTES, FIELD_FIXED_BINARY, FIELD_TEXT, FIELD_INTEGER = 1, 2, 4, 8, 16
 LEVEL_LIST, LEVEL_LARGE_LIST, LEVEL_LIST_VIEW, LEVEL_LARGE_LIST_VIEW = 0, 1, 2, 3
-ROWS_DONE, ROWS_CORRUPT, ROWS_MISSING, ROWS_DEEP, ROWS_MEMORY = 0, 1, 2, 3, 4
 ROW_REASONS = {
     32: "an item is asked for that its region does not have",
     33: "its regions are not those of its column's type",
@@ -41,20 +42,31 @@ ROW_REASONS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowsStatus(enum.IntEnum):
+    """How a look-up ended."""
+
+    DONE = 0
+    CORRUPT = 1
+    MISSING = 2  # bytes of the slab that have not been read
+    DEEP = 3  # a program that is better decoded whole
+    MEMORY = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TakenRows:
     """What a look-up led to.
 
     Attributes:
-        status: ROWS_DONE or why not.
-        reason: For ROWS_CORRUPT, a key of `REASONS` or ROW_REASONS.
-        group: The group and
-        field: the field where that was.
-        missing: ROW_RANGE records for ROWS_MISSING: bytes of slabs that must be read first; `program` is the address of a ROW_PROGRAM.
-        array: For ROWS_DONE the address of an ArrowArray, valid until `release_rows`.
+        status: DONE or why not.
+        reason: For CORRUPT, a key of `native.REASONS`.
+        group: Where that was.
+        field: Where in the group.
+        missing: For MISSING, ROW_RANGE records: bytes of slabs that must be read first; `program` is the address of a ROW_PROGRAM.
+        array: For DONE, the address of an ArrowArray, valid until `release_rows`.
+        record: Holds the array.
     """
 
-    status: int
+    status: RowsStatus
     reason: int
     group: int
     field: int
@@ -88,10 +100,10 @@ class RowMethods:
         )  # fmt: skip
         _, status, reason, group, field, missing, num_missing = result.item()
         ranges = np.zeros(0, ROW_RANGE)
-        if status == ROWS_MISSING:
+        if status == RowsStatus.MISSING:
             ranges = np.frombuffer(ctypes.string_at(missing, num_missing * ROW_RANGE.itemsize), ROW_RANGE)
             self._library.headrace_free_ranges(missing)
-        return TakenRows(status=status, reason=reason, group=group, field=field, missing=ranges, array=at, record=result)
+        return TakenRows(status=RowsStatus(status), reason=reason, group=group, field=field, missing=ranges, array=at, record=result)
 
     def release_rows(self, taken: TakenRows) -> None:
         """Free a result's arrays unless somebody imported them."""

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "lanes.cuh"
+#include "verify.h"
 
 // A region of a program, program.REGION_ITEM.
 struct RowRegion {
