@@ -46,7 +46,7 @@ class BatchArrays:
         num_samples: Rows that are samples; they come first.
         fixed: For each group of fixed-width columns a matrix [columns, rows].
         wide: By column, [rows, values a row].
-        lists: By column, (values [total], offsets int64 [rows + 1]).
+        lists: By column, (values [total], offsets int64 [rows + 1]); the weights of maps under their own index.
         validity: By column, uint8 [rows]; only columns with a null in this batch.
         blocks: uint32 [samples], index in the plan's list of blocks.
         rows: uint32 [samples], row inside the block.
@@ -83,7 +83,7 @@ def assemble(columns: Columns, parts: Sequence[Part], *, pad_to: int = 0, thread
         fixed.append(matrix)
     wide = {}
     for column in columns.wide:
-        leaf = columns.read[column].leaf
+        leaf = columns.leaves[column]
         wide[column] = pool.empty((num_rows, leaf.values_per_entry), leaf.dtype)
         wide[column][num_samples:] = 0
         _lay([part.window.wide[column][part.rows].T for part in parts], wide[column].T)
@@ -127,7 +127,7 @@ def _assemble_lists(columns: Columns, column: int, parts: Sequence[Part], num_ro
         views[at : at + len(piece)] = piece
         at += len(piece)
     offsets = list_offsets(views)
-    values = pool.empty(int(offsets[-1]), columns.read[column].leaf.dtype)
+    values = pool.empty(int(offsets[-1]), columns.leaves[column].dtype)
     at = 0
     for part, piece in zip(parts, pieces, strict=True):
         source = part.window.lists[column]

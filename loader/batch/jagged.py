@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from loader.extras import require
@@ -21,19 +22,25 @@ class Jagged:
 
     Row i is values[offsets[i] : offsets[i + 1]]. A null list is empty here, and `batch.validity` tells it from an empty one.
 
+    A map column has a weight beside each value::
+
+        {7: 0.5, 8: 0.1}, {}, {8: 2.0}     values 7 8 8     weights 0.5 0.1 2.0     offsets 0 2 2 3
+
     Attributes:
-        values: [total], torch tensor or NumPy array.
+        values: [total], torch tensor or NumPy array; the keys of a map.
         offsets: int64 [rows + 1], of the same kind and on the same device.
+        weights: [total], the values of a map; None for a list.
     """
 
     values: Any
     offsets: Any
+    weights: Any = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> Any:
-        """The values of one row."""
+        """The values of one row; the keys of a map."""
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of a jagged column of {len(self)} rows")
         row %= len(self)
@@ -44,16 +51,20 @@ class Jagged:
         return self.offsets[1:] - self.offsets[:-1]
 
     def to_nested(self) -> Any:
-        """A torch nested tensor (jagged layout) over the same memory."""
+        """A torch nested tensor (jagged layout) over the same memory; of a map, that of its keys."""
         torch = require("torch", extra="torch")
         return torch.nested.nested_tensor_from_jagged(self.values, self.offsets)
 
     def to(self, device: Any, non_blocking: bool = False) -> Jagged:
-        return Jagged(self.values.to(device, non_blocking=non_blocking), self.offsets.to(device, non_blocking=non_blocking))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Jagged:
-        return Jagged(self.values.pin_memory(), self.offsets.pin_memory())
+        return self._map(lambda tensor: tensor.pin_memory())
 
     def record_stream(self, stream: Any) -> None:
-        self.values.record_stream(stream)
-        self.offsets.record_stream(stream)
+        for tensor in (self.values, self.offsets, self.weights):
+            if tensor is not None:
+                tensor.record_stream(stream)
+
+    def _map(self, change: Callable[[Any], Any]) -> Jagged:
+        return Jagged(change(self.values), change(self.offsets), None if self.weights is None else change(self.weights))

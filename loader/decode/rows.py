@@ -21,10 +21,11 @@ from loader.decode.arrow import to_arrow
 from loader.decode.inflate import inflate_into_slab, inflated_bytes
 from loader.decode.lookup import look_up
 from loader.decode.program import Program
-from loader.encodings.leaf import LeafType, is_bytes, is_list, leaf_type, storage_type
+from loader.encodings.leaf import LeafType, is_bytes, is_list, is_text, leaf_type, storage_type
 from loader.errors import CorruptSegmentError
 from loader.kernels import native, native_rows
 from loader.kernels.native_rows import ROW_COLUMN, ROW_FIELD, ROW_GROUP, ROW_PROGRAM, RowsStatus
+from loader.schema import take
 from loader.segment.layout import PADDING_BYTES
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -158,13 +159,13 @@ class RowFields:
         """
         self.schema = schema
         types = [field.type for field in schema]
-        layouts = [_layout(kind) for kind in types]
-        self._native = [index for index, layout in enumerate(layouts) if layout is not None]
-        self._others = [index for index, layout in enumerate(layouts) if layout is None]
-        self._records = np.frombuffer(b"".join(layout for layout in layouts if layout is not None), ROW_FIELD)
-        stored = [_stored_type(kind) for kind in types]
-        self._is_stored = not self._others and all(left is right for left, right in zip(stored, types, strict=True))
-        self._stored = schema if self._is_stored else pa.schema([schema.field(index).with_type(stored[index]) for index in self._native])
+        layouts = [_layouts(kind) for kind in types]
+        # a map is two columns to the library: its keys, and its weights
+        native = [(index, layout) for index, known in enumerate(layouts) for layout in known]
+        self._native, self._others = [index for index, _ in native], [index for index, known in enumerate(layouts) if not known]
+        self._records = np.frombuffer(b"".join(layout.record for _, layout in native), ROW_FIELD)
+        self._is_stored = len(native) == len(types) and all(layout.kind is types[index] for index, layout in native)
+        self._stored = schema if self._is_stored else pa.schema([pa.field(str(at), layout.kind) for at, (_, layout) in enumerate(native)])
 
     def take(self, parts: Sequence[RowPart], num_rows: int) -> pa.RecordBatch:
         """Look up rows.
@@ -182,14 +183,18 @@ class RowFields:
             return self._assemble(self._reference(range(len(self.schema)), parts, num_rows))
         if self._is_stored:
             return batch
-        return self._assemble(dict(zip(self._native, batch.columns, strict=True)) | self._reference(self._others, parts, num_rows))
+        made: dict[int, list[pa.Array]] = {}
+        for index, array in zip(self._native, batch.columns, strict=True):
+            made.setdefault(index, []).append(array)
+        found = {index: _of_type(arrays, self.schema.field(index).type) for index, arrays in made.items()}
+        return self._assemble(found | self._reference(self._others, parts, num_rows))
 
     def _take_native(self, library: native.NativeLibrary, parts: Sequence[RowPart], num_rows: int) -> pa.RecordBatch | None:
         """The columns that the library knows; None where a program is too deep for it."""
         groups = np.zeros(len(parts), ROW_GROUP)
         for record, part in zip(groups, parts, strict=True):
             record["rows"], record["places"], record["num_rows"] = part.rows.ctypes.data, part.places.ctypes.data, part.rows.size
-        columns = [part.columns if not self._others else part.columns[self._native] for part in parts]
+        columns = [part.columns if self._is_stored else part.columns[self._native] for part in parts]
         columns = columns[0] if len(columns) == 1 else np.concatenate([np.zeros(0, ROW_COLUMN), *columns])
         for _ in range(MAX_ROUNDS):
             taken = library.take_rows(columns, groups, self._records, num_rows, MAX_RESULT_BYTES)
@@ -225,23 +230,30 @@ class RowFields:
         return {index: reordered(found[index], orders[index], types[index]) for index in indexes}
 
     def _assemble(self, columns: dict[int, pa.Array]) -> pa.RecordBatch:
-        fields = [columns[index] for index in range(len(self.schema))]
-        return pa.RecordBatch.from_arrays(
-            [array if array.type.equals(field.type) else array.cast(field.type) for array, field in zip(fields, self.schema, strict=True)], schema=self.schema
-        )
+        return pa.RecordBatch.from_arrays([columns[index] for index in range(len(self.schema))], schema=self.schema)
 
 
 def reordered(arrays: Sequence[pa.Array], order: Array, kind: pa.DataType) -> pa.Array:
     """Entries of arrays laid end to end, by number."""
-    pieces = [array.storage if isinstance(array, pa.ExtensionArray) else array for array in arrays]
-    try:
-        found = pa.concat_arrays(pieces).take(pa.array(order))
-    except pa.ArrowNotImplementedError:
-        # Arrow cannot take from string views and lists of them
-        whole = pa.chunked_array(pieces)
-        parts = [chunk for row in order.tolist() for chunk in whole.slice(row, 1).chunks]
-        found = pa.concat_arrays(parts) if parts else pieces[0].slice(0, 0)
-    return pa.ExtensionArray.from_storage(kind, found) if isinstance(kind, pa.BaseExtensionType) else found
+    found = take(pa.chunked_array(arrays, kind), order)
+    whole = found.combine_chunks()
+    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
+
+
+def _of_type(arrays: Sequence[pa.Array], kind: pa.DataType) -> pa.Array:
+    """What the library made of a column, as its type."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(kind, _of_type(arrays, kind.storage_type))
+    if pt.is_map(kind):
+        keys, weights = arrays
+        if not keys.offsets.equals(weights.offsets):
+            raise CorruptSegmentError("maps have other numbers of keys than of weights; fetch the file again or restore it")
+        entries = pa.StructArray.from_arrays([keys.values, weights.values], fields=[kind.key_field, kind.item_field])
+        return pa.Array.from_buffers(kind, len(keys), keys.buffers()[:2], keys.null_count, children=[entries])
+    (array,) = arrays
+    if array.type.equals(kind):
+        return array
+    return array.dictionary_encode().cast(kind) if pt.is_dictionary(kind) else array.cast(kind)
 
 
 def _inflated(program: Program, slab: Array) -> tuple[Program, Array]:
@@ -262,34 +274,58 @@ def _load_missing(parts: Sequence[RowPart], missing: Array) -> None:
         known[address].load(mine["offset"].astype(np.int64), mine["num_bytes"].astype(np.int64))
 
 
-def _stored_type(kind: pa.DataType) -> pa.DataType:
-    """What the library makes of a type: strings of views come as large strings first."""
-    if pt.is_string_view(kind):
-        return pa.large_string()
-    return pa.large_binary() if pt.is_binary_view(kind) else kind
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What the library makes of a column: an array of `kind`, as a ROW_FIELD record says it."""
+
+    kind: pa.DataType
+    record: bytes
 
 
 @functools.lru_cache(maxsize=1024)
-def _layout(kind: pa.DataType) -> bytes | None:
-    """The ROW_FIELD record of a type; None for one that the library does not lay out."""
-    leaf, kind = leaf_type(kind, ""), storage_type(_stored_type(kind))
+def _layouts(kind: pa.DataType) -> tuple[_Layout, ...]:
+    """How the library lays out a type; nothing if it does not."""
+    stored = storage_type(kind)
+    if pt.is_map(stored):
+        parts = [_layout(pa.list_(pa.field("item", part, nullable=False))) for part in (stored.key_type, stored.item_type)]
+        if any(part is None or leaf_type(part.kind, "").weights for part in parts):
+            return ()
+        keys, weights = (part for part in parts if part is not None)
+        record = np.frombuffer(weights.record, ROW_FIELD).copy()
+        record["flags"] |= native_rows.FIELD_WEIGHTS
+        return keys, _Layout(kind=weights.kind, record=record.tobytes())
+    if pt.is_string_view(stored) or pt.is_binary_view(stored):
+        # not what the library makes: it is cast
+        kind = stored = pa.large_string() if pt.is_string_view(stored) else pa.large_binary()
+    layout = _layout(stored if pt.is_dictionary(kind) else kind)
+    return () if layout is None else (layout,)
+
+
+def _layout(kind: pa.DataType) -> _Layout | None:
     record = np.zeros(1, ROW_FIELD)
+    leaf, inner = leaf_type(kind, ""), _storage(kind)
     flags = native_rows.FIELD_INTEGER if leaf.dtype.kind in "iu" else 0
     for depth in range(leaf.depth):
-        if is_bytes(kind):
-            flags |= native_rows.FIELD_BYTES | (native_rows.FIELD_TEXT if pt.is_string(kind) or pt.is_large_string(kind) else 0)
-        elif not is_list(kind):
+        if is_bytes(inner):
+            flags |= native_rows.FIELD_BYTES | (native_rows.FIELD_TEXT if is_text(inner) else 0)
+        elif not is_list(inner):
             return None
-        record["levels"][0, depth] = _level(kind)
-        kind = kind if is_bytes(kind) else storage_type(kind.value_type)
-    if leaf.fixed_size and pt.is_fixed_size_binary(kind):
+        record["levels"][0, depth] = _level(inner)
+        inner = inner if is_bytes(inner) else _storage(inner.value_type)
+    if leaf.fixed_size and pt.is_fixed_size_binary(inner):
         flags |= native_rows.FIELD_FIXED_BINARY
     elif leaf.fixed_size:
-        kind = storage_type(kind.value_type)
-    flags |= native_rows.FIELD_BITS if pt.is_boolean(kind) else 0
+        inner = _storage(inner.value_type)
+    if pt.is_dictionary(inner) or pt.is_null(inner):
+        return None
+    flags |= native_rows.FIELD_BITS if pt.is_boolean(inner) else 0
     record["depth"], record["value_type"], record["value_bytes"], record["flags"] = leaf.depth, leaf.value_type, leaf.dtype.itemsize, flags
     record["fixed_size"] = leaf.fixed_size
-    return record.tobytes()
+    return _Layout(kind=kind, record=record.tobytes())
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 def _level(kind: pa.DataType) -> int:

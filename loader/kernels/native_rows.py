@@ -32,7 +32,7 @@ ROW_RANGE = np.dtype([("program", "<u8"), ("offset", "<u8"), ("num_bytes", "<u8"
 ROW_RESULT = np.dtype(
     [("array", "V80"), ("status", "<u4"), ("reason", "<u4"), ("group", "<u4"), ("field", "<u4"), ("missing", "<u8"), ("num_missing", "<u8")]
 )
-FIELD_BITS, FIELD_BYTES, FIELD_FIXED_BINARY, FIELD_TEXT, FIELD_INTEGER = 1, 2, 4, 8, 16
+FIELD_BITS, FIELD_BYTES, FIELD_FIXED_BINARY, FIELD_TEXT, FIELD_INTEGER, FIELD_WEIGHTS = 1, 2, 4, 8, 16, 32
 LEVEL_LIST, LEVEL_LARGE_LIST, LEVEL_LIST_VIEW, LEVEL_LARGE_LIST_VIEW = 0, 1, 2, 3
 ROW_REASONS = {
     32: "an item is asked for that its region does not have",

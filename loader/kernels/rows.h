@@ -51,9 +51,9 @@ struct RowField {
     u32 fixed_size;
 };
 
-enum RowFieldFlags { FIELD_BITS = 1, FIELD_BYTES = 2, FIELD_FIXED_BINARY = 4, FIELD_TEXT = 8, FIELD_INTEGER = 16 };
+enum RowFieldFlags { FIELD_BITS = 1, FIELD_BYTES = 2, FIELD_FIXED_BINARY = 4, FIELD_TEXT = 8, FIELD_INTEGER = 16, FIELD_WEIGHTS = 32 };
 enum RowLevel { LEVEL_LIST = 0, LEVEL_LARGE_LIST = 1, LEVEL_LIST_VIEW = 2, LEVEL_LARGE_LIST_VIEW = 3 };
-enum RowRole { ROLE_VALUES = 0, ROLE_VALIDITY = 1, ROLE_VIEWS = 2 };
+enum RowRole { ROLE_VALUES = 0, ROLE_VALIDITY = 1, ROLE_VIEWS = 2, ROLE_WEIGHTS = 4, NUM_ROLES = 7 };  // of a map's second list ROLE_WEIGHTS more
 enum RowStatus { ROW_DONE = 0, ROW_CORRUPT = 1, ROW_MISSING = 2, ROW_DEEP = 3, ROW_MEMORY = 4 };
 enum RowReason { ROW_ITEM = 32, ROW_SHAPE = 33, ROW_TEXT = 34, ROW_TOO_LARGE = 35 };
 

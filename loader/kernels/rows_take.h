@@ -11,7 +11,7 @@ struct Entries {
 
 // Where a column's regions are in one group's program, or -1.
 struct Regions {
-    i64 of[3][10];
+    i64 of[NUM_ROLES][10];
 
     Regions(const RowProgram& p, u64 chunk) {
         for (auto& role : of)
@@ -23,7 +23,7 @@ struct Regions {
             else end = middle;
         }
         for (u64 k = first; k < p.num_regions && p.regions[k].chunk == chunk; ++k)
-            if (p.regions[k].role < 3 && p.regions[k].depth < 10 && of[p.regions[k].role][p.regions[k].depth] < 0) of[p.regions[k].role][p.regions[k].depth] = (i64)k;
+            if (p.regions[k].role < NUM_ROLES && p.regions[k].depth < 10 && of[p.regions[k].role][p.regions[k].depth] < 0) of[p.regions[k].role][p.regions[k].depth] = (i64)k;
     }
 };
 
@@ -148,7 +148,14 @@ template <class Picker> class Taker {
         level(0, num_rows_, entries, out);
     }
 
-    i64 region_of(u64 group, u32 role, u32 depth) const { return depth < 10 ? regions_[group].of[role][depth] : -1; }
+    i64 region_of(u64 group, u32 role, u32 depth) const {
+        if (depth >= 10) return -1;
+        const auto& of = regions_[group].of;
+        if (!(fields_[field_].flags & FIELD_WEIGHTS)) return of[role][depth];
+        // weights whose lists are as long as the keys' and lie as theirs have their views
+        const i64 own = of[role + ROLE_WEIGHTS][depth];
+        return own < 0 && role == ROLE_VIEWS && depth == 0 ? of[role][depth] : own;
+    }
 
     const RowRegion& region(u64 group, i64 number) const { return program_of(group)->regions[number]; }
 

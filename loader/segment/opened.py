@@ -16,7 +16,7 @@ import pyarrow as pa
 from loader.encodings.leaf import LeafType
 from loader.errors import ColumnNotFoundError, CorruptSegmentError, TruncatedSegmentError, did_you_mean
 from loader.segment.checksum import crc32c
-from loader.segment.footer import check_directory, check_version, name_hash, read_tail
+from loader.segment.footer import check_directory, check_version, name_hash, read_tail, stated_leaf
 from loader.segment.layout import (
     ALIGNMENT,
     BLOCK,
@@ -37,11 +37,6 @@ from loader.segment.source import open_source, source_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TAIL_READ_BYTES = 64 << 10
-
-
-@functools.lru_cache(maxsize=1024)
-def _leaf_type(value_type: int, depth: int, fixed_size: int) -> LeafType:
-    return LeafType(value_type=ValueType(value_type), depth=depth, fixed_size=fixed_size)
 
 
 class OpenFooter:
@@ -254,8 +249,8 @@ class OpenFooter:
     def leaves(self, column_ids: Sequence[int]) -> list[LeafType]:
         """The physical types of columns."""
         records = self.columns[self.rows_of(column_ids)]
-        stated = zip(records["value_type"].tolist(), records["depth"].tolist(), records["fixed_size"].tolist(), strict=True)
-        return [_leaf_type(*key) for key in stated]
+        stated = zip(*(records[name].tolist() for name in ("value_type", "depth", "fixed_size", "flags", "weights")), strict=True)
+        return [stated_leaf(*key) for key in stated]
 
     def chunks(self, column_ids: Sequence[int], blocks: Sequence[int] | Array) -> Array:
         """CHUNK records `[column, block]`, bounds checked; only their pages of the footer are read.

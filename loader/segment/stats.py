@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from loader.encodings.leaf import LeafType, is_bytes, is_list, storage_type
+from loader.encodings.leaf import LeafType, is_bytes, is_list, is_map, storage_type
 from loader.encodings.shred import Leaf, Node
 from loader.segment.layout import STATS, STATS_HAS_RANGE, ValueType
 
@@ -36,9 +36,9 @@ class ColumnStats:
 def has_range(kind: pa.DataType) -> bool:
     """Whether min and max of the leaf mean something: they do not for bytes."""
     kind = storage_type(kind)
-    while is_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind = storage_type(kind.value_type)
-    return not is_bytes(kind) and not pa.types.is_fixed_size_binary(kind)
+    while is_list(kind) or is_map(kind) or pa.types.is_fixed_size_list(kind):
+        kind = storage_type(kind.key_type if is_map(kind) else kind.value_type)
+    return not is_bytes(kind) and not pa.types.is_fixed_size_binary(kind) and not pa.types.is_null(kind)
 
 
 def widen(value: Any, value_type: ValueType) -> int:
@@ -59,7 +59,7 @@ def narrow(pattern: int, value_type: ValueType) -> int | float:
 
 
 def measure(node: Node, leaf: LeafType, *, ranged: bool) -> Array:
-    """One STATS record of a block's column.
+    """One STATS record of a block's column; of a map, that of its keys.
 
     Args:
         node: The column, shredded.
@@ -73,8 +73,9 @@ def measure(node: Node, leaf: LeafType, *, ranged: bool) -> Array:
         deepest = deepest.child
     values = deepest.values
     mask = deepest.item_validity
-    if mask is None and deepest.validity is not None:
-        mask = np.repeat(deepest.validity, leaf.fixed_size) if leaf.fixed_size else deepest.validity
+    if deepest.validity is not None:
+        entries = np.repeat(deepest.validity, leaf.fixed_size) if leaf.fixed_size else deepest.validity
+        mask = entries if mask is None else entries & mask
     record["num_values"] = values.size if mask is None else np.count_nonzero(mask)
     if ranged and leaf.value_type != ValueType.BFLOAT16:
         present = values if mask is None else values[mask]

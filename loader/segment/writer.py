@@ -155,7 +155,7 @@ def encode_segment(
     """Encode a table as one segment.
 
     Args:
-        table: Rows in their final order. Dictionary columns are stored as their values.
+        table: Rows in their final order. Dictionary-encoded columns are stored as their values and encoded again when they are read.
         column_ids: The stable id of each column of the table, below 2^32, each once.
         options: Defaults if None.
         key_index: The bytes of the KEY_INDEX section, if any.
@@ -169,7 +169,6 @@ def encode_segment(
     options = WriteOptions() if options is None else options
     if len(column_ids) != table.num_columns or len(set(column_ids)) != len(column_ids):
         raise ValueError(f"{table.num_columns} columns need as many different ids, got {list(column_ids)[:20]}")
-    table = _plain_columns(table)
     leaves = [leaf_type(field.type, field.name) for field in table.schema]
     if unknown := sorted(set(options.quantise) - set(table.column_names)):
         raise SchemaError(f"quantise names columns that are not there: {', '.join(unknown[:5])}")
@@ -210,15 +209,6 @@ def encode_segment(
     )
 
 
-def _plain_columns(table: pa.Table) -> pa.Table:
-    """Dictionary columns as their values; the stored schema names the value type."""
-    for index, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            plain = field.with_type(field.type.value_type)
-            table = table.set_column(index, plain, table.column(index).cast(plain.type))
-    return table
-
-
 def _features(table: pa.Table, leaves: Sequence[LeafType], chunks: list[list[_Encoded]]) -> int:
     features = 0
     for blocks in chunks:
@@ -230,6 +220,8 @@ def _features(table: pa.Table, leaves: Sequence[LeafType], chunks: list[list[_En
         features |= Feature.LIST_VIEWS | Feature.NULLS
     if any(leaf.fixed_size for leaf in leaves):
         features |= Feature.NULLS
+    if any(leaf.weights is not None for leaf in leaves):
+        features |= Feature.MAPS
     return int(features)
 
 
