@@ -31,7 +31,7 @@ from loader.segment.layout import PADDING_BYTES
 Array = np.ndarray[Any, np.dtype[Any]]
 Load = Callable[[Array, Array], None]
 PAGE_BYTES = 4096  # of a slab: read whole or not at all
-MAX_RESULT_BYTES = 4 << 30
+MAX_RESULT_BYTES = 1 << 30  # of one look-up
 MAX_ROUNDS = 64  # of reading what a look-up misses: more than any program has levels
 
 
@@ -100,15 +100,15 @@ class OpenChunks:
         """
         if self._present is not None:
             self.load(np.zeros(1, np.int64), np.array([self.slab.size - PADDING_BYTES]))
-        at = chunks[0] if chunks else 0
+        found: list[pa.Array] = []
         try:
-            columns = look_up(self.program, self.slab, self.leaves, chunks, rows)
-            found = []
-            for at, column, kind in zip(chunks, columns, types, strict=True):
+            for column, kind in zip(look_up(self.program, self.slab, self.leaves, chunks, rows), types, strict=True):
                 found.append(to_arrow(column, kind))
         except CorruptSegmentError as error:
             named = re.match(r"chunk (\d+) of the request (is corrupt: )?", str(error))
-            raise self.located(at if named is None else int(named[1]), str(error)[0 if named is None else named.end() :]) from None
+            if named is None:
+                raise self.located(chunks[len(found)], str(error)) from None
+            raise self.located(int(named[1]), str(error)[named.end() :]) from None
         return found
 
     def located(self, chunk: int, what: str) -> CorruptSegmentError:
@@ -161,11 +161,13 @@ class RowFields:
         types = [field.type for field in schema]
         layouts = [_layouts(kind) for kind in types]
         # a map is two columns to the library: its keys, and its weights
-        native = [(index, layout) for index, known in enumerate(layouts) for layout in known]
-        self._native, self._others = [index for index, _ in native], [index for index, known in enumerate(layouts) if not known]
-        self._records = np.frombuffer(b"".join(layout.record for _, layout in native), ROW_FIELD)
-        self._is_stored = len(native) == len(types) and all(layout.kind is types[index] for index, layout in native)
-        self._stored = schema if self._is_stored else pa.schema([pa.field(str(at), layout.kind) for at, (_, layout) in enumerate(native)])
+        laid_out = [(index, layout) for index, known in enumerate(layouts) for layout in known]
+        self._native, self._others = [index for index, _ in laid_out], [index for index, known in enumerate(layouts) if not known]
+        self._records = np.frombuffer(b"".join(layout.record for _, layout in laid_out), ROW_FIELD)
+        # equal types may still name their items otherwise
+        kinds = [types[index] if layout.kind.equals(types[index]) else layout.kind for index, layout in laid_out]
+        self._is_stored = len(kinds) == len(types) and all(kind is stated for kind, stated in zip(kinds, types, strict=True))
+        self._stored = schema if self._is_stored else pa.schema([pa.field(str(at), kind) for at, kind in enumerate(kinds)])
 
     def take(self, parts: Sequence[RowPart], num_rows: int) -> pa.RecordBatch:
         """Look up rows.
@@ -178,7 +180,7 @@ class RowFields:
             CorruptSegmentError: What was read does not hold together.
         """
         library = native.load()
-        batch = None if library is None or not self._native else self._take_native(library, parts, num_rows)
+        batch = None if library is None or not self._native else self.take_native(library, parts, num_rows)
         if batch is None:
             return self._assemble(self._reference(range(len(self.schema)), parts, num_rows))
         if self._is_stored:
@@ -189,13 +191,13 @@ class RowFields:
         found = {index: _of_type(arrays, self.schema.field(index).type) for index, arrays in made.items()}
         return self._assemble(found | self._reference(self._others, parts, num_rows))
 
-    def _take_native(self, library: native.NativeLibrary, parts: Sequence[RowPart], num_rows: int) -> pa.RecordBatch | None:
+    def take_native(self, library: native.NativeLibrary, parts: Sequence[RowPart], num_rows: int) -> pa.RecordBatch | None:
         """The columns that the library knows; None where a program is too deep for it."""
         groups = np.zeros(len(parts), ROW_GROUP)
         for record, part in zip(groups, parts, strict=True):
             record["rows"], record["places"], record["num_rows"] = part.rows.ctypes.data, part.places.ctypes.data, part.rows.size
-        columns = [part.columns if self._is_stored else part.columns[self._native] for part in parts]
-        columns = columns[0] if len(columns) == 1 else np.concatenate([np.zeros(0, ROW_COLUMN), *columns])
+        chosen = [part.columns if self._is_stored else part.columns[self._native] for part in parts]
+        columns = chosen[0] if len(chosen) == 1 else np.concatenate([np.zeros(0, ROW_COLUMN), *chosen])
         for _ in range(MAX_ROUNDS):
             taken = library.take_rows(columns, groups, self._records, num_rows, MAX_RESULT_BYTES)
             if taken.status == RowsStatus.DONE:

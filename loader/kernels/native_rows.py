@@ -29,9 +29,7 @@ ROW_COLUMN = np.dtype([("program", "<u8"), ("chunk", "<u8")])
 ROW_GROUP = np.dtype([("rows", "<u8"), ("places", "<u8"), ("num_rows", "<u8")])
 ROW_FIELD = np.dtype([("depth", "u1"), ("value_type", "u1"), ("value_bytes", "u1"), ("flags", "u1"), ("levels", "u1", MAX_LEVELS), ("fixed_size", "<u4")])
 ROW_RANGE = np.dtype([("program", "<u8"), ("offset", "<u8"), ("num_bytes", "<u8")])
-ROW_RESULT = np.dtype(
-    [("array", "V80"), ("status", "<u4"), ("reason", "<u4"), ("group", "<u4"), ("field", "<u4"), ("missing", "<u8"), ("num_missing", "<u8")]
-)
+ROW_RESULT = np.dtype([("array", "V80"), ("status", "<u4"), ("reason", "<u4"), ("group", "<u4"), ("field", "<u4"), ("missing", "<u8"), ("num_missing", "<u8")])
 FIELD_BITS, FIELD_BYTES, FIELD_FIXED_BINARY, FIELD_TEXT, FIELD_INTEGER, FIELD_WEIGHTS = 1, 2, 4, 8, 16, 32
 LEVEL_LIST, LEVEL_LARGE_LIST, LEVEL_LIST_VIEW, LEVEL_LARGE_LIST_VIEW = 0, 1, 2, 3
 ROW_REASONS = {

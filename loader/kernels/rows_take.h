@@ -148,6 +148,9 @@ template <class Picker> class Taker {
         level(0, num_rows_, entries, out);
     }
 
+    // Of a level: its entries take memory beside the result's.
+    u64 most_items() const { return std::min(MOST_ITEMS, memory_->left / 16); }
+
     i64 region_of(u64 group, u32 role, u32 depth) const {
         if (depth >= 10) return -1;
         const auto& of = regions_[group].of;
@@ -273,7 +276,7 @@ template <class Picker> class Taker {
         for (u64 group = 0; group < num_groups_; ++group) {
             u64 total = 0;
             for (u32 place : entries[group].to) total += views[place] >> 32;
-            if (total > std::min(MOST_ITEMS, memory_->left / 8)) corrupt(ROW_TOO_LARGE);
+            if (total > most_items()) corrupt(ROW_TOO_LARGE);
             std::vector<u32>&at = inner[group].at, &to = inner[group].to;
             at.resize(total);
             to.resize(total);
@@ -311,7 +314,7 @@ template <class Picker> class Taker {
         const u64 size = fields_[field_].fixed_size;
         for (u64 group = 0; group < num_groups_; ++group) {
             const Entries& from = entries[group];
-            if (from.at.size() * size > std::min(MOST_ITEMS, memory_->left / 8)) corrupt(ROW_TOO_LARGE);
+            if (from.at.size() * size > most_items()) corrupt(ROW_TOO_LARGE);
             for (u64 k = 0; k < from.at.size(); ++k) {
                 if ((from.at[k] + 1ull) * size > ~0u) throw Stop{ROW_DEEP, 0};
                 for (u32 item = 0; item < size; ++item) {

@@ -13,6 +13,7 @@ from loader.kernels import native
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+
 @functools.cache
 def _implementation() -> Callable[[Any], int]:
     library = native.load()

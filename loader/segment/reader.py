@@ -29,6 +29,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Allocate = Callable[[int], Array]  # uint8 of at least so many bytes, on 8 bytes
 Rows = slice | range | Sequence[int] | Array
 _REMEDY = "fetch the file again or restore it"
+LOOK_UP_ROWS = 1024  # at a time
 LOOK_UP_SHARE = 16  # blocks of which more than this part of the rows is wanted are decoded faster than they are looked up in
 
 
@@ -225,7 +226,9 @@ class SegmentReader(OpenFooter):
         blocks, counts = np.unique(owner, return_counts=True)
         few = counts * LOOK_UP_SHARE <= self.block_rows[blocks]
         if few.all():
-            return pa.Table.from_batches([RowReader(self, verify=verify).take(rows, ids)])
+            taken = RowReader(self, verify=verify)
+            slices = range(0, max(rows.size, 1), LOOK_UP_ROWS)
+            return pa.Table.from_batches([taken.take(rows[start : start + LOOK_UP_ROWS], ids) for start in slices])
         schema = self.schema_of(ids)
         # whole blocks one behind the other, and in them the rows
         starts = np.zeros(self.num_blocks, np.int64)

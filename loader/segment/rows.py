@@ -30,12 +30,20 @@ GAP_PAGES = 4  # read through rather than asked for around
 _numbers = itertools.count()
 
 
+Opened = tuple[list[OpenChunks | None], Array]  # the chunks of some columns, None for one that is not there, and their ROW_COLUMN records
+
+
+def _opened(columns: dict[int, tuple[OpenChunks, int]], column_ids: Sequence[int]) -> Opened:
+    chosen = [columns.get(column) for column in column_ids]
+    return [found and found[0] for found in chosen], row_columns(chosen)
+
+
 class _Block:
     """What is open of one block."""
 
     def __init__(self) -> None:
         self.columns: dict[int, tuple[OpenChunks, int]] = {}
-        self.requests: dict[tuple[int, ...], tuple[list[OpenChunks], Array]] = {}
+        self.requests: dict[tuple[int, ...], Opened] = {}
         self.num_bytes = 0
 
 
@@ -57,20 +65,19 @@ class RowCache:
         """In use."""
         return self._num_bytes
 
-    def find(self, key: tuple[int, int], column_ids: tuple[int, ...]) -> tuple[list[OpenChunks], Array] | set[int]:
-        """The open chunks of some columns of a block and their ROW_COLUMN records, or the columns that are missing."""
+    def find(self, key: tuple[int, int], column_ids: tuple[int, ...]) -> Opened | list[int]:
+        """The open chunks of some columns of a block, or the columns that are missing."""
         with self._lock:
             block = self._blocks.get(key)
             if block is None:
-                return set(column_ids)
+                return [column for column in dict.fromkeys(column_ids) if column >= 0]
             self._blocks.move_to_end(key)
             known = block.requests.get(column_ids)
             if known is None:
-                missing = {column for column in column_ids if column not in block.columns}
+                missing = [column for column in dict.fromkeys(column_ids) if column >= 0 and column not in block.columns]
                 if missing:
                     return missing
-                chosen = [block.columns[column] for column in column_ids]
-                known = block.requests[column_ids] = [chunks for chunks, _ in chosen], row_columns(chosen)
+                known = block.requests[column_ids] = _opened(block.columns, column_ids)
             return known
 
     def add(self, key: tuple[int, int], columns: dict[int, tuple[OpenChunks, int]]) -> None:
@@ -134,7 +141,8 @@ class RowReader:
             CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
             ValueError: A row is not in the segment.
         """
-        ids = tuple(columns) if columns is not None and all(type(column) is int for column in columns) else tuple(self._reader.resolve(columns))
+        given = [column for column in columns or () if isinstance(column, int)]
+        ids = tuple(given) if columns is not None and len(given) == len(columns) else tuple(self._reader.resolve(columns))
         numbers = np.asarray(rows, np.int64)
         parts = self.parts(numbers, ids)
         batch = self.fields(ids).take(parts, numbers.size)
@@ -176,22 +184,20 @@ class RowReader:
         """Let go of what is kept. The segment stays open."""
         self._cache.drop(self._number)
 
-    def _open(self, block: int, column_ids: tuple[int, ...]) -> tuple[list[OpenChunks], Array]:
+    def _open(self, block: int, column_ids: tuple[int, ...]) -> Opened:
         key = (self._number, block)
         found = self._cache.find(key, column_ids)
-        if not isinstance(found, set):
+        if not isinstance(found, list):
             return found
-        missing = [column for column in dict.fromkeys(column_ids) if column in found]
-        opened = self._open_chunks(block, missing)
-        mine = dict(zip(missing, ((opened, number) for number in range(len(missing))), strict=True))
+        opened = self._open_chunks(block, found) if found else None
+        mine = {} if opened is None else {column: (opened, number) for number, column in enumerate(found)}
         self._cache.add(key, mine)
         again = self._cache.find(key, column_ids)
-        if not isinstance(again, set):
+        if not isinstance(again, list):
             return again
-        # the cache is too small for it, or another thread's look-up took its place
-        mine |= {column: (self._open_chunks(block, [column]), 0) for column in again - mine.keys()}
-        chosen = [mine[column] for column in column_ids]
-        return [chunks for chunks, _ in chosen], row_columns(chosen)
+        # the cache is too small for them all, or other threads' look-ups took their place
+        mine |= {column: (self._open_chunks(block, [column]), 0) for column in again if column not in mine}
+        return _opened(mine, column_ids)
 
     def _open_chunks(self, block: int, column_ids: Sequence[int]) -> OpenChunks:
         reader = self._reader
@@ -209,8 +215,9 @@ class RowReader:
             pages.load_all()
             pages = None
         where = functools.partial(_where, reader, block, tuple(column_ids), records["offset"].tolist())
+        present, load = (None, None) if pages is None else (pages.present, pages.load)
         with reader.locating(block, column_ids, records):
-            return OpenChunks(program, slab, reader.leaves(column_ids), present=pages and pages.present, load=pages and pages.load, where=where)
+            return OpenChunks(program, slab, reader.leaves(column_ids), present=present, load=load, where=where)
 
 
 def _where(reader: SegmentReader, block: int, column_ids: tuple[int, ...], offsets: Sequence[int], chunk: int) -> str:
