@@ -1,4 +1,4 @@
-// Records of a look-up of rows, and the Arrow arrays that it makes (the C data interface: arrow.apache.org/docs/format/CDataInterface.html).
+// Records of a look-up of rows, and who owns the Arrow arrays that it makes.
 // rows_pick.h finds items, rows_take.h lays them out. native_rows.py mirrors the records.
 #pragma once
 #include <atomic>
@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "arrow_abi.h"
 #include "lanes.cuh"
 #include "verify.h"
 
@@ -63,15 +64,6 @@ struct RowRange {
     u64 offset, num_bytes;
 };
 
-struct ArrowArray {
-    i64 length, null_count, offset, n_buffers, n_children;
-    const void** buffers;
-    ArrowArray** children;
-    ArrowArray* dictionary;
-    void (*release)(ArrowArray*);
-    void* private_data;
-};
-
 struct RowResult {
     ArrowArray array;
     u32 status, reason, group, field;
@@ -120,7 +112,7 @@ struct Memory {
 };
 
 inline void release(ArrowArray* array) {
-    for (i64 k = 0; k < array->n_children; ++k)
+    for (i64 k = 0; k < array->num_children; ++k)
         if (array->children[k]->release) array->children[k]->release(array->children[k]);
     Memory* memory = (Memory*)array->private_data;
     array->release = nullptr;

@@ -116,7 +116,7 @@ class RowPicker {
         }
         codes.out = 0;
         const u32 shift = item_shift(codes.out_kind);
-        if (op.kind == OP_COPY || op.kind == OP_NULLS && has_dictionary || !decode_alone(codes, vector, (u8*)items)) return false;
+        if (op.kind == OP_COPY || (op.kind == OP_NULLS && has_dictionary) || !decode_alone(codes, vector, (u8*)items)) return false;
         for (u32 i = 0; i < n; ++i) {
             const u8* item = (const u8*)items + ((u64)(at[i] % VECTOR) << shift);
             out[i] = 0;

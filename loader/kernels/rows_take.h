@@ -105,8 +105,8 @@ template <class Picker> class Taker {
     ArrowArray node(u64 length, u64 num_buffers, u64 num_children) {
         ArrowArray made = {};
         made.length = (i64)length;
-        made.n_buffers = (i64)num_buffers;
-        made.n_children = (i64)num_children;
+        made.num_buffers = (i64)num_buffers;
+        made.num_children = (i64)num_children;
         made.buffers = memory_->template make<const void*>(num_buffers);
         made.private_data = memory_.get();
         if (num_children == 0) return made;

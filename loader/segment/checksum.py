@@ -11,8 +11,6 @@ import numpy as np
 
 from loader.kernels import native
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 
 @functools.cache
 def _implementation() -> Callable[[Any], int]:
@@ -27,22 +25,26 @@ def crc32c(buffer: Any) -> int:
     return _implementation()(buffer)
 
 
-def page_checksums(data: Any, page_bytes: int) -> Array:
+def page_checksums(data: Any, page_bytes: int) -> np.ndarray[Any, np.dtype[Any]]:
     """CRC32C of each page of a contiguous buffer, uint32; the last page may be shorter."""
-    content = np.frombuffer(data, np.uint8)
-    starts = np.arange(0, content.size, page_bytes)
-    return range_checksums(content, starts, np.minimum(content.size - starts, page_bytes))
+    library, content = native.load(), np.frombuffer(data, np.uint8)
+    if library is not None:
+        return library.crc32c_pages(content, page_bytes)
+    return np.array([crc32c(content[at : at + page_bytes]) for at in range(0, content.size, page_bytes)], np.uint32)
 
 
-def range_checksums(data: Array, offsets: Array, sizes: Array) -> Array:
-    """CRC32C of ranges of bytes, uint32.
+def first_mismatch(data: np.ndarray[Any, np.dtype[Any]], starts: Any, sizes: Any, checksums: Any, *, threads: int = 1) -> int | None:
+    """The first of some ranges of uint8 whose CRC32C is not the one stated, None where all agree.
 
     Args:
         data: uint8, contiguous.
-        offsets: int64, where each range begins.
-        sizes: int64.
+        starts: int64 `[ranges]`.
+        sizes: int64 `[ranges]`, bytes of each.
+        checksums: uint32 `[ranges]`.
+        threads: How many share the ranges.
     """
     library = native.load()
     if library is not None:
-        return library.crc32c_ranges(data, offsets, sizes)
-    return np.array([crc32c(data[start : start + size]) for start, size in zip(offsets.tolist(), sizes.tolist(), strict=True)], np.uint32)
+        return library.first_mismatch(data, np.ascontiguousarray(starts), np.ascontiguousarray(sizes), np.ascontiguousarray(checksums), threads)
+    ranges = enumerate(zip(starts.tolist(), sizes.tolist(), checksums.tolist(), strict=True))
+    return next((number for number, (start, size, stated) in ranges if crc32c(data[start : start + size]) != stated), None)

@@ -18,7 +18,7 @@ from loader.decode.rows import reordered
 from loader.encodings.leaf import leaf_type
 from loader.errors import CorruptSegmentError
 from loader.segment import requests
-from loader.segment.checksum import range_checksums
+from loader.segment.checksum import first_mismatch
 from loader.segment.inspect import SegmentLayout, column_layout
 from loader.segment.layout import PADDING_BYTES, Section
 from loader.segment.opened import OpenFooter
@@ -115,10 +115,10 @@ class SegmentReader(OpenFooter):
         slab[-PADDING_BYTES:] = 0
         self.read_into(wanted.ranges, wanted.starts, slab)
         if self._verify if verify is None else verify:
-            bad = np.flatnonzero(range_checksums(slab, wanted.chunk_offsets, sizes) != records["checksum"])
-            if bad.size:
-                what = "its checksum does not match: the bytes changed since they were written"
-                raise CorruptSegmentError(f"{self.where_chunk(block, column_ids[int(bad[0])], int(records['offset'][bad[0]]))}: {what}; {_REMEDY}")
+            bad = first_mismatch(slab, wanted.chunk_offsets, sizes, records["checksum"])
+            if bad is not None:
+                where = self.where_chunk(block, column_ids[bad], int(records["offset"][bad]))
+                raise CorruptSegmentError(f"{where}: its checksum does not match: the bytes changed since they were written; {_REMEDY}")
         return Chunks(slab=slab, offsets=wanted.chunk_offsets, records=records)
 
     def read_into(self, ranges: Sequence[tuple[int, int]], starts: Sequence[int], slab: Array) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,8 @@ def has_range(kind: pa.DataType) -> bool:
 
 
 def widen(value: Any, value_type: ValueType) -> int:
-    """The bit pattern of a value widened to int64, uint64 or float64."""
-    wide = np.float64(value) if value_type >= ValueType.FLOAT16 else np.uint64(value) if value_type in _UNSIGNED else np.int64(value)
+    """The bit pattern of a value widened to int64, uint64 or float64; zero has one."""
+    wide = np.float64(value) + 0.0 if value_type >= ValueType.FLOAT16 else np.uint64(value) if value_type in _UNSIGNED else np.int64(value)
     return int(wide.view(np.uint64))
 
 
@@ -95,3 +95,27 @@ def merge(records: Iterable[Array], value_type: ValueType) -> ColumnStats:
     return ColumnStats(
         min=min(low, default=None), max=max(high, default=None), null_count=int(rows["null_count"].sum()), num_values=int(rows["num_values"].sum())
     )
+
+
+class SegmentStats(Mapping[int, ColumnStats]):
+    """The statistics of a segment's columns by id, merged over its blocks when asked for: a wide table asks for few."""
+
+    def __init__(self, column_ids: Sequence[int], records: Array, value_types: Sequence[ValueType]) -> None:
+        """
+        Args:
+            column_ids: In the order of the records.
+            records: STATS `[columns, blocks]`.
+            value_types: Of the columns' leaves.
+        """
+        self._places = {column_id: place for place, column_id in enumerate(column_ids)}
+        self._records, self._value_types = records, value_types
+
+    def __getitem__(self, column_id: int) -> ColumnStats:
+        place = self._places[column_id]
+        return merge(self._records[place], self._value_types[place])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

@@ -69,9 +69,8 @@ def attempt(seed: int) -> bool:
         present = np.ones(slab.size // 4096 + 1, np.uint8)
     opened = OpenChunks(dataclasses.replace(program, features=0, **tables), slab, leaves, present=present)
     rows = np.sort(rng.integers(0, num_rows, int(rng.choice([1, 40, num_rows])))).astype(np.uint32)
-    part = RowPart(
-        chunks=[opened] * len(leaves), columns=row_columns([(opened, number) for number in range(len(leaves))]), rows=rows, places=np.arange(rows.size, dtype=np.uint32)
-    )
+    columns = row_columns([(opened, number) for number in range(len(leaves))])
+    part = RowPart(chunks=[opened] * len(leaves), columns=columns, rows=rows, places=np.arange(rows.size, dtype=np.uint32))
     library = native.load()
     assert library is not None
     try:
