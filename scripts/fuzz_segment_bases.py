@@ -82,7 +82,7 @@ def common_columns(rng: np.random.Generator, rows: int) -> dict[str, pa.Array]:
         "rarely_wide": pa.array(np.where(rng.random(rows) < 0.01, rng.integers(0, 1 << 31, rows), rng.integers(0, 8, rows)).astype(np.int32)),
         "history": pa.ListArray.from_arrays(ends, events[(np.cumsum(rng.integers(0, 3, rows))[:, None] + np.arange(12)).reshape(-1)]),
     }
-    return {name: array for name, array in columns.items() if rng.random() < 0.5} or {"runs": columns["runs"]}
+    return {name: array for name, array in columns.items() if rng.random() < 0.35} or {"runs": columns["runs"]}
 
 
 def any_types(rng: np.random.Generator, rows: int) -> dict[str, pa.Array]:

@@ -189,7 +189,7 @@ class _Bytes:
 
 
 Reading = Callable[[bases.Base, Files, np.random.Generator], tuple[pa.Table, pa.Table]]
-READINGS: tuple[tuple[Reading, float], ...] = ((read_whole, 0.5), (read_rows, 0.25), (read_columns, 0.1), (read_joined, 0.1), (read_verified, 0.05))
+READINGS: tuple[tuple[Reading, float], ...] = ((read_whole, 0.5), (read_rows, 0.25), (read_columns, 0.12), (read_joined, 0.1), (read_verified, 0.03))
 
 
 def attempt(folder: pathlib.Path, seed: int) -> str:

@@ -64,9 +64,9 @@ def compile_library(target: str | os.PathLike[str], *, optimise: Sequence[str] =
     return _compile(pathlib.Path(target), [*flags, str(FOLDER / "host.cpp")])
 
 
-def compile_shim(target: str | os.PathLike[str], kernel: str) -> pathlib.Path:
-    """Compile the GPU branch of one kernel file (`decode.cu`, `assemble.cu`) for the CPU, as host_shim.h runs it."""
-    return _compile(pathlib.Path(target), ["-O1", "-DHEADRACE_SHIM", "-x", "c++", str(FOLDER / kernel)])
+def compile_shim(target: str | os.PathLike[str], kernel: str, *, optimise: Sequence[str] = ("-O1",)) -> pathlib.Path:
+    """Compile the GPU branch of one kernel file (`decode.cu`, `assemble.cu`) for the CPU, as host_shim.h runs it; flags as for `compile_library`."""
+    return _compile(pathlib.Path(target), [*optimise, "-DHEADRACE_SHIM", "-x", "c++", str(FOLDER / kernel)])
 
 
 def _compile(target: pathlib.Path, arguments: Sequence[str]) -> pathlib.Path:
