@@ -147,9 +147,9 @@ def _wide(wide: Report) -> list[Report]:
     return found
 
 
-def show(report: Report) -> None:
-    """The table, the limits and the targets, for people."""
-    console = Console(width=200, highlight=False)
+def show(report: Report) -> str:
+    """Print the table, the limits, the stages and the targets for people; what was printed, as plain text."""
+    console = Console(width=200, highlight=False, record=True)
     heading = f"{report['hardware']}, {report['cpus']} CPUs · {report['date']} · {report['commit']} · {report['command']}"
     names = list(dict.fromkeys(name for part in report["data"].values() for name in part["formats"]))
     table = Table(title=f"{heading}\nmedians of {report['rounds']} rounds", title_justify="left")
@@ -165,6 +165,7 @@ def show(report: Report) -> None:
     _show_limits(console, report)
     _show_stages(console, report)
     _show_targets(console, report)
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
 
 
 Line = Callable[[str, Callable[[Report], str]], None]
