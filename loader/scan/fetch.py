@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from loader.catalog.records import SegmentRef, SnapshotView
 from loader.errors import CorruptSegmentError, NotFoundError, StorageError, StorageFullError
+from loader.scan.adapt import default_chunk, is_narrower, widened_chunk
 from loader.scan.columns import ReadColumn
 from loader.scan.encoded import BlockPatch, EncodedBlock, FetchRequest, empty_slab
 from loader.segment.checksum import crc32c
@@ -162,14 +163,22 @@ class BlockFetcher:
         offsets = np.full(len(self._columns), -1, np.int64)
         num_bytes = np.zeros(len(self._columns), np.int64)
         found: list[tuple[int, memoryview]] = []
-        for (path, offset, size), members in self.sources(place.ref).items():
-            chunks = self.reader(path, offset, size).chunks([self._columns[i].id for i in members], [place.block])[:, 0]
+        for (path, offset, size), columns in self.sources(place.ref).items():
+            reader = self.reader(path, offset, size)
+            narrow = [index for index in columns if is_narrower(reader, self._columns[index])]
+            rows = range(place.row_start, place.row_start + place.num_rows)
+            found += [(index, retry(functools.partial(widened_chunk, reader, self._columns[index], rows))) for index in narrow]
+            members = [index for index in columns if index not in narrow]
+            chunks = reader.chunks([self._columns[i].id for i in members], [place.block])[:, 0]
             ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
             read = functools.partial(self._storage.read_ranges, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
             parts = retry(functools.partial(read, path, ranges))
             for index, chunk, part in zip(members, chunks, parts, strict=True):
                 self._verify(place, path, index, chunk, part)
                 found.append((index, part))
+        stored = {index for index, _ in found}
+        later = [index for index, column in enumerate(self._columns) if column.default is not None and index not in stored]
+        found += [(index, default_chunk(self._columns[index], place.num_rows)) for index in later]
         at = 0
         for index, part in found:
             offsets[index], num_bytes[index] = at, part.nbytes
