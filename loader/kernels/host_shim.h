@@ -239,6 +239,16 @@ template <class T> inline T atomicMin(T* address, T value) {
     if (value < old) *address = value;
     return old;
 }
+template <class T> inline T atomicMax(T* address, T value) {
+    const T old = *address;
+    if (value > old) *address = value;
+    return old;
+}
+template <class T> inline T atomicCAS(T* address, T expected, T value) {
+    const T old = *address;
+    if (old == expected) *address = value;
+    return old;
+}
 
 #define SHIM_EXPORT extern "C" __attribute__((used, visibility("default")))
 #define SHIM_KERNEL(kernel) \
