@@ -238,28 +238,29 @@ extern "C" __global__ void __launch_bounds__(256)
 list_offsets(const BatchPart* parts, u32 num_parts, const ListColumn* lists, const ListOut* outs, u32 n, u32 num_samples, const u64* tile_sums, u32* first_entry) {
     __shared__ u64 warp_sums[WARPS_PER_BLOCK];
     const ListColumn c = lists[blockIdx.y];
-    const ListOut out = outs[blockIdx.y];
     const u32 tile = blockIdx.x * TILE_ROWS, end = least(n - tile, TILE_ROWS) + tile, first = tile + threadIdx.x * ROWS_PER_THREAD;
     const TileParts near = tile_parts(parts, num_parts, num_samples, tile, end);
-    u64 pair[ROWS_PER_THREAD], sum = 0, total;
+    u32 length[ROWS_PER_THREAD];  // NO_INDEX for rows that are no entries
+    u64 sum = 0, total;
     for (u32 k = 0; k < ROWS_PER_THREAD; ++k) {
         const u32 i = first + k;
         const bool is_entry = i < end && (!c.slots || ((const u32*)c.first)[i] == i);
-        pair[k] = is_entry ? (u64)view_length(list_key(parts, near, num_samples, c, i, 0).view) << ENTRY_BITS | 1 : 0;
-        sum += pair[k];
+        length[k] = is_entry ? view_length(list_key(parts, near, num_samples, c, i, 0).view) : NO_INDEX;
+        if (is_entry) sum += (u64)length[k] << ENTRY_BITS | 1;
     }
     u64 at = tile_sums[(u64)blockIdx.y * gridDim.x + blockIdx.x] + block_inclusive_sum(sum, warp_sums, total) - sum;
+    const ListOut out = outs[blockIdx.y];
     for (u32 k = 0; k < ROWS_PER_THREAD; ++k) {
-        if (!pair[k]) continue;
+        if (length[k] == NO_INDEX) continue;
         const u32 entry = (u32)(at & ENTRY_MASK);
-        const u64 value = at >> ENTRY_BITS, length = pair[k] >> ENTRY_BITS;
+        const u64 value = at >> ENTRY_BITS;
         ((i64*)out.offsets)[entry] = (i64)value;
         if (c.slots) {
             ((u32*)c.number)[first + k] = entry;
             ((u32*)c.entry_row)[entry] = first + k;
         }
-        for (u64 p = (value + TILE_VALUES - 1) / TILE_VALUES; p * TILE_VALUES < value + length && p < out.num_tiles; ++p) first_entry[out.first_tile + p] = entry;
-        at += pair[k];
+        for (u64 p = (value + TILE_VALUES - 1) / TILE_VALUES; p * TILE_VALUES < value + length[k] && p < out.num_tiles; ++p) first_entry[out.first_tile + p] = entry;
+        at += (u64)length[k] << ENTRY_BITS | 1;
     }
     if (end == n && threadIdx.x == THREADS_PER_BLOCK - 1) ((i64*)out.offsets)[out.num_entries] = (i64)(at >> ENTRY_BITS);
 }

@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 from loader.kernels.build import FOLDER
 
-KERNELS = ("decode.cu", "assemble.cu")
+KERNELS = ("batch.cu", "decode.cu", "window.cu")
 OPTIONS = ("-std=c++17", "-fmad=false")  # no fused multiply-add: the same bits as the CPU library
 _USAGE = re.compile(r"entry function '(\w+)'.*?bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)", re.DOTALL)
 
