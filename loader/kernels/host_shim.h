@@ -8,12 +8,7 @@
 #pragma once
 #define SHIM_HOST 1
 
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
-#define SHIM_SWITCH 1  // fibers by hand: swapcontext makes a system call each time. AddressSanitizer knows swapcontext only
-#endif
-#if !defined(SHIM_SWITCH)
 #include <ucontext.h>
-#endif
 
 #include <cstdint>
 #include <cstdlib>
@@ -39,43 +34,11 @@ namespace shim {
 
 enum class State { RUNNING, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
 
-#if defined(SHIM_SWITCH)
-// Saves what a callee must, keeps the stack pointer in *from, and goes on where `to` was saved.
-extern "C" __attribute__((visibility("hidden"))) void shim_switch(void** from, void* to);
-asm(".text\n.weak shim_switch\n.hidden shim_switch\n.type shim_switch,@function\nshim_switch:\n"
-    " push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n mov %rsp,(%rdi)\n mov %rsi,%rsp\n"
-    " pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n.size shim_switch,.-shim_switch\n");
-
-using Context = void*;
-
-inline void go(Context& from, Context& to) { shim_switch(&from, to); }
-
-inline void prepare(Context& context, char* stack, size_t num_bytes, void (*body)()) {
-    void** top = (void**)((uintptr_t)(stack + num_bytes - 64) & ~(uintptr_t)15);
-    *--top = nullptr;  // where `body` would return to: it never does
-    *--top = (void*)body;
-    for (int registers = 0; registers < 6; ++registers) *--top = nullptr;
-    context = top;
-}
-#else
-using Context = ucontext_t;
-
-inline void go(Context& from, Context& to) { swapcontext(&from, &to); }
-
-inline void prepare(Context& context, char* stack, size_t num_bytes, void (*body)()) {
-    getcontext(&context);
-    context.uc_stack.ss_sp = stack;
-    context.uc_stack.ss_size = num_bytes;
-    context.uc_link = nullptr;
-    makecontext(&context, body, 0);
-}
-#endif
-
 struct Thread {
     State state = State::RUNNING;
     const char* where = "";
     unsigned exchanges = 0;
-    Context context;
+    ucontext_t context;
 };
 
 // What the lanes of a warp exchange; two sets, used in turn, so that a fast lane cannot overwrite what a slow one still reads.
@@ -87,7 +50,7 @@ inline Index3 thread_index, block_index, block_size, grid_size;
 inline std::vector<Thread> threads;
 inline std::vector<Exchange> warps;
 inline std::vector<char> stacks;
-inline Context scheduler;
+inline ucontext_t scheduler;
 inline unsigned current = 0;
 inline std::string error;
 inline unsigned schedule = 0;
@@ -113,7 +76,7 @@ inline void wait(State state, const char* where) {
     Thread& thread = threads[current];
     thread.state = state;
     thread.where = where;
-    go(thread.context, scheduler);
+    swapcontext(&thread.context, &scheduler);
 }
 
 inline void block_barrier(const char* where) { wait(State::AT_BLOCK_BARRIER, where); }
@@ -127,7 +90,7 @@ inline void run_thread() {
 inline void resume(unsigned i) {
     current = i;
     thread_index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
-    go(scheduler, threads[i].context);
+    swapcontext(&scheduler, &threads[i].context);
 }
 
 inline bool fail(const std::string& what) {
@@ -144,7 +107,7 @@ inline bool release(State state, unsigned first, unsigned end, bool& freed) {
         live += threads[i].state != State::DONE;
         if (threads[i].state != state) continue;
         ++waiting;
-        same = same && (!where || where == threads[i].where || !strcmp(where, threads[i].where));
+        same = same && (!where || !strcmp(where, threads[i].where));
         where = threads[i].where;
     }
     if (!waiting || waiting != live) return true;
@@ -178,7 +141,11 @@ inline bool run_block() {
         Thread& thread = threads[i];
         thread.state = State::RUNNING;
         thread.exchanges = 0;
-        prepare(thread.context, &stacks[i * STACK_BYTES], STACK_BYTES, run_thread);
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = &stacks[i * STACK_BYTES];
+        thread.context.uc_stack.ss_size = STACK_BYTES;
+        thread.context.uc_link = &scheduler;
+        makecontext(&thread.context, run_thread, 0);
     }
     const std::vector<unsigned> order = turns(count, block_index.x), warp_order = turns(num_warps, block_index.x + 1);
     for (;;) {
@@ -270,16 +237,6 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
 template <class T> inline T atomicMin(T* address, T value) {
     const T old = *address;
     if (value < old) *address = value;
-    return old;
-}
-template <class T> inline T atomicMax(T* address, T value) {
-    const T old = *address;
-    if (value > old) *address = value;
-    return old;
-}
-template <class T> inline T atomicCAS(T* address, T expected, T value) {
-    const T old = *address;
-    if (old == expected) *address = value;
     return old;
 }
 

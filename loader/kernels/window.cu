@@ -6,11 +6,11 @@
 
 constexpr u32 TILE_ROWS = 1024, ROWS_PER_THREAD = TILE_ROWS / THREADS_PER_BLOCK, PLANES_PER_BLOCK = 8, NO_PLANE = NO_INDEX;
 
-// `out`: address of [rows][width] items of 1, 2, 4 or 8 bytes; 0 for a plane that is only checked: none of its bytes may be 0 where the
-// validity plane has a row (NO_PLANE: all rows), because batches have no place for nulls inside lists.
+// `plane` is its number in pieces_of. `out`: address of [rows][width] items of 1, 2, 4 or 8 bytes; 0 for a plane that is only checked: none
+// of its bytes may be 0 where `validity_plane` has a row, because batches have no place for nulls inside lists.
 struct WindowPlane {
     u64 out;
-    u32 item_bytes, width, validity_plane, column;
+    u32 plane, item_bytes, width, validity_plane, column, reserved;
 };
 
 enum PieceKind { PIECE_ITEMS = 0, PIECE_ZEROS = 1, PIECE_ONES = 2, PIECE_INVERTED = 3 };
@@ -25,7 +25,7 @@ struct PieceItems {
 struct LabelFill {
     u64 value;
     i64 last_closed;
-    u32 value_plane, validity_plane, time_plane, time_validity_plane, time_is_unsigned, reserved;
+    u32 value_plane, validity_plane, time_plane, time_validity_plane, time_item_bytes, time_is_unsigned;
 };
 
 // New items for some rows of one plane in one piece: target[rows[i]] = items[i], each of `width` units of `unit_bytes`.
@@ -34,7 +34,7 @@ struct Patch {
     u32 count, width, unit_bytes, num_rows;
 };
 
-static_assert(sizeof(WindowPlane) == 24 && sizeof(PieceItems) == 16 && sizeof(LabelFill) == 40 && sizeof(Patch) == 40, "mirrored by device_tables.py");
+static_assert(sizeof(WindowPlane) == 32 && sizeof(PieceItems) == 16 && sizeof(LabelFill) == 40 && sizeof(Patch) == 40, "mirrored by device_tables.py");
 
 template <class T> FN T piece_item(const PieceItems& from, u64 item, u64 width, bool& fits) {
     if (from.kind == PIECE_ZEROS) return (T)0;
@@ -78,7 +78,7 @@ FN bool has_all_items(const WindowPlane& plane, const PieceItems* pieces, const 
     bool fits = true, whole = true;
     for (u64 at = threadIdx.x; at < (u64)num_rows * plane.width; at += THREADS_PER_BLOCK) {
         const u32 i = first + (u32)(at / plane.width);
-        const bool is_there = !valid || piece_item<u8>(valid[piece[i]], row[i], 1, fits);
+        const bool is_there = piece_item<u8>(valid[piece[i]], row[i], 1, fits);
         if (is_there && !piece_item<u8>(pieces[piece[i]], (u64)row[i] * plane.width + at % plane.width, plane.width, fits)) whole = false;
     }
     return whole;
@@ -93,20 +93,20 @@ FN i64 time_of(const PieceItems& from, u32 row, u32 item_bytes, u32 is_unsigned,
 
 // The label's value or validity plane: as permute_rows, with the default where a null may be filled.
 template <class T>
-FN bool fill_label(const WindowPlane* planes, const PieceItems* all, u32 num_pieces, const LabelFill& label, const TileRows& tile, u32 number) {
+FN bool fill_label(const WindowPlane& plane, const PieceItems* all, u32 num_pieces, const LabelFill& label, const TileRows& tile) {
     bool fits = true;
     for (u32 k = 0; k < tile.live; ++k) {
         const u32 piece = tile.piece[k], row = tile.row[k];
-        T item = piece_item<T>(all[(u64)number * num_pieces + piece], row, 1, fits);
+        T item = piece_item<T>(all[(u64)plane.plane * num_pieces + piece], row, 1, fits);
         bool fill = !piece_item<u8>(all[(u64)label.validity_plane * num_pieces + piece], row, 1, fits);
         if (fill && label.time_plane != NO_PLANE) {
-            const i64 time = time_of(all[(u64)label.time_plane * num_pieces + piece], row, planes[label.time_plane].item_bytes, label.time_is_unsigned, fits);
+            const i64 time = time_of(all[(u64)label.time_plane * num_pieces + piece], row, label.time_item_bytes, label.time_is_unsigned, fits);
             const bool is_after = label.time_is_unsigned && time < 0;  // an unsigned time past every limit
             fill = !is_after && time <= label.last_closed;
-            if (label.time_validity_plane != NO_PLANE) fill = fill && piece_item<u8>(all[(u64)label.time_validity_plane * num_pieces + piece], row, 1, fits);
+            fill = fill && piece_item<u8>(all[(u64)label.time_validity_plane * num_pieces + piece], row, 1, fits);
         }
-        if (fill) item = number == label.validity_plane ? (T)1 : (T)label.value;
-        ((T*)planes[number].out)[tile.first + k * THREADS_PER_BLOCK] = item;
+        if (fill) item = plane.plane == label.validity_plane ? (T)1 : (T)label.value;
+        ((T*)plane.out)[tile.first + k * THREADS_PER_BLOCK] = item;
     }
     return fits;
 }
@@ -126,23 +126,23 @@ permute_window(const WindowPlane* planes, u32 num_planes, const PieceItems* piec
     const u32 end = least((blockIdx.y + 1) * PLANES_PER_BLOCK, num_planes);
     for (u32 number = blockIdx.y * PLANES_PER_BLOCK; number < end; ++number) {
         const WindowPlane plane = planes[number];
-        const PieceItems* items = pieces_of + (u64)number * num_pieces;
-        const bool is_label = label && (number == label->value_plane || number == label->validity_plane);
+        const PieceItems* items = pieces_of + (u64)plane.plane * num_pieces;
+        const bool is_label = label && (plane.plane == label->value_plane || plane.plane == label->validity_plane);
         bool fits = true;
         if (!plane.out) {
-            const PieceItems* valid = plane.validity_plane == NO_PLANE ? 0 : pieces_of + (u64)plane.validity_plane * num_pieces;
+            const PieceItems* valid = pieces_of + (u64)plane.validity_plane * num_pieces;
             if (!has_all_items(plane, items, valid, piece, row, first, num_rows)) report(error, plane.column, blockIdx.x, ERROR_NULL_ITEM);
         } else if (plane.item_bytes == 4) {
-            fits = is_label ? fill_label<u32>(planes, pieces_of, num_pieces, *label, tile, number)
+            fits = is_label ? fill_label<u32>(plane, pieces_of, num_pieces, *label, tile)
                    : plane.width == 1 ? permute_rows<u32>(plane, items, tile) : permute_wide<u32>(plane, items, piece, row, first, num_rows);
         } else if (plane.item_bytes == 8) {
-            fits = is_label ? fill_label<u64>(planes, pieces_of, num_pieces, *label, tile, number)
+            fits = is_label ? fill_label<u64>(plane, pieces_of, num_pieces, *label, tile)
                    : plane.width == 1 ? permute_rows<u64>(plane, items, tile) : permute_wide<u64>(plane, items, piece, row, first, num_rows);
         } else if (plane.item_bytes == 1) {
-            fits = is_label ? fill_label<u8>(planes, pieces_of, num_pieces, *label, tile, number)
+            fits = is_label ? fill_label<u8>(plane, pieces_of, num_pieces, *label, tile)
                    : plane.width == 1 ? permute_rows<u8>(plane, items, tile) : permute_wide<u8>(plane, items, piece, row, first, num_rows);
         } else {
-            fits = is_label ? fill_label<u16>(planes, pieces_of, num_pieces, *label, tile, number)
+            fits = is_label ? fill_label<u16>(plane, pieces_of, num_pieces, *label, tile)
                    : plane.width == 1 ? permute_rows<u16>(plane, items, tile) : permute_wide<u16>(plane, items, piece, row, first, num_rows);
         }
         if (!fits) report(error, plane.column, blockIdx.x, ERROR_ROW);
