@@ -80,9 +80,9 @@ def test_batches_through_ray_equal_those_through_threads(ray_cluster: None, tiny
             if skip:
                 through_ray.load_state_dict(json.loads(json.dumps(states[skip - 1])))
             stream.expect(data.coming_reads(config, through_ray, epochs_left=[0], position=skip * 256))
-            started = stream._read
+            started = stream._lane.read
             for index, batch in enumerate(through_ray, start=skip):
-                assert stream._read in (started, None), "the loader asked for other blocks than were fetched ahead"
+                assert stream._lane.read in (started, None), "the loader asked for other blocks than were fetched ahead"
                 for arrived, wanted in zip((batch.positions(), batch["price"], batch["past"].values, batch["past"].offsets), batches[index], strict=True):
                     np.testing.assert_array_equal(np.asarray(arrived), np.asarray(wanted))
             assert index == len(batches) - 1
