@@ -64,6 +64,19 @@ def test_a_killed_rank_loses_and_repeats_nothing(ray_cluster: None, tiny_lake: P
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+def test_batches_of_decode_actors_train_the_same_model_through_a_killed_rank(ray_cluster: None, tiny_lake: Path, tmp_path: Path) -> None:
+    short = {"seeds": [1], "epochs": 1, "checkpoint_every_steps": 4}
+    config = make_config(tiny_lake, tmp_path, "actors", **short, decode_actors=2, kill_rank_at_step=6)
+    result = train.train(config.model_copy(update={"loader": config.loader.model_copy(update={"decode": "actor"})}))
+    verdict = audit.audit(tmp_path / "actors")
+    assert verdict.exact and verdict.attempts == 2 and result["decode"] == "actor"
+    assert result["loader"]["encoded_bytes"] > 0
+    here = train.train(make_config(tiny_lake, tmp_path, "rank", **short))
+    assert result["seeds"][0]["test"] == here["seeds"][0]["test"]
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("skip", [0, 5])
 def test_batches_through_ray_equal_those_through_threads(ray_cluster: None, tiny_lake: Path, tmp_path: Path, skip: int) -> None:
     config = make_config(tiny_lake, tmp_path, "batches")
@@ -129,7 +142,6 @@ def test_rows_that_measure_the_model_are_checked_before_it_is_trained(tiny_lake:
         ("data", {"where": "ts >"}, "where 'ts >' is not a SQL expression"),
         ("data", {"closed_before": 10**9}, "after the watermark"),
         ("loader", {"device": "cuda"}, "use device='cpu'"),
-        ("loader", {"decode": "actor"}, "not implemented yet"),
     ],
 )
 def test_what_the_ranks_would_refuse_is_refused_before_they_start(tiny_lake: Path, tmp_path: Path, section: str, values: dict[str, Any], message: str) -> None:
