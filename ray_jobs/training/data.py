@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,14 +11,8 @@ import numpy.typing as npt
 import loader
 from loader.config import ExperimentConfig
 from loader.distributed import RayBatchStream, RayBlockStream
-from loader.distributed.ahead import at_epoch, epoch_requests
-from loader.distributed.datasource import MAX_TASKS
-from loader.scan import order
-from loader.scan.encoded import FetchRequest
 from loader.scan.plan import Plan
-from loader.train.batch_stream import BatchJob
 from loader.train.options import LoaderOptions
-from loader.train.state import LoaderState
 
 Stream: TypeAlias = RayBlockStream | RayBatchStream
 
@@ -82,51 +75,6 @@ def make_stream(config: ExperimentConfig, plan: Plan) -> Stream | None:
     if train.stream == "threads":
         return None
     return RayBlockStream(plan.fetch_spec(), num_actors=train.fetch_actors, prefetch_bytes=config.loader.prefetch_bytes)
-
-
-def expect(config: ExperimentConfig, stream: Stream, batches: Any, *, epochs_left: Sequence[int], position: int) -> None:
-    """Begin what a rank will read from where its loader is. Arguments as for `coming_reads`."""
-    if isinstance(stream, RayBlockStream):
-        stream.expect(coming_reads(config, batches, epochs_left=epochs_left, position=position))
-        return
-    options, plan = batches.options, batches.plan
-    jobs = []
-    for epoch in epochs_left:
-        num_batches = order.num_batches(plan.num_rows, position, options.global_batch_size, options.remainder)
-        job_order = at_epoch(LoaderState.from_dict(batches.state_dict()).order, epoch)
-        jobs.append(BatchJob(options=options, order=job_order, position=position, num_batches=num_batches, num_rows=plan.num_rows))
-        position = 0
-        if sum(job.num_batches for job in jobs) >= MAX_TASKS:
-            break
-    stream.expect(jobs)
-
-
-def coming_reads(config: ExperimentConfig, batches: Any, *, epochs_left: Sequence[int], position: int) -> list[list[FetchRequest]]:
-    """What a rank will read from where its loader is: the rest of this epoch and as many of the next as one Ray read takes well.
-
-    Args:
-        config: For the batch size and remainder.
-        batches: The rank's loader, before its first `iter()`.
-        epochs_left: Numbers of the epochs to train, the one under way first.
-        position: Rows of that epoch that are trained.
-    """
-    state = LoaderState.from_dict(batches.state_dict())
-    options, reads = batches.options, []
-    for epoch in epochs_left:
-        requests = epoch_requests(
-            batches.plan,
-            at_epoch(state.order, epoch),
-            position=position,
-            rank=options.rank,
-            world_size=options.world_size,
-            global_batch_size=config.loader.global_batch_size,
-            remainder=config.loader.remainder,
-        )
-        reads.append(list(requests))
-        position = 0
-        if sum(map(len, reads)) >= MAX_TASKS:
-            break
-    return reads
 
 
 def planned_positions(plan: Plan) -> npt.NDArray[np.int64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -17,6 +16,7 @@ import pytest
 
 import loader
 from loader.distributed import RayBatchStream, batch_stream
+from loader.distributed.ahead import expect
 from loader.distributed.decode_actors import DecodeActor
 from tests.train.sample_table import TENSOR_COLUMNS, as_rows, create
 
@@ -87,12 +87,9 @@ def test_an_actors_error_is_the_trainers_error(ray_cluster: None, scan: Any) -> 
 def test_epochs_that_were_expected_share_one_read(ray_cluster: None, scan: Any) -> None:
     with make(scan) as here:
         expected = [contents(here) for _ in range(2)]
-    with make(scan) as plain:
-        job, spec = plain.job(), plain.plan.fetch_spec()
-    stream = RayBatchStream(spec, num_actors=1, batches_per_task=3)
+        stream = RayBatchStream(here.plan.fetch_spec(), num_actors=1, batches_per_task=3)
     there = loader.DataLoader(scan, rank=0, world_size=1, **OPTIONS, decode="actor", stream=stream)
-    second = dataclasses.replace(job, order=dataclasses.replace(job.order, epoch=1))
-    stream.expect([there.job(), second])
+    expect(stream, there, epochs=[0, 1], position=0)
     started = stream._lanes[0].read
     with there:
         assert contents(there) == expected[0]

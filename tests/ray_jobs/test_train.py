@@ -1,4 +1,5 @@
-"""A whole run on a tiny table: two ranks fed by Ray Data actors, one killed; what survives is exact, and trains the model of an undisturbed run."""
+"""A whole run on a tiny table: two ranks fed by Ray Data actors, one killed; what survives is exact, and trains the model of an undisturbed run on
+decode actors."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import loader.config
 from loader.catalog.admin import active_pins
 from loader.config import ExperimentConfig
 from loader.distributed import RayBlockStream
+from loader.distributed.ahead import expect
 from loader.errors import ColumnNotFoundError, ConfigError, TableNotFoundError
 from ray_jobs import audit, train
 from ray_jobs.training import data, journal
@@ -57,23 +59,12 @@ def test_a_killed_rank_loses_and_repeats_nothing(ray_cluster: None, tiny_lake: P
     assert verdict.exact and verdict.attempts == 2 and verdict.rolled_back > 0 and len(verdict.epochs) == 4
     assert {epoch.trained for epoch in verdict.epochs} == {ROWS * 4 // 5}
     assert result["restarts"] == 1 and result["rows_trained"] == 4 * result["rows_planned"]
-    undisturbed = train.train(make_config(tiny_lake, tmp_path, "whole", stream="threads", seeds=[1], learning_rate_decay=0.5))
+    whole = make_config(tiny_lake, tmp_path, "whole", seeds=[1], learning_rate_decay=0.5, decode_actors=2)
+    undisturbed = train.train(whole.model_copy(update={"loader": whole.loader.model_copy(update={"decode": "actor"})}))
+    assert undisturbed["decode"] == "actor"
     assert result["seeds"][0]["test"] == undisturbed["seeds"][0]["test"] and undisturbed["auc"]["mean"] > 0.8
     with pytest.raises(ConfigError, match="is finished"):
         train.train(config)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_batches_of_decode_actors_train_the_same_model_through_a_killed_rank(ray_cluster: None, tiny_lake: Path, tmp_path: Path) -> None:
-    short = {"seeds": [1], "epochs": 1, "checkpoint_every_steps": 4}
-    config = make_config(tiny_lake, tmp_path, "actors", **short, decode_actors=2, kill_rank_at_step=6)
-    result = train.train(config.model_copy(update={"loader": config.loader.model_copy(update={"decode": "actor"})}))
-    verdict = audit.audit(tmp_path / "actors")
-    assert verdict.exact and verdict.attempts == 2 and result["decode"] == "actor"
-    assert result["loader"]["encoded_bytes"] > 0
-    here = train.train(make_config(tiny_lake, tmp_path, "rank", **short))
-    assert result["seeds"][0]["test"] == here["seeds"][0]["test"]
 
 
 @pytest.mark.ray
@@ -92,7 +83,7 @@ def test_batches_through_ray_equal_those_through_threads(ray_cluster: None, tiny
             through_ray = data.make_loader(config, scan, rank=rank, world_size=2, stream=stream)
             if skip:
                 through_ray.load_state_dict(json.loads(json.dumps(states[skip - 1])))
-            stream.expect(data.coming_reads(config, through_ray, epochs_left=[0], position=skip * 256))
+            expect(stream, through_ray, epochs=[0], position=skip * 256)
             started = stream._lane.read
             for index, batch in enumerate(through_ray, start=skip):
                 assert stream._lane.read in (started, None), "the loader asked for other blocks than were fetched ahead"
