@@ -148,8 +148,8 @@ class Plan:
         return num_bytes / rows if rows else 0.0
 
 
-def open_fetcher(spec: FetchSpec) -> BlockFetcher:
-    """Rebuild the fetcher of a plan anywhere, from plain data; the selection comes from the catalog, and the plan's own pin holds the snapshot.
+def open_plan(spec: FetchSpec) -> Plan:
+    """Make a plan again anywhere, from plain data; the selection comes from the catalog, and the first plan's own pin holds the snapshot.
 
     Raises:
         StateMismatchError: The lake gives another plan than the one the spec was made of.
@@ -163,7 +163,12 @@ def open_fetcher(spec: FetchSpec) -> BlockFetcher:
             f"table {spec.table!r} at snapshot {spec.snapshot} selects {plan.num_rows:,} rows (selection {plan.selection_hash}) and the rank's plan has "
             f"{spec.num_rows:,} (selection {spec.selection}): run the same Headrace and lake on every host"
         )
-    return plan.fetcher()
+    return plan
+
+
+def open_fetcher(spec: FetchSpec) -> BlockFetcher:
+    """The fetcher of a plan, anywhere. Raises as `open_plan`."""
+    return open_plan(spec).fetcher()
 
 
 def make_plan(scan: Scan) -> Plan:

@@ -11,26 +11,24 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from loader.batch.batch import BatchLayout
 from loader.batch.buffers import BufferPool
-from loader.batch.window import Columns
 from loader.errors import ForkedProcessError, StateMismatchError
+from loader.extras import require
 from loader.scan import order as ordering
 from loader.scan.fetch import FetchSpec
 from loader.scan.order import Layout, Order
 from loader.scan.plan import Plan
 from loader.scan.scan import Scan
 from loader.scan.stream import BlockStream, ThreadBlockStream
+from loader.train.batch_stream import BatchJob, BatchStream
 from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
-from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, run
+from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, layout_of, run
 from loader.train.renewal import Renewal
 from loader.train.state import LoaderState
 from loader.train.stats import LoaderStats, StageClock, StatsRecorder
 
 Transform = Callable[[Any], Any]
-StreamFactory = Callable[[FetchSpec], BlockStream]
+StreamFactory = Callable[[FetchSpec], BlockStream | BatchStream]
 
 
 class DataLoader:
@@ -54,9 +52,11 @@ class DataLoader:
         remainder: "drop" leaves out the last rows that fill no batch, "pad" fills the last batch with masked rows, "uneven" makes it smaller.
         device: "cpu".
         output: "dict" gives `Batch` of torch tensors, "numpy" of arrays, "arrow" `pyarrow.RecordBatch`.
-        decode: Where blocks are decoded: "rank".
+        decode: Where blocks are decoded: "rank" in this process; "cpu" too, and there on the CPU whatever the device; "actor" in Ray Data actors, which send
+            whole batches. The batches are the same.
         transforms: Called on every batch in turn, in the loader's thread; each returns what the next one gets.
-        stream: A block stream, or what makes one from a `FetchSpec` (`loader.distributed.RayBlockStream`). Default threads of this process.
+        stream: A block stream, or what makes one from a `FetchSpec` (`loader.distributed.RayBlockStream`). Default threads of this process. With
+            decode="actor" a batch stream, or what makes one; default `loader.distributed.RayBatchStream` with one actor.
         prefetch_bytes: Encoded bytes fetched ahead.
         threads: For fetching, decoding and gathering. Default up to 4.
         memory_bytes: Limit for decoded windows; a loader that cannot keep it is refused. Default 80% of the memory that is free.
@@ -83,7 +83,7 @@ class DataLoader:
         output: str = "dict",
         decode: str = "rank",
         transforms: Transform | Sequence[Transform] | None = None,
-        stream: BlockStream | StreamFactory | None = None,
+        stream: BlockStream | BatchStream | StreamFactory | None = None,
         prefetch_bytes: int = 64 << 20,
         threads: int | None = None,
         memory_bytes: int | None = None,
@@ -131,20 +131,19 @@ class DataLoader:
 
     def _take_plan(self, order: Order | None) -> None:
         self._order = order or default_order(self.plan, self.options)
-        self._batch_layout = BatchLayout(
-            columns=Columns.of(self.plan.read),
-            names=self.plan.columns,
-            block_segments=self.plan.blocks["segment_id"].astype(np.int64),
-            block_row_starts=self.plan.row_starts,
-            output=self.options.output,
-        )
+        self._batch_layout = layout_of(self.plan, self.options.output)
         if self.options.remainder == "drop" and self.plan.num_rows < self.options.global_batch_size:
             raise ValueError(
                 f"the plan has {self.plan.num_rows:,} rows and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no batch: "
                 "lower it, select more rows, or use remainder='pad' or 'uneven'"
             )
         self._layout_cache: Layout | None = None
-        check_memory(self.plan, self._order, self.options)
+        self._check_memory(self._order)
+
+    def _check_memory(self, order: Order) -> None:
+        """Actors check their own windows where they make the batches."""
+        if self.options.decode != "actor":
+            check_memory(self.plan, order, self.options)
 
     def _layout(self) -> Layout:
         if self._layout_cache is None or self._layout_cache.order.epoch != self._epoch:
@@ -187,6 +186,7 @@ class DataLoader:
             transforms=self._transforms,
             pool=self._pool,
             renew=self._renewal,
+            job=self.job() if options.decode == "actor" else None,
         )
         stream = self._open_stream()
         self._stop()
@@ -207,12 +207,21 @@ class DataLoader:
             if self._prefetcher is prefetcher:
                 self._stop()
 
-    def _open_stream(self) -> BlockStream:
-        if self._stream is None:
+    def _open_stream(self) -> BlockStream | BatchStream:
+        given, on_actors = self._stream, self.options.decode == "actor"
+        if given is None and on_actors:
+            given = require("loader.distributed", extra="ray").RayBatchStream
+        if given is None:
             return ThreadBlockStream(self.plan.fetcher().fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes)
-        if isinstance(self._stream, type) or not isinstance(self._stream, BlockStream):
-            return self._stream(self.plan.fetch_spec())
-        return self._stream
+        stream = given if not isinstance(given, type) and isinstance(given, BlockStream | BatchStream) else given(self.plan.fetch_spec())
+        if isinstance(stream, BatchStream) is not on_actors:
+            wanted = "a stream of batches (loader.distributed.RayBatchStream)" if on_actors else "a stream of blocks (loader.distributed.RayBlockStream)"
+            raise ValueError(f"decode is {self.options.decode!r} and stream gives a {type(stream).__name__}: give {wanted}, or leave stream out")
+        return stream
+
+    def job(self) -> BatchJob:
+        """What is left of the epoch under way, or of the next one to begin, as a stream of batches is asked for it."""
+        return BatchJob(options=self.options, order=self._layout().order, position=self._position, num_batches=len(self), num_rows=self.plan.num_rows)
 
     @property
     def epoch(self) -> int:
@@ -275,7 +284,7 @@ class DataLoader:
             if saved.table == self.plan.table and self._scan.snapshot is None and saved.snapshot != self.plan.snapshot:
                 self._adopt(self._scan.at(saved.snapshot), order)
             elif order != self._order:
-                check_memory(self.plan, order, self.options)
+                self._check_memory(order)
                 self._order = order
             self._epoch, self._layout_cache = saved.order.epoch, None
             saved.check(self._state())

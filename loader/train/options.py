@@ -50,8 +50,6 @@ class LoaderOptions:
             raise ValueError(f"remainder is {self.remainder!r}; it must be one of {', '.join(REMAINDERS)}")
         if self.decode not in DECODE_PLACES:
             raise ValueError(f"decode is {self.decode!r}; it must be one of {', '.join(DECODE_PLACES)}")
-        if self.decode == "actor":
-            raise ValueError("decode='actor' is not implemented yet: use 'rank', which decodes in the trainer's process")
         if self.device != "cpu" and self.device != "auto":
             raise ValueError(f"device is {self.device!r}, and batches are made on the CPU: use device='cpu' and batch.to({self.device!r})")
         for name in ("prefetch_bytes", "threads"):

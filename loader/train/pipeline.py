@@ -1,6 +1,7 @@
 """The pipeline of one rank: requests → encoded blocks → windows → batches, and the thread that runs it ahead of the consumer.
 
-Owns which windows are held and when they go. Order comes from `scan.order`, bytes from a block stream, arrays from `batch`; nothing here reads storage.
+Owns which windows are held and when they go. Order comes from `scan.order`, bytes from a block stream, arrays from `batch` or, made elsewhere, from a
+batch stream; nothing here reads storage.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from loader.batch.assemble import Part, assemble
+import numpy as np
+
+from loader.batch.assemble import BatchArrays, Part, assemble
 from loader.batch.batch import Batch, BatchLayout
 from loader.batch.buffers import BufferPool
-from loader.batch.window import WindowData, WindowFill
+from loader.batch.window import Columns, WindowData, WindowFill
 from loader.decode.result import DecodedColumn
 from loader.errors import CorruptSegmentError
 from loader.scan import order as ordering
@@ -26,6 +29,7 @@ from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.scan.order import Layout, Window
 from loader.scan.plan import Plan
 from loader.scan.stream import BlockStream, check_arrival
+from loader.train.batch_stream import BatchJob, BatchStream, check_part, merge_parts
 from loader.train.stats import StageClock, StatsRecorder
 
 logger = logging.getLogger(__name__)
@@ -52,6 +56,7 @@ class Work:
         transforms: Applied to every batch, in order.
         pool: Memory of batches.
         renew: Called before every batch, to keep the snapshot.
+        job: What another process is asked for, where it makes the batches.
     """
 
     plan: Plan
@@ -67,6 +72,17 @@ class Work:
     transforms: tuple[Callable[[Any], Any], ...]
     pool: BufferPool
     renew: Callable[[], None]
+    job: BatchJob | None = None
+
+    @property
+    def pad_to(self) -> int:
+        """Rows that a batch has at least."""
+        return self.global_batch_size // self.world_size if self.remainder == "pad" else 0
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """Positions [start, stop) of a global batch."""
+        start = self.position + index * self.global_batch_size
+        return start, min(start + self.global_batch_size, self.end)
 
     @property
     def end(self) -> int:
@@ -86,33 +102,79 @@ class Work:
                 sequence += 1
 
 
-def run(work: Work, stream: BlockStream, clock: StageClock, recorder: StatsRecorder) -> Iterator[tuple[Any, int]]:
-    """The batches of one rank, each with the number of its samples."""
+def layout_of(plan: Plan, output: str) -> BatchLayout:
+    """What all batches of a plan share."""
+    return BatchLayout(
+        columns=Columns.of(plan.read),
+        names=plan.columns,
+        block_segments=plan.blocks["segment_id"].astype(np.int64),
+        block_row_starts=plan.row_starts,
+        output=output,
+    )
+
+
+def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, recorder: StatsRecorder) -> Iterator[tuple[Any, int]]:
+    """The batches of one rank, each with the number of its samples; decoded here from blocks, or received from where they are made."""
+    made = receive_arrays(work, stream, clock, recorder) if isinstance(stream, BatchStream) else make_arrays(work, stream, clock, recorder)
+    with contextlib.closing(made):
+        for arrays in made:
+            batch: Any = Batch(work.batch_layout, arrays)
+            with clock.stage("assembly"):
+                if work.batch_layout.output == "arrow":
+                    batch = batch.to_arrow()
+            with clock.stage("transform"):
+                for transform in work.transforms:
+                    batch = transform(batch)
+            yield batch, arrays.num_samples
+
+
+def make_arrays(work: Work, stream: BlockStream, clock: StageClock, recorder: StatsRecorder) -> Generator[BatchArrays, None, None]:
+    """The batches of one rank as arrays: blocks decoded, shuffled and assembled."""
     blocks = stream.open(work.requests())
     try:
         windows = _Windows(work, blocks, clock, recorder)
         for index in range(work.num_batches):
             work.renew()
-            start = work.position + index * work.global_batch_size
-            stop = min(start + work.global_batch_size, work.end)
-            slices = ordering.rank_slices(work.layout.order.shards, start, stop, work.rank, work.world_size)
+            slices = ordering.rank_slices(work.layout.order.shards, *work.bounds(index), work.rank, work.world_size)
             parts = [part for piece in slices for part in windows.parts(piece)]
             with clock.stage("assembly"):
-                pad_to = work.global_batch_size // work.world_size if work.remainder == "pad" else 0
-                arrays = assemble(work.batch_layout.columns, parts, pad_to=pad_to, threads=work.threads, pool=work.pool)
-                batch: Any = Batch(work.batch_layout, arrays)
-                if work.batch_layout.output == "arrow":
-                    batch = batch.to_arrow()
+                arrays = assemble(work.batch_layout.columns, parts, pad_to=work.pad_to, threads=work.threads, pool=work.pool)
             del parts
             windows.release(slices)
-            with clock.stage("transform"):
-                for transform in work.transforms:
-                    batch = transform(batch)
-            yield batch, arrays.num_samples
+            yield arrays
+            del arrays
     finally:
-        close = getattr(blocks, "close", None)
-        if close is not None:
-            close()
+        _close(blocks)
+
+
+def receive_arrays(work: Work, stream: BatchStream, clock: StageClock, recorder: StatsRecorder) -> Generator[BatchArrays, None, None]:
+    """The same arrays, made elsewhere: checked, and copied to memory that the batch owns."""
+    assert work.job is not None
+    arrived = stream.open_batches(work.job)
+    try:
+        for index in range(work.num_batches):
+            work.renew()
+            with clock.stage("read"):
+                made = next(arrived)
+            for part in made:
+                check_part(work.job, index, part)
+                recorder.blocks += part.blocks
+                recorder.encoded_bytes += part.encoded_bytes
+                recorder.peak_window_bytes = max(recorder.peak_window_bytes, part.window_bytes)
+            with clock.stage("assembly"):
+                parts = merge_parts(work.job, index, made)
+                arrays = assemble(work.batch_layout.columns, parts, pad_to=work.pad_to, threads=work.threads, pool=work.pool)
+            del made, parts
+            yield arrays
+            del arrays
+    finally:
+        _close(arrived)
+
+
+def _close(items: Iterator[Any]) -> None:
+    close = getattr(items, "close", None)
+    if close is not None:
+        close()
 
 
 class _Windows:
