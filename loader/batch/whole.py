@@ -27,11 +27,13 @@ class PlainColumn:
         values: Leaf values in the leaf's dtype, `[rows]`, `[rows, fixed_size]`, or `[total]` for lists.
         offsets: int64 `[entries + 1]`, one array a level of lists, outermost first.
         validity: uint8 `[rows]`, None where no row is null. A null's value is 0, a null list is empty.
+        weights: The second list of a map, whose first offsets are those of the keys; None for what is no map.
     """
 
     values: Array
     offsets: tuple[npt.NDArray[np.int64], ...]
     validity: npt.NDArray[np.uint8] | None
+    weights: PlainColumn | None = None
 
 
 def plain_batches(
@@ -71,8 +73,8 @@ def plain_columns(block: Sequence[DecodedColumn], leaves: Sequence[LeafType], po
 
 
 def _is_flat(column: DecodedColumn) -> bool:
-    """Whether it is a list of values without more levels or a fixed size."""
-    return isinstance(column, ListColumn) and not isinstance(column.child, ListColumn) and column.child.values.ndim == 1
+    """Whether it is a list of values without more levels, weights or a fixed size."""
+    return isinstance(column, ListColumn) and column.weights is None and not isinstance(column.child, ListColumn) and column.child.values.ndim == 1
 
 
 def _list_pool(column: DecodedColumn, leaf: LeafType) -> native.ListPool:
@@ -95,6 +97,12 @@ def plain_column(column: DecodedColumn, leaf: LeafType, pool: BufferPool, *, thr
     Raises:
         CorruptSegmentError: A view leaves its pool.
     """
+    if leaf.weights is not None:
+        assert isinstance(column, ListColumn)
+        assert column.weights is not None
+        weights = plain_column(column.weights, leaf.weights, pool, threads=threads)
+        keys = dataclasses.replace(column, weights=None)
+        return dataclasses.replace(plain_column(keys, dataclasses.replace(leaf, weights=None), pool, threads=threads), weights=weights)
     validity, offsets = column.validity, []
     while isinstance(column, ListColumn):
         ends = list_offsets(column.views)

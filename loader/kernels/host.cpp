@@ -19,6 +19,7 @@ namespace portable {
 #include "assemble.cu"
 #include "decode.cu"
 #include "encode.h"
+#include "measure.h"
 }  // namespace portable
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(HEADRACE_PORTABLE_ONLY)
@@ -31,6 +32,7 @@ namespace avx2 {
 #include "assemble.cu"
 #include "decode.cu"
 #include "encode.h"
+#include "measure.h"
 }  // namespace avx2
 #undef HEADRACE_AVX2_BODY
 #pragma GCC pop_options
@@ -241,3 +243,4 @@ EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* ou
 
 #include "columns.h"
 #include "encoder.h"
+#include "encoders.h"

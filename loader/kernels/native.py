@@ -21,6 +21,7 @@ from loader.errors import CorruptSegmentError
 from loader.kernels import build
 from loader.kernels.arrays import VECTOR_META as VECTOR_META
 from loader.kernels.arrays import Array, address, check_dtype, item_bytes
+from loader.kernels.native_columns import COLUMN_SIGNATURES, ColumnMethods
 from loader.kernels.native_encoder import ENCODER_SIGNATURES, EncoderMethods
 
 ABI_VERSION = 1
@@ -78,7 +79,7 @@ class ListPool:
     dtype: np.dtype[Any]
 
 
-class NativeLibrary(EncoderMethods):
+class NativeLibrary(EncoderMethods, ColumnMethods):
     """The compiled kernels. Methods take NumPy arrays, check them, and run without the GIL; safe to call from several threads.
 
     Attributes:
@@ -97,6 +98,7 @@ class NativeLibrary(EncoderMethods):
         pointer, u64, u32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
         signatures = {
             **ENCODER_SIGNATURES,
+            **COLUMN_SIGNATURES,
             "headrace_source_hash": ([], ctypes.c_char_p),
             "headrace_records": ([], ctypes.c_char_p),
             "headrace_known_features": ([], u64),

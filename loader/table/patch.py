@@ -16,7 +16,7 @@ import pyarrow as pa
 from loader import failpoints
 from loader.catalog.records import CommitPlan, NewOverlay, NewPending, Snapshot, SourceOffsets, TableSpec
 from loader.errors import ColumnNotFoundError, SchemaError
-from loader.schema import conform
+from loader.schema import conform, take
 from loader.segment.key_index import bucket_of
 from loader.table.context import TableContext
 from loader.table.files import place
@@ -117,9 +117,7 @@ class Patch:
         if not new:
             return
         sections = [
-            encode_overlay(
-                self.operands.take(pa.array(parts[at])), self.column_ids, hits.rows[parts[at]], None if self.orders is None else self.orders[parts[at]]
-            )
+            encode_overlay(take(self.operands, parts[at]), self.column_ids, hits.rows[parts[at]], None if self.orders is None else self.orders[parts[at]])
             for at in new
         ]
         placed = place(sections, self.context.stage, self.inline)
@@ -133,7 +131,7 @@ class Patch:
         if self.payload is None or not np.isin(missing, self.payload_rows).all():
             self.payload_rows = missing
             orders = None if self.orders is None else self.orders[missing]
-            placed = place([encode_overlay(self.operands.take(pa.array(missing)), self.column_ids, None, orders)], self.context.stage, self.inline)
+            placed = place([encode_overlay(take(self.operands, missing), self.column_ids, None, orders)], self.context.stage, self.inline)
             self.payload = (placed.path, *placed.sections[0])
         path, offset, num_bytes = self.payload
         buckets = bucket_of(self.keys.take(missing), self.context.spec.buckets)

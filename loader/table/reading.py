@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loader.catalog.records import SegmentRef, SnapshotView
-from loader.schema import Column
+from loader.schema import Column, keep
 from loader.storage import Storage
 from loader.table.resolve import fold, scatter
 from loader.table.segments import one_type, open_segment, read_by_id
@@ -73,9 +73,9 @@ def read_view(
     tables = [read_segment(view, ref, read, storage) for ref in view.segments]
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     if closed is not None:
-        table = table.filter(pa.array(time_words(table[view.spec.time_column.name]) <= closed))  # type: ignore[union-attr]
+        table = keep(table, time_words(table[view.spec.time_column.name]) <= closed)  # type: ignore[union-attr]
     if predicate is not None:
-        table = table.filter(pa.array(predicate.mask(table)))
+        table = keep(table, predicate.mask(table))
     return table.select([column.name for column in wanted])
 
 
@@ -97,7 +97,7 @@ def read_segment(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column],
         arrays.append(array if patch is None else scatter(array, patch.rows, patch.values))
     table = pa.Table.from_arrays(arrays, schema=schema)
     table = fill_default(view, table)
-    return table if resolved.deleted is None else table.filter(pa.array(~resolved.deleted))
+    return table if resolved.deleted is None else keep(table, ~resolved.deleted)
 
 
 def fill_default(view: SnapshotView, table: pa.Table) -> pa.Table:

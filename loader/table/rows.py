@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from loader.catalog.records import NewSegment, TableSpec
 from loader.errors import KeyExistsError, NotFoundError, SchemaError
-from loader.schema import conform
+from loader.schema import conform, take
 from loader.segment.key_index import KeyIndex, Keys, bucket_of, build, keys_of, signed
 from loader.segment.layout import SEQUENCE_COLUMN_ID
 from loader.segment.writer import EncodedSegment, WriteOptions, encode_segment
@@ -146,7 +146,7 @@ def prepare(spec: TableSpec, data: pa.Table) -> PreparedRows:
     partitions = _partitions(spec, table)
     order = cluster_order(spec, table, buckets, partitions)
     if order is not None:
-        table, keys = table.take(pa.array(order)), keys.take(order)
+        table, keys = take(table, order), keys.take(order)
         buckets, partitions = buckets[order], partitions[order]
     cuts = np.flatnonzero((np.diff(buckets) != 0) | (np.diff(partitions) != 0)) + 1
     bounds = [0, *cuts.tolist(), table.num_rows] if table.num_rows else [0]

@@ -220,7 +220,7 @@ class Table:
         """
         if not name or name.isdigit():
             raise ValueError(f"{name!r} is not a name for a tag: use letters, so that it is not taken for a number")
-        with self.lake.database.write() as connection:
+        with self.lake.database.write(self.spec.id) as connection:
             snapshot_id = resolve_snapshot(connection, self.spec, snapshot)
             admin.set_tag(connection, self.spec, name, snapshot_id)
         return snapshot_id

@@ -125,11 +125,15 @@ def test_views_outside_of_their_pool_count_as_empty_and_are_reported(build_folde
     assert (int(sums[0]), int(error[0])) == (4, 5)
 
 
-def test_shim_finds_a_barrier_that_some_threads_never_reach(tmp_path: pathlib.Path, build_folder: pathlib.Path) -> None:
+def test_shim_finds_misused_barriers_and_lets_warps_vote(tmp_path: pathlib.Path, build_folder: pathlib.Path) -> None:
     source = (
         '#include "lanes.cuh"\nextern "C" __global__ void half(u32* out) { if (threadIdx.x < 128) __syncthreads(); out[threadIdx.x] = 1; }\n'
+        'extern "C" __global__ void votes(u32* out) {\n'
+        "    const u32 lane = threadIdx.x, even = __ballot_sync(0xffffffffu, lane % 2 == 0), other = __shfl_xor_sync(0xffffffffu, lane, 1);\n"
+        "    const u32 any = __any_sync(0xffffffffu, lane == 40), all = __all_sync(0xffffffffu, lane < 200), below = __shfl_down_sync(0xffffffffu, lane, 2);\n"
+        "    out[lane] = even + other + any * 1000 + all * 50 + below;\n}\n"
         'extern "C" __global__ void unguarded(u32* out) { __shared__ u32 x[256]; x[threadIdx.x] = threadIdx.x; out[threadIdx.x] = x[255 - threadIdx.x]; }\n'
-        "SHIM_KERNEL(half)\nSHIM_KERNEL(unguarded)\n"
+        "SHIM_KERNEL(half)\nSHIM_KERNEL(unguarded)\nSHIM_KERNEL(votes)\n"
     )
     (tmp_path / "planted.cu").write_text(source.replace("lanes.cuh", str(pathlib.Path(native.build.FOLDER, "lanes.cuh"))))
     out = np.zeros(256, np.uint32)
@@ -138,3 +142,7 @@ def test_shim_finds_a_barrier_that_some_threads_never_reach(tmp_path: pathlib.Pa
     for name in SCHEDULES:
         Shim(tmp_path, str(tmp_path / "planted.cu"), name).launch("unguarded", (1, 1), out)
         assert not np.array_equal(out, np.arange(256)[::-1])
+        Shim(tmp_path, str(tmp_path / "planted.cu"), name).launch("votes", (1, 1), out)
+        lane = np.arange(256)
+        below = np.where(lane % 32 < 30, lane + 2, lane)
+        np.testing.assert_array_equal(out, 0x55555555 + (lane ^ 1) + 1000 * (lane // 32 == 1) + 50 * (lane < 192) + below)

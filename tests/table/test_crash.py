@@ -62,7 +62,7 @@ def found(table: Table) -> dict[int, int]:
     return dict(zip(read["item"].to_pylist(), read["clicks"].to_pylist(), strict=True))
 
 
-def work(folder: Path, failpoint: str, times: int) -> Callable[[], None]:
+def work(folder: Path, catalog: str | None, failpoint: str, times: int) -> Callable[[], None]:
     """Do the steps one by one, noting each that was acknowledged, and die at the failpoint."""
 
     def run() -> None:
@@ -73,7 +73,7 @@ def work(folder: Path, failpoint: str, times: int) -> Callable[[], None]:
             if left[0] == 0:
                 processes.kill_self()
 
-        table = loader.connect(folder).table("samples")
+        table = loader.connect(folder, catalog=catalog).table("samples")
         with failpoints.armed(failpoint, count_down), open(folder / "acknowledged", "a", buffering=1) as log:
             for number in range(len(STEPS)):
                 run_step(table, number)
@@ -103,13 +103,13 @@ PLACES += [("commit.begun", 6), ("commit.written", 4), ("commit.written", 7), ("
 
 @pytest.mark.parametrize(("failpoint", "times"), PLACES)
 @pytest.mark.usefixtures("small_files")
-def test_killed_anywhere_nothing_acknowledged_is_lost_and_nothing_is_doubled(tmp_path: Path, failpoint: str, times: int) -> None:
-    with loader.connect(tmp_path) as lake:
+def test_killed_anywhere_nothing_acknowledged_is_lost_and_nothing_is_doubled(tmp_path: Path, catalog: str | None, failpoint: str, times: int) -> None:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         create(lake, buckets=1)
-    code = processes.wait(processes.start(work(tmp_path, failpoint, times)))
+    code = processes.wait(processes.start(work(tmp_path, catalog, failpoint, times)))
     assert code == -9, "the failpoint was passed"
     acknowledged = {int(line) for line in (tmp_path / "acknowledged").read_text().split()}
-    lake = loader.connect(tmp_path, create=False)
+    lake = loader.connect(tmp_path, catalog=catalog, create=False)
     table = lake.table("samples")
     committed = [int(entry.commit_id[5:]) for entry in table.history() if entry.commit_id.startswith("step-")]
     assert len(committed) == len(set(committed))
@@ -124,20 +124,20 @@ def test_killed_anywhere_nothing_acknowledged_is_lost_and_nothing_is_doubled(tmp
 
 
 @pytest.mark.usefixtures("small_files")
-def test_killed_while_garbage_is_deleted(tmp_path: Path) -> None:
-    with loader.connect(tmp_path) as lake:
+def test_killed_while_garbage_is_deleted(tmp_path: Path, catalog: str | None) -> None:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         table = create(lake)
         table.append(rows(0, 100))
         lake.drop_table("samples")
     later = now_micros() + 2 * STAGED_LEASE_SECONDS * 1_000_000
 
     def collecting() -> None:
-        lake = loader.connect(tmp_path)
+        lake = loader.connect(tmp_path, catalog=catalog)
         with failpoints.armed("garbage.deleted", processes.kill_self):
             collect(lake.database, lake.storage.files, now=later)
 
     assert processes.wait(processes.start(collecting)) == -9
-    with loader.connect(tmp_path) as lake:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         assert collect(lake.database, lake.storage.files, now=later).deleted_paths == 1
         assert create(lake).to_arrow().num_rows == 0
 
@@ -157,14 +157,14 @@ def test_a_failpoint_can_be_armed_from_the_environment(monkeypatch: pytest.Monke
         failpoints._arm_from_environment("commit.bgun=kill")
 
 
-def test_two_writers_on_one_lake_lose_no_update(tmp_path: Path) -> None:
+def test_two_writers_on_one_lake_lose_no_update(tmp_path: Path, catalog: str | None) -> None:
     turns, keys = 8, list(range(30))
-    with loader.connect(tmp_path) as lake:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         create(lake).append(rows(0, 20))
 
     def writer(number: int) -> Callable[[], None]:
         def run() -> None:
-            table = loader.connect(tmp_path).table("samples")
+            table = loader.connect(tmp_path, catalog=catalog).table("samples")
             for turn in range(turns):
                 table.patch(labels(keys, clicks=[10**number] * len(keys)))
                 start = 1000 * (number + 1) + turn * 5
@@ -173,13 +173,13 @@ def test_two_writers_on_one_lake_lose_no_update(tmp_path: Path) -> None:
         return run
 
     def compactor() -> None:
-        table = loader.connect(tmp_path).table("samples")
+        table = loader.connect(tmp_path, catalog=catalog).table("samples")
         for _ in range(3):
             table.compact(full=True)
 
     children = [processes.start(writer(0)), processes.start(writer(1)), processes.start(compactor)]
     assert [processes.wait(child) for child in children] == [0, 0, 0]
-    with loader.connect(tmp_path) as lake:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         table = lake.table("samples")
         table.append(rows(20, 30))  # the labels of these rows were all waiting
         clicks = found(table)
@@ -190,12 +190,12 @@ def test_two_writers_on_one_lake_lose_no_update(tmp_path: Path) -> None:
         assert history[-1].num_rows == len(clicks) == table.view().num_rows
 
 
-def test_two_writers_of_the_same_new_keys_do_not_both_write_them(tmp_path: Path) -> None:
-    with loader.connect(tmp_path) as lake:
+def test_two_writers_of_the_same_new_keys_do_not_both_write_them(tmp_path: Path, catalog: str | None) -> None:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         create(lake)
 
     def writer() -> None:
-        table = loader.connect(tmp_path).table("samples")
+        table = loader.connect(tmp_path, catalog=catalog).table("samples")
         for start in range(0, 60, 3):
             try:
                 table.append(rows(start, start + 3))
@@ -207,19 +207,19 @@ def test_two_writers_of_the_same_new_keys_do_not_both_write_them(tmp_path: Path)
     children = [processes.start(writer) for _ in range(2)]
     assert [processes.wait(child) for child in children] == [0, 0]
     assert sorted((tmp_path / "log").read_text()) == sorted("wr" * 20), "each key was written by one and refused to the other"
-    with loader.connect(tmp_path) as lake:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         assert sorted(found(lake.table("samples"))) == list(range(60))
 
 
-def test_many_lakes_opened_at_once_are_one(tmp_path: Path) -> None:
+def test_many_lakes_opened_at_once_are_one(tmp_path: Path, catalog: str | None) -> None:
     def opener() -> None:
-        loader.connect(tmp_path / "new").close()
+        loader.connect(tmp_path / "new", catalog=catalog).close()
 
     children = [processes.start(opener) for _ in range(4)]
     assert [processes.wait(child) for child in children] == [0] * 4
-    assert _tables(tmp_path / "new") == []
+    assert _tables(tmp_path / "new", catalog) == []
 
 
-def _tables(folder: Path) -> list[Any]:
-    with loader.connect(folder, create=False) as lake:
+def _tables(folder: Path, catalog: str | None) -> list[Any]:
+    with loader.connect(folder, catalog=catalog, create=False) as lake:
         return lake.tables()

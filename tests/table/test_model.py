@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import loader
 from loader import CompactionOptions
+from tests import postgres
 from tests.table.model import RULES, SCHEMA, Model, by_key
 
 KEYS = [(user, item) for user in range(4) for item in ("a", "bb", "a long item name")]
@@ -45,10 +46,14 @@ def check_same(got: dict[Any, Any], wanted: dict[Any, Any]) -> None:
 
 
 class TableMachine(RuleBasedStateMachine):
+    def new_catalog(self) -> str | None:
+        return None
+
     @initialize(buckets=st.sampled_from([1, 3]), by_user=st.booleans(), partition=st.sampled_from([None, "day"]))
     def create(self, buckets: int, by_user: bool, partition: str | None) -> None:
         self.folder = tempfile.mkdtemp(prefix="headrace-model-")
-        self.lake = loader.connect(self.folder)
+        self.catalog = self.new_catalog()
+        self.lake = loader.connect(self.folder, catalog=self.catalog)
         self.table = self.lake.create_table(
             "t",
             SCHEMA,
@@ -66,6 +71,8 @@ class TableMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "lake"):
             self.lake.close()
+            if self.catalog is not None:
+                postgres.drop_catalog(self.catalog)
             shutil.rmtree(self.folder)
 
     @rule(data=st.data(), chosen=st.lists(keys, min_size=1, max_size=6, unique=True), trust=st.booleans())
@@ -101,7 +108,7 @@ class TableMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.lake.close()
-        self.lake = loader.connect(self.folder, create=False)
+        self.lake = loader.connect(self.folder, catalog=self.catalog, create=False)
         self.table = self.lake.table("t")
 
     @precondition(lambda self: hasattr(self, "model"))
@@ -117,5 +124,12 @@ class TableMachine(RuleBasedStateMachine):
         assert [entry.id for entry in self.table.history()] == list(range(1, self.model.sequence + 1))
 
 
+class SharedTableMachine(TableMachine):
+    def new_catalog(self) -> str | None:
+        return postgres.new_catalog()
+
+
 TestTable = TableMachine.TestCase
 TestTable.settings = settings(max_examples=25, stateful_step_count=14, deadline=None, derandomize=True)
+TestSharedTable = SharedTableMachine.TestCase
+TestSharedTable.settings = settings(max_examples=10, stateful_step_count=14, deadline=None, derandomize=True)

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from loader import failpoints
 from loader.catalog.records import NewSegment, SegmentRef, TableSpec
+from loader.schema import take
 from loader.segment.key_index import KeyIndex
 from loader.segment.layout import SEQUENCE_COLUMN_ID, VALUE_DTYPES, ValueType
 from loader.segment.reader import SegmentReader
@@ -120,7 +121,7 @@ def _merged_order(context: TableContext, inputs: list[_Input]) -> tuple[I64, I64
         columns = spec.columns(spec.cluster_by_ids)
         read = read_by_id(item.reader, [column.id for column in columns])
         arrays = [one_type(read[column.id], column.type) if column.id in read else pa.nulls(item.ref.num_rows, column.type) for column in columns]
-        tables.append(pa.Table.from_arrays(arrays, names=[column.name for column in columns]).take(pa.array(alive)) if arrays else None)
+        tables.append(take(pa.Table.from_arrays(arrays, names=[column.name for column in columns]), alive) if arrays else None)
     sources, positions = np.concatenate(source), np.concatenate(rows)
     if not spec.cluster_by_ids:
         return sources, positions
@@ -163,8 +164,7 @@ def _gather(spec: TableSpec, inputs: list[_Input], source: I64, rows: I64) -> tu
             back[mine] = at + np.arange(len(mine))
             at += len(mine)
             parts.append(_read_part(spec, item, hidden, rows[mine]))
-    take = pa.array(back)
-    columns = {column_id: pa.concat_arrays([part[column_id] for part in parts]).take(take) for column_id in parts[0]}
+    columns = {column_id: take(pa.concat_arrays([part[column_id] for part in parts]), back) for column_id in parts[0]}
     sequences = columns[SEQUENCE_COLUMN_ID].to_numpy(zero_copy_only=False)
     low, high = int(sequences.min()), int(sequences.max())
     kept = ids + ([SEQUENCE_COLUMN_ID] if low != high else []) + [column_id for column_id in hidden if columns[column_id].null_count < len(source)]
@@ -202,7 +202,7 @@ def _read_part(spec: TableSpec, item: _Input, hidden: list[int], rows: I64) -> d
     for column_id, column in columns.items():
         array = one_type(read[column_id], column.type) if column_id in read else pa.nulls(len(rows), column.type)
         at, patched = _patched(item, column_id, rows)
-        part[column_id] = scatter(array, at, item.folded[column_id].values.take(pa.array(patched))) if len(at) else array
+        part[column_id] = scatter(array, at, take(item.folded[column_id].values, patched)) if len(at) else array
     for column_id in hidden:
         array = read.get(column_id, pa.nulls(len(rows), pa.int64()))
         at, patched = _patched(item, column_id - ORDER_BASE_ID, rows)
