@@ -34,7 +34,7 @@ class Stale:
     """The plan was resolved at a snapshot that is no longer good enough.
 
     Attributes:
-        reason: What changed: rows, pending, overlays or inputs; or connection: nothing did, but the commit did not arrive.
+        reason: What changed: head, rows, pending, overlays or inputs; or connection: nothing did, but the commit did not arrive.
         abandoned: An input of a compaction is no longer live; there is nothing to try again.
     """
 
@@ -154,8 +154,9 @@ class _Answers:
 def _ask(connection: Connection, plan: CommitPlan) -> _Answers:
     table_id, offsets = plan.spec.id, plan.offsets
     inputs, overlays = [], []
-    for start in range(0, len(plan.removed_segments), MAX_PARAMETERS):
-        part = plan.removed_segments[start : start + MAX_PARAMETERS]
+    read = plan.removed_segments or plan.read_segments
+    for start in range(0, len(read), MAX_PARAMETERS):
+        part = read[start : start + MAX_PARAMETERS]
         listed = f"({', '.join('?' * len(part))})"
         inputs.append(connection.execute(f"select live_rows from segments where id in {listed} and table_id = ? and removed_in is null", (*part, table_id)))
         overlays.append(
@@ -209,20 +210,24 @@ def _stale(plan: CommitPlan, answers: _Answers, before: _Before) -> Stale | None
         raise ConflictError(f"the schema of table {plan.spec.name!r} changed while this commit was prepared: open the table again and repeat the write")
     if answers.lease is not None and plan.staged is not None and answers.lease.fetchone() is None:
         raise _lease_lost(plan.staged[0])
+    if plan.is_exact and before.head != plan.base:
+        return Stale("head")
     if answers.buckets is not None:
         changed = {bucket: (rows, pending) for bucket, rows, pending in answers.buckets}
         if any(changed[bucket][0] > plan.base for bucket in plan.rows_buckets):
             return Stale("rows")
         if any(changed[bucket][1] > plan.base for bucket in plan.pending_buckets):
             return Stale("pending")
-    if plan.removed_segments:
+    read = plan.removed_segments or plan.read_segments
+    if read:
         live = [int(rows) for cursor in answers.inputs for (rows,) in cursor]
         overlays = [cursor.fetchone() for cursor in answers.input_overlays]
-        if len(live) != len(plan.removed_segments):
-            return Stale("inputs", abandoned=True)
+        if len(live) != len(read):
+            return Stale("inputs", abandoned=bool(plan.removed_segments))
         if max(latest for latest, _ in overlays) > plan.latest_overlay:
             return Stale("overlays")
-        before.num_rows -= sum(live) - sum(int(deleted) for _, deleted in overlays)
+        if plan.removed_segments:
+            before.num_rows -= sum(live) - sum(int(deleted) for _, deleted in overlays)
     return None
 
 

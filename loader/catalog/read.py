@@ -184,6 +184,15 @@ def load_segment_changes(connection: Connection, table_id: int, since: int, head
     return added, [segment_id for (segment_id,) in removed]
 
 
+def load_deletes(connection: Connection, table_id: int, since: int, head: int) -> list[tuple[int, OverlayRef]]:
+    """(segment id, deletion vector) of those added after `since` and live at `head`."""
+    rows = connection.execute(
+        _OVERLAY + "table_id = ? and kind = 'deletes' and added_in > ? and added_in <= ? and (removed_in is null or removed_in > ?) order by id",
+        (table_id, since, head, head),
+    )
+    return [(row[0], _overlay(row)) for row in rows]
+
+
 def load_overlays_since(connection: Connection, table_id: int, segment_ids: Iterable[int], after_overlay: int) -> list[tuple[int, OverlayRef]]:
     """(segment id, overlay) of live overlays numbered above `after_overlay`, by number."""
     wanted = set(segment_ids)

@@ -36,7 +36,9 @@ def open_version(database: Database, dialect: str, *, create: bool) -> str:
 def _has_version(connection: Connection, dialect: str) -> bool:
     if dialect == "sqlite":
         return connection.execute("select 1 from sqlite_master where name = 'catalog_version'").fetchone() is not None
-    return connection.execute("select to_regclass('catalog_version')").fetchone()[0] is not None
+    # a query of the table itself: to_regclass may answer from a cache that another process's commit has not reached
+    found = connection.execute("select 1 from pg_catalog.pg_tables where schemaname = current_schema() and tablename = 'catalog_version'")
+    return found.fetchone() is not None
 
 
 def _create(database: Database, dialect: str) -> None:

@@ -21,7 +21,8 @@ struct Input {
 
 FN const u32* bits_at(const Task& t, u64 offset) { return (const u32*)(t.slab + offset) + t.vector * ROWS; }
 
-FN void open_classes(const Task& t, u32 num_values, Input& in) {
+// On a CPU the values of all classes, `add` added, are made here, into whole rows of `merged`.
+FN void open_classes(const Task& t, u32 num_values, u32 add, u32* merged, Input& in) {
     const ProgramOp& op = *t.op;
     const u32 num_rows = (num_values + LANES - 1) / LANES, num_anchors = op.num_sources - 1u;
     const u32* anchors = (const u32*)(t.slab + op.anchors) + (u64)t.vector * num_anchors;
@@ -32,7 +33,7 @@ FN void open_classes(const Task& t, u32 num_values, Input& in) {
     for (u32 k = 0; k < MAX_CLASSES; ++k)
         if (k <= num_anchors) open_near(t, k, t.sources[op.first_source + k], in.ranks.of[k], num_items.of[k]);
         else open_nothing(t, k);
-    merge_vector(t, in.ranks, num_items, in.bits0, in.bits1, num_rows);
+    merge_vector(t, in.ranks, num_items, in.bits0, in.bits1, num_rows, add, merged);
 }
 
 template <int KIND> FN void open_input(const Task& t, bool two, u32 num_values, Input& in) {
@@ -48,7 +49,7 @@ template <int KIND> FN void open_input(const Task& t, bool two, u32 num_values, 
     }
     in.bits0 = bits_at(t, op.bits0);
     if (KIND == OP_SPLIT) {
-        open_classes(t, num_values, in);
+        open_classes(t, num_values, 0, merged_values(t), in);
     } else {
         in.first_rank = in.ranks.of[0] = LOAD((const u32*)(t.slab + op.anchors) + t.vector);
     }
@@ -229,6 +230,18 @@ template <int KIND, int STEP> FN void decode_by_out(const Task& t) {
     decode_rows<KIND, STEP, ANY>(t);
 }
 
+// A whole vector of classes, merged into the items themselves. False where there are fewer items than rows.
+FN bool merge_straight(const Task& t) {
+    const ProgramOp& op = *t.op;
+    const u32 first = t.vector * VECTOR;
+    if (op.count - first < VECTOR) return false;
+    Input in = {};
+    in.bits0 = bits_at(t, op.bits0);
+    open_classes(t, VECTOR, (u32)op.base, (u32*)(t.arena + op.out) + first, in);
+    check_input<OP_SPLIT>(t, in, false, VECTOR);
+    return true;
+}
+
 // One stream without exceptions, unpacked into the items themselves. False where the vector is not as simple.
 template <class T, int OUT> FN bool decode_straight(const Task& t) {
     const ProgramOp& op = *t.op;
@@ -263,12 +276,16 @@ static void decode_vector(const Task& t) {
         case OP_RANK: return t.op->out_kind == OUT_VIEW ? decode_rows<OP_RANK, STEP_DICTIONARY, OUT_VIEW>(t) : decode_rows<OP_RANK, ANY, ANY>(t);
         case OP_RUNS: return decode_rows<OP_RUNS, ANY, ANY>(t);
         case OP_NULLS: return plain ? decode_by_out<OP_NULLS, STEP_STORE>(t) : decode_rows<OP_NULLS, ANY, ANY>(t);
-        case OP_SPLIT: return dictionary ? decode_by_out<OP_SPLIT, STEP_DICTIONARY>(t) : decode_by_out<OP_SPLIT, STEP_STORE>(t);
+        case OP_SPLIT:
+            if (dictionary) return decode_by_out<OP_SPLIT, STEP_DICTIONARY>(t);
+            if (t.op->out_kind == OUT_U32 && merge_straight(t)) return;
+            return decode_by_out<OP_SPLIT, STEP_STORE>(t);
         default: break;
     }
     if (dictionary) return decode_by_out<OP_DIRECT, STEP_DICTIONARY>(t);
     if (plain) return decode_plain(t);
-    decode_rows<OP_DIRECT, ANY, ANY>(t);
+    if (t.op->out_kind == OUT_VIEW) return decode_rows<OP_DIRECT, STEP_SCAN, OUT_VIEW>(t);
+    decode_rows<OP_DIRECT, STEP_SCAN, ANY>(t);
 }
 
 // A run of vectors over ops, in the order of `first_items`, which has the vectors before each op; vectors [item, stop).

@@ -20,7 +20,7 @@ from loader.encodings.leaf import LeafType, leaf_type
 from loader.errors import ColumnNotFoundError, CorruptSegmentError, TruncatedSegmentError, did_you_mean
 from loader.schema import take
 from loader.segment import requests
-from loader.segment.checksum import crc32c
+from loader.segment.checksum import crc32c, first_mismatch
 from loader.segment.footer import check_directory, check_version, name_hash, read_tail, stated_leaf
 from loader.segment.inspect import SegmentLayout, column_layout
 from loader.segment.layout import (
@@ -369,10 +369,10 @@ class SegmentReader:
         slab[-PADDING_BYTES:] = 0
         fill(self._source, wanted.ranges, wanted.starts, slab.data)
         if self._verify if verify is None else verify:
-            for index, (start, size) in enumerate(zip(wanted.chunk_offsets.tolist(), sizes.tolist(), strict=True)):
-                if crc32c(slab[start : start + size]) != int(records["checksum"][index]):
-                    what = "its checksum does not match: the bytes changed since they were written"
-                    raise CorruptSegmentError(self._where_chunk(block, column_ids[index], int(records["offset"][index]), what))
+            index = first_mismatch(slab, wanted.chunk_offsets, sizes, records["checksum"])
+            if index is not None:
+                what = "its checksum does not match: the bytes changed since they were written"
+                raise CorruptSegmentError(self._where_chunk(block, column_ids[index], int(records["offset"][index]), what))
         return slab, wanted.chunk_offsets, records
 
     def _located(self, error: CorruptSegmentError, block: int, column_ids: Sequence[int], ranges: Sequence[tuple[int, int]]) -> CorruptSegmentError:

@@ -14,7 +14,7 @@ import numpy as np
 from loader.catalog.commit import LeaseLostError, Stale, answered, commit
 from loader.catalog.connection import Database
 from loader.catalog.inline import LakeStorage
-from loader.catalog.read import load_head, load_segment_changes
+from loader.catalog.read import load_deletes, load_head, load_segment_changes
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets, TableSpec
 from loader.errors import ConflictError
 from loader.segment.key_index import Keys, bucket_of
@@ -49,8 +49,9 @@ class TableContext:
             if head == self.directory.synced:
                 return head
             added, removed = load_segment_changes(connection, self.spec.id, self.directory.synced, head)
+            deletes = load_deletes(connection, self.spec.id, self.directory.synced, head)
         try:
-            self.directory.apply(head, added, removed)
+            self.directory.apply(head, added, removed, deletes)
         except BaseException:
             self.directory = KeyDirectory(self.storage)  # half applied: begin again at the next refresh
             raise

@@ -139,6 +139,11 @@ def prepare(spec: TableSpec, data: pa.Table) -> PreparedRows:
         raise KeyExistsError(
             f"key {describe_key(spec, table, twice[0])} stands twice in the data, in rows {twice[0]} and {twice[1]}: table {spec.name!r} takes each key once"
         )
+    return lay_out(spec, table, keys)
+
+
+def lay_out(spec: TableSpec, table: pa.Table, keys: Keys) -> PreparedRows:
+    """Sort rows that fit the schema into sections; hidden columns come along."""
     if spec.bucket_by_ids == spec.primary_key_ids:
         buckets = bucket_of(keys, spec.buckets)
     else:
@@ -180,15 +185,6 @@ def cluster_order(
     keys = pa.Table.from_arrays(arrays, names=names)
     order: npt.NDArray[np.int64] = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in names]).to_numpy().astype(np.int64)
     return order
-
-
-def encode_sections(spec: TableSpec, rows: PreparedRows) -> list[EncodedRows]:
-    """Encode each section of fresh rows."""
-    ids = [column.id for column in spec.schema]
-    return [
-        encode_rows(spec, rows.table.slice(start, stop - start), rows.keys.slice(start, stop), ids, bucket, partition)
-        for bucket, partition, start, stop in rows.sections
-    ]
 
 
 def encode_rows(spec: TableSpec, table: pa.Table, keys: Keys, column_ids: list[int], bucket: int, partition: int, *, threads: int = 1) -> EncodedRows:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import loader
@@ -18,17 +20,74 @@ from loader.table.table import Table
 from tests.table import processes
 from tests.table.samples import create, labels, rows
 
-# (rows appended, items whose clicks a patch raises, by how much); None compacts
-Step = tuple[range, list[int], int] | None
-STEPS: list[Step] = [
-    (range(40), [], 0),
-    (range(0), [1, 2, 45], 1),
-    (range(40, 80), [], 0),
+Clicks = dict[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One write, and what it does to a dict of clicks by item. None compacts."""
+
+    write: Callable[[Table, str], object]
+    apply: Callable[[Clicks], object]
+
+
+def appended(start: int, stop: int) -> Step:
+    def write(table: Table, commit_id: str) -> None:
+        offsets = SourceOffsets("pipe", "events", {0: (5, 6)}) if start == 80 else None
+        table.append(rows(start, stop), commit_id=commit_id, offsets=offsets)
+
+    return Step(write, lambda clicks: clicks.update(dict.fromkeys(range(start, stop), 0)))
+
+
+def raised(items: list[int], by: int) -> Step:
+    def apply(clicks: Clicks) -> None:
+        clicks.update({item: clicks[item] + by for item in items if item in clicks})
+
+    return Step(lambda table, commit_id: table.patch(labels(items, clicks=[by] * len(items)), commit_id=commit_id, on_missing="drop"), apply)
+
+
+def upserted(start: int, stop: int, by: int, shift: int) -> Step:
+    """Raises, inserts, and moves: the time of those that are there changes where `shift` is not 0."""
+
+    def write(table: Table, commit_id: str) -> None:
+        new = rows(start, stop).select(["user", "item", "ts"])
+        times = pa.compute.add(new["ts"], pa.scalar(shift, pa.duration("s")))
+        table.upsert(new.set_column(2, "ts", times).append_column("clicks", pa.array([by] * new.num_rows)), commit_id=commit_id)
+
+    return Step(write, lambda clicks: clicks.update({item: clicks.get(item, 0) + by for item in range(start, stop)}))
+
+
+def deleted(items: list[int]) -> Step:
+    def apply(clicks: Clicks) -> None:
+        for item in items:
+            clicks.pop(item, None)
+
+    return Step(lambda table, commit_id: table.delete(f"item in ({', '.join(map(str, items))})", commit_id=commit_id), apply)
+
+
+def overwritten(start: int, stop: int) -> Step:
+    """Rows of these items go and come again, without their clicks."""
+
+    def write(table: Table, commit_id: str) -> None:
+        table.overwrite(rows(start, stop), f"item >= {start} and item < {stop}", commit_id=commit_id)
+
+    return Step(write, lambda clicks: clicks.update(dict.fromkeys(range(start, stop), 0)))
+
+
+STEPS: list[Step | None] = [
+    appended(0, 40),
+    raised([1, 2, 45], 1),
+    appended(40, 80),
     None,
-    (range(0), list(range(0, 80, 5)), 10),
-    (range(80, 100), [], 0),
+    raised(list(range(0, 80, 5)), 10),
+    appended(80, 100),
     None,
-    (range(0), [2, 45, 99], 100),
+    upserted(90, 120, 3, 0),
+    deleted([2, 95, 110]),
+    upserted(100, 105, 7, 3600),
+    overwritten(60, 70),
+    raised([3, 45, 65, 99, 101], 100),
+    None,
 ]
 
 
@@ -36,23 +95,17 @@ def run_step(table: Table, number: int) -> None:
     step = STEPS[number]
     if step is None:
         table.compact(full=True)
-        return
-    new, patched, clicks = step
-    offsets = SourceOffsets("pipe", "events", {0: (number, number + 1)}) if number == 5 else None
-    if patched:
-        table.patch(labels(patched, clicks=[clicks] * len(patched)), commit_id=f"step-{number}")
     else:
-        table.append(rows(new.start, new.stop), commit_id=f"step-{number}", offsets=offsets)
+        step.write(table, f"step-{number}")
 
 
-def expected(steps: set[int]) -> dict[int, int]:
+def expected(steps: set[int]) -> Clicks:
     """Clicks by item after some of the steps."""
-    clicks = {item: 0 for number in steps for item in (STEPS[number] or (range(0), [], 0))[0]}
-    for number in steps:
-        _, patched, raised = STEPS[number] or (range(0), [], 0)
-        for item in patched:
-            if item in clicks:
-                clicks[item] += raised
+    clicks: Clicks = {}
+    for number in sorted(steps):
+        step = STEPS[number]
+        if step is not None:
+            step.apply(clicks)
     return clicks
 
 

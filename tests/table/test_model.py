@@ -105,6 +105,41 @@ class TableMachine(RuleBasedStateMachine):
         assert report.num_abandoned == 0
         self.model.compact(len(report.snapshots))
 
+    @rule(
+        data=st.data(),
+        chosen=st.lists(keys, min_size=1, max_size=6),
+        ordered=st.booleans(),
+        names=st.sets(st.sampled_from(sorted(RULES)), min_size=1),
+    )
+    def upsert(self, data: Any, chosen: list[tuple[int, str]], ordered: bool, names: set[str]) -> None:
+        rows, times = [], {}
+        for user, item in chosen:
+            time = times.setdefault((user, item), START + datetime.timedelta(hours=data.draw(st.integers(0, 60))))
+            row = {"user": user, "item": item, "ts": time} | {name: data.draw(st.none() | value[name]) for name in names}
+            rows.append(row | ({"at": data.draw(st.integers(0, 20))} if ordered else {}))
+        fields = [SCHEMA.field(name) for name in ("user", "item", "ts", *sorted(names))] + ([pa.field("at", pa.int64())] if ordered else [])
+        order = "at" if ordered else None
+        self.table.upsert(pa.Table.from_pylist(rows, pa.schema(fields)), order=order)
+        self.model.upsert(rows, order=order)
+
+    @rule(chosen=st.lists(keys, max_size=4))
+    def delete_keys(self, chosen: list[tuple[int, str]]) -> None:
+        self.table.delete(pa.table({"user": [key[0] for key in chosen], "item": pa.array([key[1] for key in chosen], pa.string())}))
+        self.model.delete(chosen)
+
+    @rule(data=st.data(), chosen=st.lists(keys, min_size=1, max_size=4, unique=True), low=st.integers(-5, 100))
+    def overwrite(self, data: Any, chosen: list[tuple[int, str]], low: int) -> None:
+        gone = [key for key, row in self.model.shown().items() if row["oldest"] is not None and row["oldest"] < low]
+        new = [row_of(key, data.draw) for key in chosen if key not in self.model.rows or key in gone]
+        self.table.overwrite(pa.Table.from_pylist(new, SCHEMA), f"oldest < {low}")
+        self.model.overwrite(gone, new)
+
+    @rule(low=st.integers(-5, 100))
+    def delete_where(self, low: int) -> None:
+        self.table.delete(f"oldest >= {low} and item <> 'bb'")
+        shown = self.model.shown()
+        self.model.delete([key for key, row in shown.items() if row["oldest"] is not None and row["oldest"] >= low and key[1] != "bb"])
+
     @rule()
     def reopen(self) -> None:
         self.lake.close()
