@@ -22,6 +22,7 @@ from loader.kernels.native_columns import COLUMN_SIGNATURES, ColumnMethods
 from loader.kernels.native_encoder import ENCODER_SIGNATURES, EncoderMethods
 from loader.kernels.native_lists import LIST_SIGNATURES, ListMethods
 from loader.kernels.native_program import PROGRAM_SIGNATURES, ProgramMethods
+from loader.kernels.native_segments import SEGMENT_SIGNATURES, SegmentMethods
 
 ABI_VERSION = 1
 PADDING_BYTES = 8192
@@ -57,7 +58,7 @@ def corrupt_chunk(ops: Array, word: int) -> CorruptSegmentError:
     return CorruptSegmentError(f"chunk {int(ops['chunk'][op])} of the request is corrupt: {reason} (op {op}, vector {vector})")
 
 
-class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods):
+class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods, SegmentMethods):
     """The compiled kernels. Methods take NumPy arrays, check them, and run without the GIL; safe to call from several threads.
 
     Attributes:
@@ -77,6 +78,7 @@ class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods):
         signatures = {
             **ENCODER_SIGNATURES,
             **COLUMN_SIGNATURES,
+            **SEGMENT_SIGNATURES,
             **LIST_SIGNATURES,
             **PROGRAM_SIGNATURES,
             "headrace_source_hash": ([], ctypes.c_char_p),

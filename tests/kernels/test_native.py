@@ -192,6 +192,7 @@ def test_native_imports_nothing_but_numpy_and_errors() -> None:
         "loader.kernels.native_encoder",
         "loader.kernels.native_lists",
         "loader.kernels.native_program",
+        "loader.kernels.native_segments",
     }
     assert not modules & {"pyarrow", "torch", "ray", "cupy", "sqlalchemy"}
 

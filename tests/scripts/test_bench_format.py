@@ -35,6 +35,7 @@ def test_prints_a_table_and_writes_its_figures(tmp_path: pathlib.Path) -> None:
         pytest.skip("the quickstart's data are not installed")
     shown, report = run(tmp_path, "--state", str(state))
     assert "histories" in shown
+    assert "histories" in (tmp_path / "bench.txt").read_text()
     assert {"hardware", "date", "commit", "command", "versions", "data", "targets"} <= set(report)
     assert set(report["data"]) == {"quickstart", "samples", "wide"}
     for title in ("quickstart", "samples"):
