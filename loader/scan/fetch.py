@@ -195,7 +195,8 @@ class BlockFetcher:
         self, place: BlockPlace, sources: dict[tuple[str, int, int], list[int]]
     ) -> tuple[list[tuple[str, int, list[int], npt.NDArray[Any]]], dict[int, memoryview]]:
         """Chunks to be read as they are stored, (path, offset of its section, columns, chunks), and those that schema changes make anew, by column."""
-        stored, made = [], {}
+        made: dict[int, memoryview] = {}
+        stored = []
         for (path, offset, size), columns in sources.items():
             reader = self.reader(path, offset, size)
             narrow = [index for index in columns if is_narrower(reader, self._columns[index])]
