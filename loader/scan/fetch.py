@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ CACHED_SEGMENTS = 256
 ATTEMPTS = 4
 FIRST_DELAY_SECONDS = 0.1
 T = TypeVar("T")
+Empty: TypeAlias = Callable[[int], npt.NDArray[np.uint8]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,19 +116,23 @@ class BlockFetcher:
         self._readers = _Cache[tuple[str, int, int], SegmentReader](CACHED_SEGMENTS)
         self._folds = _Cache[int, "Resolved"](CACHED_SEGMENTS)
 
-    def fetch(self, request: FetchRequest) -> EncodedBlock:
+    def fetch(self, request: FetchRequest, empty: Empty | None = None) -> EncodedBlock:
         """Fetch and verify one block of the plan.
+
+        Args:
+            request: Which.
+            empty: Makes the slab's memory, of so many bytes; chunks are read straight into it where the store can.
 
         Raises:
             CorruptSegmentError: A checksum does not hold; names file, block and column.
             StorageError: The store refused several times.
         """
         assert self._locate is not None
-        return self.fetch_place(request, self._locate(request.block))
+        return self.fetch_place(request, self._locate(request.block), empty)
 
-    def fetch_place(self, request: FetchRequest, place: BlockPlace) -> EncodedBlock:
+    def fetch_place(self, request: FetchRequest, place: BlockPlace, empty: Empty | None = None) -> EncodedBlock:
         """Fetch the block at a place, whatever number a plan gives it."""
-        slab, offsets, num_bytes, dictionaries = self._fetch_chunks(place)
+        slab, offsets, num_bytes, dictionaries = self._fetch_chunks(place, empty)
         return EncodedBlock(
             request=request,
             num_rows=place.num_rows,
@@ -159,39 +164,73 @@ class BlockFetcher:
                 places.setdefault(section, []).append(index)
         return places
 
-    def _fetch_chunks(self, place: BlockPlace) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64], Dictionaries | None]:
+    def _fetch_chunks(
+        self, place: BlockPlace, empty: Empty | None
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64], Dictionaries | None]:
         """Read all chunks of the block into one slab: (slab, offset of each column's chunk, its bytes, what columns share with other blocks)."""
-        found: list[tuple[int, memoryview]] = []
+        sources = self.sources(place.ref)
+        stored, made = self._split_chunks(place, sources)
+        shared, of_column = self._shared_chunks(sources, made)
+        num_bytes = np.zeros(len(self._columns), np.int64)
+        for _, _, members, chunks in stored:
+            num_bytes[members] = chunks["num_bytes"]
+        for index, chunk in made.items():
+            num_bytes[index] = memoryview(chunk).nbytes
+        present = np.array([*(index for _, _, members, _ in stored for index in members), *made], np.int64)
+        sizes = np.concatenate([num_bytes[present], np.array([part.size for part in shared], np.int64)])
+        ends = np.cumsum(-(-sizes // ALIGNMENT) * ALIGNMENT)
+        starts = np.concatenate([[0], ends[:-1]])[: sizes.size]
+        offsets = np.full(len(self._columns), -1, np.int64)
+        offsets[present] = starts[: present.size]
+        slab = empty_slab(int(ends[-1]) if sizes.size else 0, empty)
+        for start, size, end in zip(starts.tolist(), sizes.tolist(), ends.tolist(), strict=True):
+            slab[start + size : end] = 0  # nothing of this process's memory leaves with a block
+        for start, part in zip(starts[present.size :].tolist(), shared, strict=True):
+            slab[start : start + part.size] = part
+        for index, chunk in made.items():
+            slab[offsets[index] : offsets[index] + num_bytes[index]] = np.frombuffer(chunk, np.uint8)
+        for path, offset, members, chunks in stored:
+            parts = [slab[offsets[i] : offsets[i] + num_bytes[i]] for i in members]
+            ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
+            read = functools.partial(self._storage.read_ranges_into, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
+            retry(functools.partial(read, path, ranges, parts))
+            for index, chunk, part in zip(members, chunks, parts, strict=True):
+                self._verify(place, path, index, chunk, part)
+        behind = slice(present.size, None)
+        return slab, offsets, num_bytes, Dictionaries(offsets=starts[behind], num_bytes=sizes[behind], of_column=of_column) if shared else None
+
+    def _shared_chunks(
+        self, sources: dict[tuple[str, int, int], list[int]], made: dict[int, memoryview]
+    ) -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int64]]:
+        """The dictionaries that columns share with other blocks, and which of them each column looks up; a column that was made anew has none."""
         shared: list[npt.NDArray[np.uint8]] = []
         of_column = np.full(len(self._columns), -1, np.int64)
-        for (path, offset, size), columns in self.sources(place.ref).items():
+        for section, columns in sources.items():
+            reader, members = self.reader(*section), [index for index in columns if index not in made]
+            records, numbers = reader.dictionaries([self._columns[index].id for index in members])
+            of_column[members] = np.where(numbers >= 0, numbers + len(shared), -1)
+            shared += retry(functools.partial(reader.shared.data, records, verify=True))
+        return shared, of_column
+
+    def _split_chunks(
+        self, place: BlockPlace, sources: dict[tuple[str, int, int], list[int]]
+    ) -> tuple[list[tuple[str, int, list[int], npt.NDArray[Any]]], dict[int, memoryview]]:
+        """Chunks to be read as they are stored, (path, offset of its section, columns, chunks), and those that schema changes make anew, by column."""
+        made: dict[int, memoryview] = {}
+        stored = []
+        for (path, offset, size), columns in sources.items():
             reader = self.reader(path, offset, size)
             narrow = [index for index in columns if is_narrower(reader, self._columns[index])]
             rows = range(place.row_start, place.row_start + place.num_rows)
-            found += [(index, retry(functools.partial(widened_chunk, reader, self._columns[index], rows))) for index in narrow]
+            made |= {index: retry(functools.partial(widened_chunk, reader, self._columns[index], rows)) for index in narrow}
             members = [index for index in columns if index not in narrow]
-            ids = [self._columns[i].id for i in members]
-            chunks = reader.chunks(ids, [place.block])[:, 0]
-            ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
-            read = functools.partial(self._storage.read_ranges, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
-            parts = retry(functools.partial(read, path, ranges))
-            for index, chunk, part in zip(members, chunks, parts, strict=True):
-                self._verify(place, path, index, chunk, part)
-                found.append((index, part))
-            records, numbers = reader.dictionaries(ids)
-            of_column[members] = np.where(numbers >= 0, numbers + len(shared), -1)
-            shared += retry(functools.partial(reader.shared.data, records, verify=True))
-        stored = {index for index, _ in found}
-        later = [index for index, column in enumerate(self._columns) if column.default is not None and index not in stored]
-        found += [(index, default_chunk(self._columns[index], place.num_rows)) for index in later]
-        slab, starts, sizes = _laid_out([*(np.frombuffer(part, np.uint8) for _, part in found), *shared])
-        offsets, num_bytes = np.full(len(self._columns), -1, np.int64), np.zeros(len(self._columns), np.int64)
-        indices = [index for index, _ in found]
-        offsets[indices], num_bytes[indices] = starts[: len(found)], sizes[: len(found)]
-        dictionaries = Dictionaries(offsets=starts[len(found) :], num_bytes=sizes[len(found) :], of_column=of_column) if shared else None
-        return slab, offsets, num_bytes, dictionaries
+            stored.append((path, offset, members, reader.chunks([self._columns[i].id for i in members], [place.block])[:, 0]))
+        known = {index for columns in sources.values() for index in columns}
+        later = [index for index, column in enumerate(self._columns) if column.default is not None and index not in known]
+        made |= {index: default_chunk(self._columns[index], place.num_rows) for index in later}
+        return stored, made
 
-    def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: memoryview) -> None:
+    def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: npt.NDArray[np.uint8]) -> None:
         actual = crc32c(part)
         if actual != int(chunk["checksum"]):
             raise CorruptSegmentError(
@@ -213,18 +252,6 @@ class BlockFetcher:
                 rows = (patch.rows[low:high] - np.uint32(place.row_start)).astype(np.uint32)
                 patches[index] = BlockPatch(rows=rows, values=patch.values.slice(int(low), int(high - low)))
         return patches
-
-
-def _laid_out(parts: Sequence[npt.NDArray[np.uint8]]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """A slab of chunks, each on ALIGNMENT; their offsets and bytes."""
-    sizes = np.array([part.size for part in parts], np.int64)
-    rooms = -(-sizes // ALIGNMENT) * ALIGNMENT
-    starts = np.cumsum(rooms) - rooms
-    slab = empty_slab(int(rooms.sum()))
-    for start, room, part in zip(starts.tolist(), rooms.tolist(), parts, strict=True):
-        slab[start : start + part.size] = part
-        slab[start + part.size : start + room] = 0  # nothing of this process's memory leaves with a block
-    return slab, starts, sizes
 
 
 def retry(action: Callable[[], T], *, attempts: int = ATTEMPTS, delay_seconds: float = FIRST_DELAY_SECONDS, sleep: Callable[[float], None] = time.sleep) -> T:

@@ -18,6 +18,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 CACHE_BYTES = 64 << 20  # of encoded dictionaries that an open segment keeps
 
 
+def behind_columns(numbers: Array) -> Array | None:
+    """Numbers of dictionaries as the chunks of a request where they come after those of the columns; None where no column has one."""
+    return np.where(numbers >= 0, numbers + numbers.size, -1) if (numbers >= 0).any() else None
+
+
 class SharedChunks:
     """The shared chunks of a segment; safe to share between threads."""
 

@@ -16,7 +16,6 @@ from loader.errors import CorruptSegmentError
 from loader.lake import Lake
 from loader.scan.decoded import decode
 from loader.scan.encoded import EncodedBlock, FetchRequest
-from loader.segment import reader as segment_reader
 from loader.segment.column_files import JoinedReader, encode_column_file
 from loader.segment.layout import Feature, Section
 from loader.segment.reader import SegmentReader
@@ -96,8 +95,8 @@ def test_every_way_of_reading_finds_them(table: pa.Table, segment: EncodedSegmen
     assert same_table(reader.read(["map", "count", "id"], rows=slice(3_900, 9_000)), table.select(["map", "count", "id"]).slice(3_900, 5_100))
     rows = np.random.default_rng(2).integers(0, ROWS, 30)
     assert same_table(reader.read(rows=rows).combine_chunks(), table.take(pa.array(rows)).combine_chunks())
-    monkeypatch.setattr(segment_reader, "LOOK_UP_ARENA_BYTES", -1)
-    assert same_table(reader.read(rows=rows).combine_chunks(), table.take(pa.array(rows)).combine_chunks())
+    for verify in (True, False):
+        assert same_table(pa.Table.from_batches([reader.take(rows, verify=verify)]).combine_chunks(), table.take(pa.array(rows)).combine_chunks())
 
 
 def test_the_same_rows_give_the_same_bytes(table: pa.Table, segment: EncodedSegment) -> None:
