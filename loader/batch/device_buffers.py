@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loader.batch.buffers import size_class
+from loader.extras import require
 from loader.kernels.runtime import DeviceMemory, Event, Runtime, Stream
 
 if TYPE_CHECKING:
