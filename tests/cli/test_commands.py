@@ -145,8 +145,9 @@ def test_delete_expire_and_collect(shop: Path, capsys: Capture) -> None:
     kept = read_json(capsys, "ls")[0]["snapshot"]
     assert read_json(capsys, "expire", "clicks")["snapshots"] == []
     expired = read_json(capsys, "expire", "clicks", "--older-than-days", "0", "--grace-hours", "0")
-    assert expired["snapshots"] == list(range(1, kept))
-    assert [entry["id"] for entry in read_json(capsys, "history", "clicks")] == [kept]
+    tagged = list(read_json(capsys, "describe", "clicks")["tags"].values())
+    assert expired["snapshots"] == [snapshot for snapshot in range(1, kept) if snapshot not in tagged]
+    assert [entry["id"] for entry in read_json(capsys, "history", "clicks")] == [*tagged, kept]
     assert read_json(capsys, "gc").keys() == {"deleted_paths", "expired_stages"}
 
 
