@@ -29,6 +29,7 @@ _SEGMENT = (
     "key_min, key_max, time_min, time_max, added_in from segments where "
 )
 _OVERLAY = "select segment_id, id, kind, path, section_offset, num_bytes, sequence, num_rows, num_deleted, column_ids from overlays where "
+_COLUMN_FILE = "select segment_id, column_ids, path, section_offset, num_bytes from column_files where "
 _PENDING = "select id, bucket, sequence, path, section_offset, num_bytes, num_held, keys, met, column_ids from pending where "
 
 
@@ -203,11 +204,22 @@ def load_segments(connection: Connection, table_id: int, snapshot_id: int) -> tu
     for row in connection.execute(_OVERLAY + _LIVE + " order by id", live):
         overlays[row[0]].append(_overlay(row))
     column_files: dict[int, list[ColumnFileRef]] = defaultdict(list)
-    for segment_id, ids, path, offset, num_bytes in connection.execute(
-        f"select segment_id, column_ids, path, section_offset, num_bytes from column_files where {_LIVE} order by sequence, id", live
-    ):
-        column_files[segment_id].append(ColumnFileRef(path=path, offset=offset, num_bytes=num_bytes, column_ids=tuple(json.loads(ids))))
+    for row in connection.execute(_COLUMN_FILE + _LIVE + " order by sequence, id", live):
+        column_files[row[0]].append(_column_file(row))
     return tuple(_segment(row, overlays.get(row[0], ()), column_files.get(row[0], ())) for row in connection.execute(_SEGMENT + _LIVE + " order by id", live))
+
+
+def load_segments_by_id(connection: Connection, table_id: int, segment_ids: Sequence[int]) -> list[SegmentRef]:
+    """Those of these segments that are live, with their live overlays and column files, by number."""
+    found = []
+    for segment_id in sorted(segment_ids):
+        own = (table_id, segment_id)
+        row = connection.execute(_SEGMENT + "table_id = ? and id = ? and removed_in is null", own).fetchone()
+        if row is not None:
+            overlays = [_overlay(one) for one in connection.execute(_OVERLAY + "table_id = ? and segment_id = ? and removed_in is null order by id", own)]
+            files = connection.execute(_COLUMN_FILE + "table_id = ? and segment_id = ? and removed_in is null order by sequence, id", own)
+            found.append(_segment(row, overlays, [_column_file(one) for one in files]))
+    return found
 
 
 def load_segment_changes(connection: Connection, table_id: int, since: int, head: int) -> tuple[list[SegmentRef], list[int]]:
@@ -308,3 +320,7 @@ def _overlay(row: Sequence[Any]) -> OverlayRef:
         num_deleted=row[8],
         column_ids=tuple(json.loads(row[9])),
     )
+
+
+def _column_file(row: Sequence[Any]) -> ColumnFileRef:
+    return ColumnFileRef(path=row[2], offset=row[3], num_bytes=row[4], column_ids=tuple(json.loads(row[1])))

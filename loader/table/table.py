@@ -16,6 +16,7 @@ from loader.schema import Schema
 from loader.table import evolve as evolution
 from loader.table import reading
 from loader.table.append import Append
+from loader.table.backfill import Backfill
 from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
@@ -223,6 +224,29 @@ class Table:
         """
         with self._writing():
             return Overwrite(self._context, data, where, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+
+    def backfill(self, data: Data, *, snapshot: SnapshotLike = None, commit_id: str | None = None) -> Snapshot:
+        """Fill columns of rows that are there, without rewriting a segment.
+
+        Args:
+            data: The primary key and the columns; or the columns alone, one row for each row of `snapshot`, in the order in which `to_arrow` reads it.
+                Columns that the table does not have are added. A null leaves a row's value, or the column's default. Keys that the table does not
+                have are counted and passed over.
+            snapshot: For data without a key: the snapshot whose rows it follows, which must still be the newest.
+            commit_id: As for `append`.
+
+        Raises:
+            SchemaError: A type does not fit, a column says where rows lie, or the number of rows is another.
+            ConflictError: For data without a key: the table has changed since the snapshot.
+        """
+        with self._writing():
+            at = None
+            if snapshot is not None:
+                with self.lake.database.read() as connection:
+                    at = resolve_snapshot(connection, self.spec, snapshot)
+            done = Backfill(self._context, data, snapshot_id=at, commit_id=commit_id).run()
+        self._context = self.lake.context(self.name)
+        return done
 
     def add_column(self, field: pa.Field, *, default: Any = None, merge: str | None = None, commit_id: str | None = None) -> Snapshot:
         """Add a column at the end; nothing is rewritten.
