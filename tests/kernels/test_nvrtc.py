@@ -7,7 +7,7 @@ import pytest
 from loader.kernels import nvrtc
 
 REGISTERS = {
-    "decode_stage": 64, "permute_window": 48, "scatter_patches": 32, "batch_rows": 40, "list_sums": 40, "scan_lists": 32, "list_offsets": 40, "list_values": 40,
+    "decode_stage": 64, "permute_window": 64, "scatter_patches": 32, "batch_rows": 40, "list_sums": 40, "scan_lists": 32, "list_offsets": 40, "list_values": 40,
 }  # fmt: skip
 
 
