@@ -137,7 +137,9 @@ def fill_default(view: SnapshotView, table: pa.Table) -> pa.Table:
     label = table[attribution.column].combine_chunks()
     if not label.null_count:
         return table
-    closed = time_words(table[time_column.name]) <= closed_limit(attribution, time_column.type, view.watermark)
+    times = table[time_column.name]
+    closed = times.is_valid().to_numpy()  # a row that a look-up did not find has none
+    closed[closed] = time_words(times.drop_null()) <= closed_limit(attribution, time_column.type, view.watermark)
     default = pa.scalar(attribution.default, label.type)
     filled = pc.if_else(pa.array(closed & label.is_null().to_numpy(zero_copy_only=False)), default, label)
     return table.set_column(table.column_names.index(attribution.column), table.schema.field(attribution.column), filled)

@@ -6,7 +6,9 @@ import pytest
 
 from loader.kernels import nvrtc
 
-REGISTERS = {"decode_stage": 64, "gather_columns": 32, "list_tile_sums": 32, "scan_tiles": 32, "list_offsets": 32, "list_values_i32": 32, "list_values_i64": 32}
+REGISTERS = {
+    "decode_stage": 64, "permute_window": 48, "scatter_patches": 32, "batch_rows": 40, "list_sums": 40, "scan_lists": 32, "list_offsets": 40, "list_values": 40,
+}  # fmt: skip
 
 
 MORE_REGISTERS = {("decode_stage", "sm_100"): 80}  # three blocks of 256 threads fit a multiprocessor, as everywhere else
