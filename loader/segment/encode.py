@@ -201,8 +201,10 @@ def _one_by_one(columns: dict[int, TableColumn], sharing: dict[int, list[range]]
 
     if not columns:
         return {}
-    first = next(iter(columns.values()))
-    threads = num_threads(options.threads, len(columns) * sum(first.block_rows), max(first.block_rows), options.encode_memory_bytes)
+    block_rows = next(iter(columns.values())).block_rows
+    # a column whose blocks may share a dictionary is held whole
+    largest = max([max(block_rows), *(sum(block_rows[blocks.start : blocks.stop]) for found in sharing.values() for blocks in found)])
+    threads = num_threads(options.threads, len(columns) * sum(block_rows), largest, options.encode_memory_bytes)
     if min(threads, len(columns)) == 1:
         return {place: run(place) for place in columns}
     with ThreadPoolExecutor(min(threads, len(columns))) as pool:
