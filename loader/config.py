@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_core import ErrorDetails
 
 from loader import config_tree
@@ -137,7 +137,13 @@ class DataConfig(_Section):
 
 
 class LoaderConfig(_Section):
-    """The options of `loader.DataLoader`, by the same names."""
+    """The options of `loader.DataLoader`, by the same names.
+
+    Attributes:
+        decode: `rank` decodes in the ranks, `cpu` too and there on the CPU whatever the device, `actor` in Ray Data actors that send whole batches.
+        device_memory_bytes: GPU memory for encoded bytes and windows, taken once; what the plan needs if left out.
+        pinned_bytes: Pinned host memory that blocks are fetched into, taken once.
+    """
 
     global_batch_size: PositiveInt
     shuffle: Literal["none", "blocks", "windows", "full"] = "windows"
@@ -150,6 +156,8 @@ class LoaderConfig(_Section):
     decode: Literal["rank", "actor", "cpu"] = "rank"
     output: Literal["dict", "kjt", "nested", "arrow", "numpy"] = "dict"
     prefetch_bytes: PositiveInt = 64 << 20
+    device_memory_bytes: PositiveInt | None = None
+    pinned_bytes: PositiveInt | None = None
     threads: PositiveInt = 2
 
 
@@ -180,8 +188,10 @@ class TrainConfig(_Section):
     Attributes:
         ranks: Data-parallel processes.
         device: `auto` takes a GPU a rank when there are enough, else the CPU (nccl or gloo follow from it).
-        stream: Who fetches blocks: threads in the rank, or Ray Data actors.
+        stream: Who fetches blocks: threads in the rank, or Ray Data actors. With `loader.decode: actor` those actors fetch for themselves.
         fetch_actors: Actors that serve one rank (`stream: ray`).
+        decode_actors: Actors that make one rank's batches (`loader.decode: actor`), at most.
+        decode_actor_cpus: Logical CPUs that each of them reserves. 0 lets them start where the ranks hold every CPU.
         epochs: Passes over the plan.
         seeds: One training a seed; it sets the initial weights. The order follows `loader.seed` and goes on from seed to seed as from epoch to epoch.
         learning_rate: Of the dense layers.
@@ -201,6 +211,8 @@ class TrainConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     stream: Literal["threads", "ray"] = "threads"
     fetch_actors: PositiveInt = 1
+    decode_actors: PositiveInt = 1
+    decode_actor_cpus: NonNegativeFloat = 0.0
     epochs: PositiveInt = 1
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (17,)
     learning_rate: PositiveFloat = 1e-3

@@ -85,7 +85,8 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
     logger.info("%s: %s", config.run.name, _describe(config, plan))
     watcher = Watcher(run, batches_per_epoch=plan["batches_per_epoch"], epochs=config.train.epochs)
     threading.Thread(target=_import_trainer, name="headrace-import", daemon=True).start()
-    room = 2 * config.train.ranks * config.loader.prefetch_bytes
+    actors = config.train.decode_actors if config.loader.decode == "actor" else 1
+    room = 2 * config.train.ranks * actors * config.loader.prefetch_bytes
     with (
         _ray_speaks_to(run.path / "ray.log"),
         cluster.connect(ranks=config.train.ranks, object_store_bytes=room),
@@ -264,10 +265,11 @@ def _change(config: ExperimentConfig, **sections: dict[str, Any]) -> ExperimentC
 
 def _describe(config: ExperimentConfig, plan: dict[str, Any]) -> str:
     train_config = config.train
-    stream = "Ray Data actors" if train_config.stream == "ray" else "threads"
+    stream = "blocks by Ray Data actors" if train_config.stream == "ray" else "blocks by threads"
+    stream = "batches by Ray Data actors" if config.loader.decode == "actor" else stream
     return (
         f"{plan['rows']:,} rows of {plan['table']!r} at snapshot {plan['snapshot']}; {train_config.ranks} ranks, {train_config.epochs} epochs of "
-        f"{plan['batches_per_epoch']:,} batches, seeds {', '.join(map(str, plan['seeds']))}; blocks by {stream}"
+        f"{plan['batches_per_epoch']:,} batches, seeds {', '.join(map(str, plan['seeds']))}; {stream}"
     )
 
 

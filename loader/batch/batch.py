@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader.batch.assemble import BatchArrays
+from loader.batch.device_arrays import DeviceArrays
 from loader.batch.gather import LENGTH_SHIFT
 from loader.batch.jagged import Jagged
 from loader.batch.window import Columns
@@ -64,6 +65,11 @@ class BatchLayout:
         return {column.name: i for i, column in enumerate(self.columns.read)}
 
     @functools.cached_property
+    def list_columns(self) -> frozenset[int]:
+        """Indices of list columns, strings and binaries too."""
+        return frozenset(self.columns.lists)
+
+    @functools.cached_property
     def places(self) -> dict[int, tuple[int, int]]:
         """(group, row of its matrix) of each fixed-width column."""
         return {column: (number, k) for number, group in enumerate(self.columns.groups) for k, column in enumerate(group.columns)}
@@ -103,7 +109,7 @@ class Batch(Mapping[str, Any]):
     def __init__(
         self,
         layout: BatchLayout,
-        arrays: BatchArrays,
+        arrays: BatchArrays | DeviceArrays,
         columns: dict[str, Any] | None = None,
         validity: Mapping[str, Any] | None = None,
         mask: Any = None,
@@ -156,35 +162,38 @@ class Batch(Mapping[str, Any]):
     def _make(self, name: str) -> Any:
         index = self._index(name)
         column = self._layout.columns.read[index]
-        if index in self._arrays.lists:
-            values, offsets = self._arrays.lists[index]
-            if is_bytes(storage_type(column.type)):
-                padding = np.full(self.num_rows - self.num_samples, None)
-                return np.concatenate([self.to_arrow_column(name).to_numpy(zero_copy_only=False), padding])
-            return Jagged(self._convert(values, column.leaf.value_type), self._convert(offsets), self._weights(index))
-        return self._convert(self._fixed(index), column.leaf.value_type)
+        if index not in self._layout.list_columns:
+            return self._convert(self._fixed(index), column.leaf.value_type)
+        values, offsets, inverse = self._arrays.list_column(index)
+        if is_bytes(storage_type(column.type)):
+            padding = np.full(self.num_rows - self.num_samples, None)
+            return np.concatenate([self.to_arrow_column(name).to_numpy(zero_copy_only=False), padding])
+        numbers = None if inverse is None else self._convert(inverse)
+        return Jagged(self._convert(values, column.leaf.value_type), self._convert(offsets), self._weights(index), numbers)
 
     def _weights(self, index: int) -> Any:
         """The weights of a map, one beside each key; None of any other list."""
         slot = self._layout.columns.weights.get(index)
         if slot is None:
             return None
-        return self._convert(self._arrays.lists[slot][0], self._layout.columns.leaves[slot].value_type)
+        return self._convert(self._arrays.list_column(slot)[0], self._layout.columns.leaves[slot].value_type)
 
-    def _fixed(self, index: int) -> npt.NDArray[Any]:
-        if index in self._arrays.wide:
-            return self._arrays.wide[index]
-        group, row = self._layout.places[index]
-        return np.asarray(self._arrays.fixed[group][row])
+    def _fixed(self, index: int) -> Any:
+        return self._arrays.fixed_column(index, self._layout.places.get(index))
 
-    def _convert(self, values: npt.NDArray[Any], value_type: ValueType | None = None) -> Any:
-        if value_type is ValueType.BOOL:
-            values = values.view(np.bool_)
-        if self._layout.output != "dict":
-            return values
-        torch = require("torch", extra="torch")
-        tensor = torch.from_numpy(values)
-        return tensor.view(torch.bfloat16) if value_type is ValueType.BFLOAT16 else tensor
+    def _convert(self, values: Any, value_type: ValueType | None = None) -> Any:
+        """An array as the layout's output; one that is a tensor already lies where the batch was made."""
+        if isinstance(values, np.ndarray):
+            if value_type is ValueType.BOOL:
+                values = values.view(np.bool_)
+            if self._layout.output != "dict":
+                return values
+            values = require("torch", extra="torch").from_numpy(values)
+        elif value_type is ValueType.BOOL:
+            values = values.view(require("torch", extra="torch").bool)
+        if value_type is ValueType.BFLOAT16:
+            values = values.view(require("torch", extra="torch").bfloat16)
+        return values
 
     @property
     def validity(self) -> Mapping[str, Any]:
@@ -194,18 +203,20 @@ class Batch(Mapping[str, Any]):
             self._validity = _Validity(self._names, lambda name: bare._convert(bare._valid(bare._index(name)), ValueType.BOOL))
         return self._validity
 
-    def _valid(self, index: int) -> npt.NDArray[np.uint8]:
-        present = self._arrays.validity.get(index)
-        if present is None:
-            present = np.ones(self.num_rows, np.uint8)
-            present[self.num_samples :] = 0
-        return present
+    def _valid(self, index: int) -> Any:
+        present = self._arrays.validity_of(index)
+        return self._samples() if present is None else present
+
+    def _samples(self) -> Any:
+        """uint8 [rows], 0 where a row is padding, where the batch lies."""
+        samples = np.arange(self.num_rows) < self.num_samples
+        return self._arrays.placed(samples.view(np.uint8))
 
     @property
     def mask(self) -> Any:
         """bool [rows]: False where a row is padding."""
         if self._mask is None:
-            self._mask = self._convert((np.arange(self.num_rows) < self.num_samples).view(np.uint8), ValueType.BOOL)
+            self._mask = self._convert(self._samples(), ValueType.BOOL)
         return self._mask
 
     def positions(self) -> npt.NDArray[np.int64]:
@@ -233,7 +244,8 @@ class Batch(Mapping[str, Any]):
         return self._map(lambda value: value.pin_memory())
 
     def record_stream(self, stream: Any) -> None:
-        """Tell CUDA's allocator that `stream` uses the tensors, those of `validity` and `mask` too."""
+        """Say that `stream` uses the tensors, those of `validity` and `mask` too: their memory is not used again before it has done what it is given now."""
+        self._arrays.record_stream(stream)
         for value in (*self.values(), *self.validity.values(), self.mask):
             value.record_stream(stream)
 
@@ -255,15 +267,18 @@ class Batch(Mapping[str, Any]):
 
     def to_arrow_column(self, name: str) -> pa.Array:
         index = self._index(name)
-        read, count, validity = self._layout.columns.read[index], self.num_samples, self._arrays.validity.get(index)
+        read, count, validity = self._layout.columns.read[index], self.num_samples, _host(self._arrays.validity_of(index))
         validity = None if validity is None else validity[:count]
-        if index not in self._arrays.lists:
-            return to_arrow(FixedColumn(values=self._fixed(index)[:count], validity=validity), read.type)
-        offsets = self._arrays.lists[index][1][: count + 1]
+        if index not in self._layout.list_columns:
+            return to_arrow(FixedColumn(values=_host(self._fixed(index))[:count], validity=validity), read.type)
+        values, offsets, inverse = (_host(array) for array in self._arrays.list_column(index))
         views = offsets[:-1].astype(np.uint64) | np.diff(offsets).astype(np.uint64) << LENGTH_SHIFT
-        slots = (index, self._layout.columns.weights.get(index))
-        keys, weights = (
-            None if slot is None else ListColumn(views=views, validity=None, child=FixedColumn(values=self._arrays.lists[slot][0])) for slot in slots
-        )
-        assert keys is not None
-        return to_arrow(dataclasses.replace(keys, validity=validity, weights=weights), read.type)
+        views = (views if inverse is None else views[inverse])[:count]
+        slot = self._layout.columns.weights.get(index)
+        weights = None if slot is None else ListColumn(views=views, validity=None, child=FixedColumn(values=_host(self._arrays.list_column(slot)[0])))
+        return to_arrow(ListColumn(views=views, validity=validity, child=FixedColumn(values=values), weights=weights), read.type)
+
+
+def _host(array: Any) -> Any:
+    """An array of the batch in host memory; tensors are copied there."""
+    return array if array is None or isinstance(array, np.ndarray) else array.cpu().numpy()

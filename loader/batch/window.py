@@ -8,18 +8,19 @@ that a batch is one slice a dtype; lists stay (start, length) views over the poo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from loader.batch.buffers import BufferPool
-from loader.batch.gather import LENGTH_SHIFT, gather_fixed, gather_lists, list_offsets
+from loader.batch.gather import LENGTH_SHIFT, check_views, gather_fixed, gather_lists, list_offsets
+from loader.batch.unique import distinct
 from loader.decode.arrow import widened
 from loader.decode.result import DecodedColumn, FixedColumn, ListColumn
-from loader.encodings.leaf import LeafType
-from loader.errors import SchemaError
+from loader.encodings.leaf import LeafType, is_bytes
+from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
 from loader.scan.columns import ReadColumn
 
 Array = npt.NDArray[Any]
@@ -49,6 +50,7 @@ class Columns:
         lists: Indices of list columns (strings and binaries too), then of the weights of maps.
         leaves: Physical types by index, of the columns and then of the weights of maps.
         weights: Index of its weights, by index of the map.
+        unique: Those of `lists` whose batches show each list once, with the number of every row's list beside it.
     """
 
     read: tuple[ReadColumn, ...]
@@ -57,13 +59,19 @@ class Columns:
     lists: tuple[int, ...]
     leaves: tuple[LeafType, ...]
     weights: dict[int, int]
+    unique: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, read: Sequence[ReadColumn]) -> Columns:
+    def of(cls, read: Sequence[ReadColumn], unique: Collection[str] = ()) -> Columns:
         """Sort columns into groups.
 
+        Args:
+            read: The columns.
+            unique: Names of list columns that are to come unexpanded.
+
         Raises:
-            SchemaError: A column has lists inside lists.
+            SchemaError: A column has lists inside lists, or one of `unique` has none.
+            ColumnNotFoundError: A name of `unique` is not among the columns.
         """
         by_dtype: dict[np.dtype[Any], list[int]] = {}
         wide, lists = [], []
@@ -81,9 +89,16 @@ class Columns:
             else:
                 by_dtype.setdefault(column.leaf.dtype, []).append(index)
         groups = tuple(FixedGroup(dtype=dtype, columns=tuple(members)) for dtype, members in by_dtype.items())
+        number = {column.name: index for index, column in enumerate(read)}
+        for name in unique:
+            if name not in number:
+                raise ColumnNotFoundError(f"unique names {name!r}, which is not read: {did_you_mean(name, number)}")
+            if number[name] not in lists or number[name] in maps or is_bytes(read[number[name]].type):
+                raise SchemaError(f"unique names {name!r}, which is {read[number[name]].type}: only lists of numbers come unexpanded")
         weights = {index: len(read) + number for number, index in enumerate(maps)}
         leaves = (*(column.leaf for column in read), *(leaf for index in maps if (leaf := read[index].leaf.weights) is not None))
-        return cls(read=tuple(read), groups=groups, wide=tuple(wide), lists=(*lists, *weights.values()), leaves=leaves, weights=weights)
+        chosen = tuple(sorted(number[name] for name in set(unique)))
+        return cls(read=tuple(read), groups=groups, wide=tuple(wide), lists=(*lists, *weights.values()), leaves=leaves, weights=weights, unique=chosen)
 
     def parts(self, decoded: Sequence[DecodedColumn]) -> list[DecodedColumn]:
         """Decoded columns by index, the weights of maps too."""
@@ -219,12 +234,14 @@ class WindowFill:
         views, pool, base = column.views[take], column.child.values, int(column.child.base)
         if column.child.validity is not None:
             raise SchemaError(f"column {self._columns.name(index)!r} has nulls inside its lists: {NULL_ITEMS}")
-        shown = int((views >> LENGTH_SHIFT).sum())
+        lists, codes = distinct(views) if index in self._columns.unique else (views, slice(None))
+        shown = int((lists >> LENGTH_SHIFT).sum())
+        check_views(lists, len(pool), shown * pool.itemsize)
         if shown < len(pool):
-            offsets = list_offsets(views)
+            offsets = list_offsets(lists)
             smaller = np.empty(shown, pool.dtype)
-            gather_lists(pool, 0, views, smaller, threads=self._threads)
-            views = (views >> LENGTH_SHIFT << LENGTH_SHIFT) | offsets[:-1].astype(np.uint64)
+            gather_lists(pool, 0, lists, smaller, threads=self._threads)
+            views = ((lists >> LENGTH_SHIFT << LENGTH_SHIFT) | offsets[:-1].astype(np.uint64))[codes]
             pool = smaller
         else:
             pool = self._copy(pool)
@@ -272,11 +289,7 @@ class WindowFill:
 
     def _index(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
         """For each row of the window: where it is staged, and its row in its block."""
-        rows = self._ordinal.astype(np.uint32)
-        for number, selected in enumerate(self._selected):
-            if selected is not None:
-                here = self._piece == number
-                rows[here] = selected[self._ordinal[here]]
+        rows = window_rows(self._piece, self._ordinal, self._selected)
         staged = np.where(self._by_ordinal[self._piece], self._ordinal, rows.astype(np.int64)) + self._shift[self._piece]
         return staged.astype(np.uint32), rows
 
@@ -297,6 +310,16 @@ class WindowFill:
             if not out.all():
                 validity[column] = out
         return validity
+
+
+def window_rows(piece: npt.NDArray[np.int64], ordinal: npt.NDArray[np.int64], selected: Sequence[npt.NDArray[np.int64] | None]) -> npt.NDArray[np.uint32]:
+    """Row in its block of every row of a window; `selected` has the rows of each piece's block by ordinal, or None where ordinals are rows."""
+    rows = ordinal.astype(np.uint32)
+    for number, chosen in enumerate(selected):
+        if chosen is not None:
+            here = piece == number
+            rows[here] = chosen[ordinal[here]]
+    return rows
 
 
 def join_pools(pools: Sequence[tuple[Array, int]], dtype: np.dtype[Any]) -> tuple[Array, int]:

@@ -1,7 +1,11 @@
-"""Ray: fetch actors that send encoded blocks through the object store to the ranks. Importing it needs no Ray; using it does."""
+"""Ray: fetch actors that send encoded blocks through the object store to the ranks, decode actors that send whole batches.
+
+Importing it needs no Ray; using it does.
+"""
 
 from __future__ import annotations
 
+from loader.distributed.batch_stream import RayBatchStream
 from loader.distributed.stream import RayBlockStream
 
-__all__ = ["RayBlockStream"]
+__all__ = ["RayBatchStream", "RayBlockStream"]

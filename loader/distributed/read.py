@@ -1,4 +1,4 @@
-"""A thread that drives one Ray Data execution, so that fetching starts before anybody asks for the first block. Knows rows, not their order."""
+"""A thread that drives one Ray Data execution, so that work starts before anybody asks for the first item. Knows rows, not their order."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from loader.distributed.wire import unpack
 from loader.errors import HeadraceError
-from loader.scan.encoded import EncodedBlock
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CLOSE_SECONDS = 5.0
 _POLL_SECONDS = 0.1
@@ -27,28 +26,30 @@ class _End:
         self.error = error
 
 
-class Read:
+class Read(Generic[T]):
     """An execution under way.
 
     Args:
-        start: Begins it: tables of rows in order (`wire.SCHEMA`).
+        start: Begins it: tables of rows in order.
+        unpack: The items of such a table.
         ahead: Tables held ready.
     """
 
-    def __init__(self, start: Callable[[], Iterable[Any]], *, ahead: int) -> None:
+    def __init__(self, start: Callable[[], Iterable[Any]], unpack: Callable[[Any], Iterator[T]], *, ahead: int) -> None:
+        self._unpack = unpack
         self._queue: queue.Queue[Any] = queue.Queue(ahead)
         self._stop = threading.Event()
-        self._blocks: Iterator[EncodedBlock] = iter(())
+        self._items: Iterator[T] = iter(())
         self._thread = threading.Thread(target=self._drive, args=(start,), name="headrace-ray-read", daemon=True)
         self._thread.start()
 
-    def next_block(self) -> EncodedBlock | None:
-        """The next block in the order of the rows, None after the last.
+    def take(self) -> T | None:
+        """The next item in the order of the rows, None after the last.
 
         Raises:
-            HeadraceError: What a fetch actor raised, as it raised it; any other error of Ray as it is.
+            HeadraceError: What an actor raised, as it raised it; any other error of Ray as it is.
         """
-        while (block := next(self._blocks, None)) is None:
+        while (item := next(self._items, None)) is None:
             rows = self._queue.get()
             if isinstance(rows, _End):
                 self._queue.put(rows)
@@ -58,20 +59,20 @@ class Read:
                 if isinstance(cause, HeadraceError):
                     raise cause from rows.error
                 raise rows.error
-            self._blocks = unpack(rows)
-        return block
+            self._items = self._unpack(rows)
+        return item
 
     def close(self) -> None:
-        """Stop the execution; returns when its thread has ended, or Ray does not answer. Whoever still waits for a block gets None."""
+        """Stop the execution; returns when its thread has ended, or Ray does not answer. Whoever still waits for an item gets None."""
         self._stop.set()
         deadline = time.monotonic() + CLOSE_SECONDS
         while self._thread.is_alive() and time.monotonic() < deadline:
             self._drain()
             self._thread.join(_POLL_SECONDS)
         if self._thread.is_alive():
-            logger.warning("Ray has not answered for %g s, and its read is left behind: can the cluster place the fetch actors?", CLOSE_SECONDS)
+            logger.warning("Ray has not answered for %g s, and its read is left behind: can the cluster place the actors?", CLOSE_SECONDS)
         self._drain()
-        self._blocks = iter(())
+        self._items = iter(())
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(_End(None))
 
@@ -88,7 +89,7 @@ class Read:
             for rows in batches:
                 if not self._put(rows):
                     return
-        except BaseException as raised:  # noqa: BLE001 (carried to the thread that takes the blocks)
+        except BaseException as raised:  # noqa: BLE001 (carried to the thread that takes the items)
             error = raised
         finally:
             close = getattr(batches, "close", None)

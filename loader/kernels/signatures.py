@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from loader.kernels.build import FOLDER
 
-KERNEL_FILES = ("assemble.cu", "decode.cu")
+KERNEL_FILES = ("batch.cu", "decode.cu", "window.cu")
 ARGUMENT_BYTES = {"pointer": 8, "u32": 4, "u64": 8, "i64": 8}
 _ENTRY = re.compile(r'extern "C" __global__ void(?:\s+__launch_bounds__\((\d+)[^)]*\))?\s+(\w+)\(([^)]*)\)')
 

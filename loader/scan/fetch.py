@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ CACHED_SEGMENTS = 256
 ATTEMPTS = 4
 FIRST_DELAY_SECONDS = 0.1
 T = TypeVar("T")
+Empty: TypeAlias = Callable[[int], npt.NDArray[np.uint8]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,19 +116,23 @@ class BlockFetcher:
         self._readers = _Cache[tuple[str, int, int], SegmentReader](CACHED_SEGMENTS)
         self._folds = _Cache[int, "Resolved"](CACHED_SEGMENTS)
 
-    def fetch(self, request: FetchRequest) -> EncodedBlock:
+    def fetch(self, request: FetchRequest, empty: Empty | None = None) -> EncodedBlock:
         """Fetch and verify one block of the plan.
+
+        Args:
+            request: Which.
+            empty: Makes the slab's memory, of so many bytes; chunks are read straight into it where the store can.
 
         Raises:
             CorruptSegmentError: A checksum does not hold; names file, block and column.
             StorageError: The store refused several times.
         """
         assert self._locate is not None
-        return self.fetch_place(request, self._locate(request.block))
+        return self.fetch_place(request, self._locate(request.block), empty)
 
-    def fetch_place(self, request: FetchRequest, place: BlockPlace) -> EncodedBlock:
+    def fetch_place(self, request: FetchRequest, place: BlockPlace, empty: Empty | None = None) -> EncodedBlock:
         """Fetch the block at a place, whatever number a plan gives it."""
-        slab, offsets, num_bytes = self._fetch_chunks(place)
+        slab, offsets, num_bytes = self._fetch_chunks(place, empty)
         return EncodedBlock(
             request=request,
             num_rows=place.num_rows,
@@ -158,39 +163,53 @@ class BlockFetcher:
                 places.setdefault(section, []).append(index)
         return places
 
-    def _fetch_chunks(self, place: BlockPlace) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _fetch_chunks(self, place: BlockPlace, empty: Empty | None) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Read all chunks of the block into one slab: (slab, offset of each column's chunk, its bytes)."""
-        offsets = np.full(len(self._columns), -1, np.int64)
+        sources = self.sources(place.ref)
+        stored, made = self._split_chunks(place, sources)
         num_bytes = np.zeros(len(self._columns), np.int64)
-        found: list[tuple[int, memoryview]] = []
-        for (path, offset, size), columns in self.sources(place.ref).items():
+        for _, _, members, chunks in stored:
+            num_bytes[members] = chunks["num_bytes"]
+        for index, chunk in made.items():
+            num_bytes[index] = memoryview(chunk).nbytes
+        present = np.array([*(index for _, _, members, _ in stored for index in members), *made], np.int64)
+        ends = np.cumsum(-(-num_bytes[present] // ALIGNMENT) * ALIGNMENT)
+        offsets = np.full(len(self._columns), -1, np.int64)
+        offsets[present] = np.concatenate([[0], ends[:-1]])[: present.size]
+        slab = empty_slab(int(ends[-1]) if present.size else 0, empty)
+        for index in present.tolist():
+            stop = int(offsets[index] + num_bytes[index])
+            slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
+        for index, chunk in made.items():
+            slab[offsets[index] : offsets[index] + num_bytes[index]] = np.frombuffer(chunk, np.uint8)
+        for path, offset, members, chunks in stored:
+            parts = [slab[offsets[i] : offsets[i] + num_bytes[i]] for i in members]
+            ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
+            read = functools.partial(self._storage.read_ranges_into, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
+            retry(functools.partial(read, path, ranges, parts))
+            for index, chunk, part in zip(members, chunks, parts, strict=True):
+                self._verify(place, path, index, chunk, part)
+        return slab, offsets, num_bytes
+
+    def _split_chunks(
+        self, place: BlockPlace, sources: dict[tuple[str, int, int], list[int]]
+    ) -> tuple[list[tuple[str, int, list[int], npt.NDArray[Any]]], dict[int, memoryview]]:
+        """Chunks to be read as they are stored, (path, offset of its section, columns, chunks), and those that schema changes make anew, by column."""
+        made: dict[int, memoryview] = {}
+        stored = []
+        for (path, offset, size), columns in sources.items():
             reader = self.reader(path, offset, size)
             narrow = [index for index in columns if is_narrower(reader, self._columns[index])]
             rows = range(place.row_start, place.row_start + place.num_rows)
-            found += [(index, retry(functools.partial(widened_chunk, reader, self._columns[index], rows))) for index in narrow]
+            made |= {index: retry(functools.partial(widened_chunk, reader, self._columns[index], rows)) for index in narrow}
             members = [index for index in columns if index not in narrow]
-            chunks = reader.chunks([self._columns[i].id for i in members], [place.block])[:, 0]
-            ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
-            read = functools.partial(self._storage.read_ranges, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
-            parts = retry(functools.partial(read, path, ranges))
-            for index, chunk, part in zip(members, chunks, parts, strict=True):
-                self._verify(place, path, index, chunk, part)
-                found.append((index, part))
-        stored = {index for index, _ in found}
-        later = [index for index, column in enumerate(self._columns) if column.default is not None and index not in stored]
-        found += [(index, default_chunk(self._columns[index], place.num_rows)) for index in later]
-        at = 0
-        for index, part in found:
-            offsets[index], num_bytes[index] = at, part.nbytes
-            at += -(-part.nbytes // ALIGNMENT) * ALIGNMENT
-        slab = empty_slab(at)
-        for index, part in found:
-            start, stop = int(offsets[index]), int(offsets[index]) + part.nbytes
-            slab[start:stop] = np.frombuffer(part, np.uint8)
-            slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
-        return slab, offsets, num_bytes
+            stored.append((path, offset, members, reader.chunks([self._columns[i].id for i in members], [place.block])[:, 0]))
+        known = {index for columns in sources.values() for index in columns}
+        later = [index for index, column in enumerate(self._columns) if column.default is not None and index not in known]
+        made |= {index: default_chunk(self._columns[index], place.num_rows) for index in later}
+        return stored, made
 
-    def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: memoryview) -> None:
+    def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: npt.NDArray[np.uint8]) -> None:
         actual = crc32c(part)
         if actual != int(chunk["checksum"]):
             raise CorruptSegmentError(

@@ -136,20 +136,31 @@ class Plan:
             num_rows=self.num_rows,
         )
 
-    @functools.cached_property
+    @property
     def row_bytes(self) -> float:
         """Decoded bytes a row of the columns read, from the chunk tables of a few large segments."""
-        fetcher, rows, num_bytes = self.fetcher(), 0, 0
+        return self._sampled_row_bytes[0]
+
+    @property
+    def encoded_row_bytes(self) -> float:
+        """Stored bytes a row of the columns read, likewise."""
+        return self._sampled_row_bytes[1]
+
+    @functools.cached_property
+    def _sampled_row_bytes(self) -> tuple[float, float]:
+        fetcher, rows, decoded, stored = self.fetcher(), 0, 0, 0
         for ref in sorted(self.segments, key=lambda ref: -ref.num_rows)[:ROW_SAMPLES]:
             for section, members in fetcher.sources(ref).items():
                 reader = fetcher.reader(*section)
-                num_bytes += int(reader.chunks([self.read[i].id for i in members], np.arange(reader.num_blocks))["arena_bytes"].sum())
+                chunks = reader.chunks([self.read[i].id for i in members], np.arange(reader.num_blocks))
+                decoded += int(chunks["arena_bytes"].sum())
+                stored += int(chunks["num_bytes"].sum())
             rows += ref.num_rows
-        return num_bytes / rows if rows else 0.0
+        return (decoded / rows, stored / rows) if rows else (0.0, 0.0)
 
 
-def open_fetcher(spec: FetchSpec) -> BlockFetcher:
-    """Rebuild the fetcher of a plan anywhere, from plain data; the selection comes from the catalog, and the plan's own pin holds the snapshot.
+def open_plan(spec: FetchSpec) -> Plan:
+    """Make a plan again anywhere, from plain data; the selection comes from the catalog, and the first plan's own pin holds the snapshot.
 
     Raises:
         StateMismatchError: The lake gives another plan than the one the spec was made of.
@@ -163,7 +174,12 @@ def open_fetcher(spec: FetchSpec) -> BlockFetcher:
             f"table {spec.table!r} at snapshot {spec.snapshot} selects {plan.num_rows:,} rows (selection {plan.selection_hash}) and the rank's plan has "
             f"{spec.num_rows:,} (selection {spec.selection}): run the same Headrace and lake on every host"
         )
-    return plan.fetcher()
+    return plan
+
+
+def open_fetcher(spec: FetchSpec) -> BlockFetcher:
+    """The fetcher of a plan, anywhere. Raises as `open_plan`."""
+    return open_plan(spec).fetcher()
 
 
 def make_plan(scan: Scan) -> Plan:

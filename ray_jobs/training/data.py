@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 import loader
 from loader.config import ExperimentConfig
-from loader.distributed import RayBlockStream
-from loader.distributed.ahead import at_epoch, epoch_requests
-from loader.distributed.datasource import MAX_TASKS
-from loader.scan.encoded import FetchRequest
+from loader.distributed import RayBatchStream, RayBlockStream
 from loader.scan.plan import Plan
 from loader.train.options import LoaderOptions
-from loader.train.state import LoaderState
+
+Stream: TypeAlias = RayBlockStream | RayBatchStream
 
 
 def open_lake(config: ExperimentConfig) -> Any:
@@ -56,52 +53,30 @@ def loader_options(config: ExperimentConfig, *, rank: int, world_size: int, test
         remainder="pad" if test else options.remainder,
         device=options.device,
         output=options.output,
-        decode=options.decode,
+        decode="rank" if test and options.decode == "actor" else options.decode,  # test rows are read once: actors would take longer to start
         prefetch_bytes=options.prefetch_bytes,
         threads=options.threads,
         memory_bytes=None,
+        device_memory_bytes=options.device_memory_bytes,
+        pinned_bytes=options.pinned_bytes,
     )
 
 
-def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: int, stream: RayBlockStream | None = None, test: bool = False) -> Any:
+def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: int, stream: Stream | None = None, test: bool = False) -> Any:
     """The loader of one rank."""
     options = loader_options(config, rank=rank, world_size=world_size, test=test)
     return loader.DataLoader(scan, stream=stream, **dataclasses.asdict(options))
 
 
-def make_stream(config: ExperimentConfig, plan: Plan) -> RayBlockStream | None:
-    """Who fetches the training blocks: None for threads of the rank, or its Ray Data actors."""
-    if config.train.stream == "threads":
+def make_stream(config: ExperimentConfig, plan: Plan) -> Stream | None:
+    """Who fetches the training blocks, or makes the batches: None for threads of the rank, or its Ray Data actors."""
+    train = config.train
+    if config.loader.decode == "actor":
+        prefetch_bytes = config.loader.prefetch_bytes
+        return RayBatchStream(plan.fetch_spec(), num_actors=train.decode_actors, cpus_per_actor=train.decode_actor_cpus, prefetch_bytes=prefetch_bytes)
+    if train.stream == "threads":
         return None
-    return RayBlockStream(plan.fetch_spec(), num_actors=config.train.fetch_actors, prefetch_bytes=config.loader.prefetch_bytes)
-
-
-def coming_reads(config: ExperimentConfig, batches: Any, *, epochs_left: Sequence[int], position: int) -> list[list[FetchRequest]]:
-    """What a rank will read from where its loader is: the rest of this epoch and as many of the next as one Ray read takes well.
-
-    Args:
-        config: For the batch size and remainder.
-        batches: The rank's loader, before its first `iter()`.
-        epochs_left: Numbers of the epochs to train, the one under way first.
-        position: Rows of that epoch that are trained.
-    """
-    state = LoaderState.from_dict(batches.state_dict())
-    options, reads = batches.options, []
-    for epoch in epochs_left:
-        requests = epoch_requests(
-            batches.plan,
-            at_epoch(state.order, epoch),
-            position=position,
-            rank=options.rank,
-            world_size=options.world_size,
-            global_batch_size=config.loader.global_batch_size,
-            remainder=config.loader.remainder,
-        )
-        reads.append(list(requests))
-        position = 0
-        if sum(map(len, reads)) >= MAX_TASKS:
-            break
-    return reads
+    return RayBlockStream(plan.fetch_spec(), num_actors=train.fetch_actors, prefetch_bytes=config.loader.prefetch_bytes)
 
 
 def planned_positions(plan: Plan) -> npt.NDArray[np.int64]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from loader import config as configs
 from loader.config import ExperimentConfig
+from loader.distributed.ahead import expect
 from loader.scan import order
 from ray_jobs import metrics
 from ray_jobs.models import build
@@ -108,7 +109,7 @@ class Worker:
         stack.callback(batches.close)
         if stream is not None:
             stack.callback(stream.close)  # before the loader, which waits for the block it asked for
-            stream.expect(data.coming_reads(self.config, batches, epochs_left=self._epochs_left(), position=self.progress.rows_seen))
+            expect(stream, batches, epochs=self._epochs_left(), position=self.progress.rows_seen)
         return batches
 
     def _epochs_left(self) -> list[int]:
@@ -213,6 +214,7 @@ class Worker:
                 "ranks": self.world_size,
                 "restarts": self.attempt,
                 "stream": self.config.train.stream,
+                "decode": self.config.loader.decode,
                 "snapshot": plan.snapshot,
                 "train_seconds": progress.train_seconds,
                 "samples_per_second": progress.rows_trained / progress.train_seconds if progress.train_seconds else 0.0,

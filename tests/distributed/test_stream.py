@@ -13,7 +13,7 @@ import pytest
 from loader.distributed import RayBlockStream
 from loader.distributed import read as reading
 from loader.distributed.read import Read
-from loader.distributed.wire import pack
+from loader.distributed.wire import pack, unpack
 from loader.errors import CorruptSegmentError, HeadraceError
 from loader.scan.encoded import EncodedBlock, FetchRequest
 from tests.distributed.fake_blocks import FakeFetcher, expected_slab
@@ -95,9 +95,9 @@ def test_nothing_wanted_is_nothing_read(ray_cluster: None) -> None:
     assert list(make_stream({}).open([])) == []
 
 
-def rows_of(requests: list[FetchRequest], *indices: int) -> Read:
+def rows_of(requests: list[FetchRequest], *indices: int) -> Read[EncodedBlock]:
     fetcher = FakeFetcher({})
-    return Read(lambda: [pack(fetcher.fetch(requests[index])) for index in indices], ahead=1)
+    return Read(lambda: [pack(fetcher.fetch(requests[index])) for index in indices], unpack, ahead=1)
 
 
 def test_a_block_out_of_turn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +112,9 @@ def test_a_block_out_of_turn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 def test_closing_does_not_wait_for_ever_for_ray(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(reading, "CLOSE_SECONDS", 0.1)
     answer = threading.Event()
-    read = Read(lambda: iter(lambda: answer.wait(30), True), ahead=1)  # as where no actor finds a place
+    read: Read[Any] = Read(lambda: iter(lambda: answer.wait(30), True), iter, ahead=1)  # as where no actor finds a place
     read.close()
-    assert "can the cluster place the fetch actors" in caplog.text and read.next_block() is None
+    assert "can the cluster place the actors" in caplog.text and read.take() is None
     answer.set()
     read.close()
     assert not read._thread.is_alive()

@@ -158,20 +158,20 @@ def test_addresses_that_are_nobodys_are_refused() -> None:
     with pytest.raises(MisuseError, match="inside of pinned memory"):
         runtime.copy_to_device(device.address, np.zeros(64, np.uint8), stream)
     with pytest.raises(MisuseError, match="inside of device memory"):
-        runtime.launch("scan_tiles", (1, 1), 256, (pinned.ctypes.data, 1, device.address), stream)
+        runtime.launch("scan_lists", (1, 1), 256, (pinned.ctypes.data, 1, device.address), stream)
     with pytest.raises(ValueError, match="no kernel is named 'scan'"):
         runtime.launch("scan", (1, 1), 256, (), stream)
-    with pytest.raises(ValueError, match=r"scan_tiles takes 3 arguments \(tile_sums, num_tiles, tile_bases\), got 2"):
-        runtime.launch("scan_tiles", (1, 1), 256, (1, 2), stream)
+    with pytest.raises(ValueError, match=r"scan_lists takes 3 arguments \(tile_sums, num_tiles, totals\), got 2"):
+        runtime.launch("scan_lists", (1, 1), 256, (1, 2), stream)
     with pytest.raises(ValueError, match="blocks of up to 256 threads"):
-        runtime.launch("scan_tiles", (1, 1), 512, (device.address, 1, device.address), stream)
+        runtime.launch("scan_lists", (1, 1), 512, (device.address, 1, device.address), stream)
 
 
 def test_a_kernel_that_writes_past_its_memory_is_named() -> None:
     runtime = HostRuntime(timing="eager")
-    sums, bases, stream = runtime.empty_device(4 * 100), runtime.empty_device(8 * 100), runtime.stream("assemble")
-    with pytest.raises(MisuseError, match="scan_tiles on stream assemble wrote outside of device memory of 800 bytes"):
-        runtime.launch("scan_tiles", (1, 1), 256, (sums.address, 100, bases.address), stream)  # it writes 101
+    sums, totals, stream = runtime.empty_device(8 * 100), runtime.empty_device(8), runtime.stream("assemble")
+    with pytest.raises(MisuseError, match="scan_lists on stream assemble wrote outside of device memory of 800 bytes"):
+        runtime.launch("scan_lists", (1, 1), 256, (sums.address, 101, totals.address), stream)
 
 
 def test_dead_memory_is_poisoned_and_the_device_has_a_size() -> None:

@@ -51,9 +51,9 @@ def test_a_read_behind_device_memory_is_seen(sanitized: tuple[pathlib.Path, dict
     planted = (
         "import pathlib; from tests.kernels import fuzz_device as f; f.poison_guards()\n"
         f"runtime = f.HostRuntime(timing='eager', folder=pathlib.Path({str(sanitized[0])!r}))\n"
-        "sums, bases = runtime.empty_device(4 * 99), runtime.empty_device(8 * 101)\n"
-        "runtime.launch('scan_tiles', (1, 1), 256, (sums.address, 100, bases.address), runtime.stream('assemble'))\n"
+        "sums, totals = runtime.empty_device(8 * 99), runtime.empty_device(8)\n"
+        "runtime.launch('scan_lists', (1, 1), 256, (sums.address, 100, totals.address), runtime.stream('assemble'))\n"
     )
     result = run(sanitized, "-c", planted)
     assert "AddressSanitizer: use-after-poison" in result.stderr
-    assert "READ of size 4" in result.stderr
+    assert "READ of size 8" in result.stderr

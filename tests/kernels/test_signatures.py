@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loader.batch import device_tables as tables
 from loader.decode import cuda
 from loader.decode.program import PROGRAM_OP, PROGRAM_SOURCE
 from loader.kernels import build
@@ -17,9 +18,15 @@ from loader.kernels.host_runtime import HostRuntime
 from loader.kernels.shim import ShimLibrary
 from loader.kernels.signatures import ARGUMENT_BYTES, KERNEL_FILES, kernel_hash, parse, signatures
 from loader.segment.layout import MAX_CLASSES, PADDING_BYTES, VECTOR, VECTOR_META, OpKind, OutKind, Scan, SourceKind
-from tests.kernels.test_shim import FIXED_COLUMN, LIST_COLUMN
 
-RECORDS = {"VectorMeta": VECTOR_META, "ProgramOp": PROGRAM_OP, "ProgramSource": PROGRAM_SOURCE, "FixedColumn": FIXED_COLUMN, "ListColumn": LIST_COLUMN}
+RECORDS = {
+    "lanes.cuh": {"VectorMeta": VECTOR_META, "ProgramOp": PROGRAM_OP, "ProgramSource": PROGRAM_SOURCE},
+    "window.cu": {"WindowPlane": tables.WINDOW_PLANE, "PieceItems": tables.PIECE_ITEMS, "LabelFill": tables.LABEL_FILL, "Patch": tables.PATCH},
+    "batch.cu": {
+        "BatchPart": tables.BATCH_PART, "BatchPlane": tables.BATCH_PLANE, "PoolPiece": tables.POOL_PIECE, "ListColumn": tables.LIST_COLUMN,
+        "ListOut": tables.LIST_OUT,
+    },
+}  # fmt: skip
 CONSTANTS = {
     "VECTOR": VECTOR, "PADDING_BYTES": PADDING_BYTES, "MAX_CLASSES": MAX_CLASSES, "WARPS_PER_BLOCK": cuda.WARPS_PER_BLOCK, "THREADS_PER_BLOCK": cuda.THREADS,
     "KNOWN_FEATURES": int(cuda.KNOWN_FEATURES),
@@ -27,26 +34,35 @@ CONSTANTS = {
 ENUMS: dict[str, Any] = {"OP_": OpKind, "SOURCE_": SourceKind, "SCAN_": Scan, "OUT_": OutKind}
 
 
-def compiles(code: str) -> str:
-    """What the compiler says of a file that includes all kernels' records; empty if nothing."""
+def compiles(code: str, file: str = "lanes.cuh") -> str:
+    """What the compiler says of a file that includes a kernel file's records; empty if nothing."""
     compiler = build.compiler()
     if compiler is None:
         pytest.skip("no C++ compiler")
-    source = '#include "assemble.cu"\n#include <cstddef>\n' + code
+    source = f'#include "{file}"\n#include <cstddef>\n' + code
     command = [*compiler, "-std=c++17", "-fsyntax-only", "-DHEADRACE_SHIM", "-I", str(build.FOLDER), "-x", "c++", "-"]
     return subprocess.run(command, input=source, capture_output=True, text=True, check=False).stderr
 
 
-def test_records_and_constants_are_the_same_on_both_sides() -> None:
-    checks = [f"static_assert(sizeof({name}) == {record.itemsize});" for name, record in RECORDS.items()]
-    for name, record in RECORDS.items():
+@pytest.mark.parametrize("file", RECORDS)
+def test_records_are_the_same_on_both_sides(file: str) -> None:
+    checks = [f"static_assert(sizeof({name}) == {record.itemsize});" for name, record in RECORDS[file].items()]
+    for name, record in RECORDS[file].items():
         for field in record.names or ():
             kind, offset = record.fields[field][:2]  # type: ignore[index]
             checks.append(f"static_assert(offsetof({name}, {field}) == {offset} && sizeof((({name}*)0)->{field}) == {kind.itemsize});")
-    checks += [f"static_assert((u64){name} == {value}ull);" for name, value in CONSTANTS.items()]
+    assert compiles("\n".join(checks), file) == ""
+
+
+def test_constants_are_the_same_on_both_sides() -> None:
+    checks = [f"static_assert((u64){name} == {value}ull);" for name, value in CONSTANTS.items()]
     checks += [f"static_assert({prefix}{one.name} == {int(one)});" for prefix, enum in ENUMS.items() for one in enum]
     assert compiles("\n".join(checks)) == ""
     assert "static assertion failed" in compiles("static_assert(sizeof(ProgramOp) == 96);")
+    sizes = {"TILE_ROWS": tables.TILE_ROWS, "TILE_VALUES": tables.TILE_VALUES, "PLANES_PER_BLOCK": tables.PLANES_PER_BLOCK, "ENTRY_BITS": tables.ENTRY_BITS}
+    assert compiles("\n".join(f"static_assert({name} == {value});" for name, value in sizes.items()), "batch.cu") == ""
+    kinds = {"ITEMS": tables.ITEMS, "ZEROS": tables.ZEROS, "ONES": tables.ONES, "INVERTED": tables.INVERTED}
+    assert compiles("\n".join(f"static_assert(PIECE_{name} == {value});" for name, value in kinds.items()), "window.cu") == ""
 
 
 def test_every_kernel_is_known_with_its_arguments_and_has_an_entry_in_the_shim() -> None:
@@ -58,7 +74,7 @@ def test_every_kernel_is_known_with_its_arguments_and_has_an_entry_in_the_shim()
         own = {name for name, one in found.items() if one.file == file}
         assert len(own) == source.count("__global__"), f"{file} has a kernel whose head is not written as the others'"
         assert own == set(re.findall(r"SHIM_KERNEL\((\w+)\)", source))
-    assert {path.name for path in build.FOLDER.glob("*.cu")} == set(KERNEL_FILES)
+    assert {path.name for path in build.FOLDER.glob("*.cu")} == {*KERNEL_FILES, "assemble.cu"}, "assemble.cu is the CPU's alone"
     with pytest.raises(ValueError, match=r"argument 'float x' of a kernel has type float"):
         parse('extern "C" __global__ void bad(float x) {}', "bad.cu")
 
@@ -80,9 +96,9 @@ def test_a_grid_that_no_gpu_has_is_refused() -> None:
     runtime = HostRuntime()
     memory, stream = runtime.empty_device(64), runtime.stream("decode")
     with pytest.raises(ValueError, match="grid of 0 x 1 blocks"):
-        runtime.launch("scan_tiles", (0, 1), 256, (memory.address, 0, memory.address), stream)
+        runtime.launch("scan_lists", (0, 1), 256, (memory.address, 0, memory.address), stream)
     with pytest.raises(ValueError, match="grid of 1 x 65536 blocks"):
-        runtime.launch("scan_tiles", (1, 1 << 16), 256, (memory.address, 0, memory.address), stream)
+        runtime.launch("scan_lists", (1, 1 << 16), 256, (memory.address, 0, memory.address), stream)
 
 
 def test_the_hash_sees_every_header(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""A whole run on a tiny table: two ranks fed by Ray Data actors, one killed; what survives is exact, and trains the model of an undisturbed run."""
+"""A whole run on a tiny table: two ranks fed by Ray Data actors, one killed; what survives is exact, and trains the model of an undisturbed run on
+decode actors."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import loader.config
 from loader.catalog.admin import active_pins
 from loader.config import ExperimentConfig
 from loader.distributed import RayBlockStream
+from loader.distributed.ahead import expect
 from loader.errors import ColumnNotFoundError, ConfigError, TableNotFoundError
 from ray_jobs import audit, train
 from ray_jobs.training import data, journal
@@ -57,7 +59,9 @@ def test_a_killed_rank_loses_and_repeats_nothing(ray_cluster: None, tiny_lake: P
     assert verdict.exact and verdict.attempts == 2 and verdict.rolled_back > 0 and len(verdict.epochs) == 4
     assert {epoch.trained for epoch in verdict.epochs} == {ROWS * 4 // 5}
     assert result["restarts"] == 1 and result["rows_trained"] == 4 * result["rows_planned"]
-    undisturbed = train.train(make_config(tiny_lake, tmp_path, "whole", stream="threads", seeds=[1], learning_rate_decay=0.5))
+    whole = make_config(tiny_lake, tmp_path, "whole", seeds=[1], learning_rate_decay=0.5, decode_actors=2)
+    undisturbed = train.train(whole.model_copy(update={"loader": whole.loader.model_copy(update={"decode": "actor"})}))
+    assert undisturbed["decode"] == "actor"
     assert result["seeds"][0]["test"] == undisturbed["seeds"][0]["test"] and undisturbed["auc"]["mean"] > 0.8
     with pytest.raises(ConfigError, match="is finished"):
         train.train(config)
@@ -79,10 +83,10 @@ def test_batches_through_ray_equal_those_through_threads(ray_cluster: None, tiny
             through_ray = data.make_loader(config, scan, rank=rank, world_size=2, stream=stream)
             if skip:
                 through_ray.load_state_dict(json.loads(json.dumps(states[skip - 1])))
-            stream.expect(data.coming_reads(config, through_ray, epochs_left=[0], position=skip * 256))
-            started = stream._read
+            expect(stream, through_ray, epochs=[0], position=skip * 256)
+            started = stream._lane.read
             for index, batch in enumerate(through_ray, start=skip):
-                assert stream._read in (started, None), "the loader asked for other blocks than were fetched ahead"
+                assert stream._lane.read in (started, None), "the loader asked for other blocks than were fetched ahead"
                 for arrived, wanted in zip((batch.positions(), batch["price"], batch["past"].values, batch["past"].offsets), batches[index], strict=True):
                     np.testing.assert_array_equal(np.asarray(arrived), np.asarray(wanted))
             assert index == len(batches) - 1
@@ -129,7 +133,6 @@ def test_rows_that_measure_the_model_are_checked_before_it_is_trained(tiny_lake:
         ("data", {"where": "ts >"}, "where 'ts >' is not a SQL expression"),
         ("data", {"closed_before": 10**9}, "after the watermark"),
         ("loader", {"device": "cuda"}, "use device='cpu'"),
-        ("loader", {"decode": "actor"}, "not implemented yet"),
     ],
 )
 def test_what_the_ranks_would_refuse_is_refused_before_they_start(tiny_lake: Path, tmp_path: Path, section: str, values: dict[str, Any], message: str) -> None:
