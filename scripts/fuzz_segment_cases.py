@@ -30,7 +30,7 @@ from loader.errors import HeadraceError
 from loader.schema import take
 from loader.segment.checksum import crc32c, page_checksums
 from loader.segment.column_files import JoinedReader
-from loader.segment.layout import CHUNK, DIRECTORY_ENTRY, SECTION_PAGE_BYTES, TAIL, Section
+from loader.segment.layout import CHUNK, DIRECTORY_ENTRY, SECTION_PAGE_BYTES, SHARED_CHUNK, TAIL, Section
 from loader.segment.reader import SegmentReader
 from loader.segment.stream import stream_blocks
 from loader.segment.verify import verify_segment
@@ -98,6 +98,10 @@ def repair(data: bytearray) -> None:
             for at in range(first, first + size, CHUNK.itemsize):
                 offset, num_bytes = int.from_bytes(data[at : at + 8], "little"), int.from_bytes(data[at + 8 : at + 12], "little")
                 data[at + 12 : at + 16] = crc32c(bytes(data[offset : offset + num_bytes])).to_bytes(4, "little")
+        if entry["kind"] == Section.SHARED_CHUNKS:
+            for at in range(first, first + size, SHARED_CHUNK.itemsize):
+                offset, num_bytes = int.from_bytes(data[at + 8 : at + 16], "little"), int.from_bytes(data[at + 16 : at + 20], "little")
+                data[at + 20 : at + 24] = crc32c(bytes(data[offset : offset + num_bytes])).to_bytes(4, "little")
         checksums = page_checksums(bytes(data[first : first + size]), SECTION_PAGE_BYTES).tobytes()
         data[sums : sums + len(checksums)] = checksums
     whole = bytes(data[start : start + count * DIRECTORY_ENTRY.itemsize]) + bytes(data[-TAIL.itemsize : -TAIL.itemsize + 52])
