@@ -14,6 +14,7 @@ HeadraceError
 │   └── UnsupportedVersionError  written by a newer Headrace, or with an unknown feature
 ├── StorageError                 the object store or disk refused
 │   └── StorageFullError         no space left
+├── BadRecordError               a value that means nothing, such as an image that does not decode
 ├── CommitError                  a commit that did not happen
 │   ├── ConflictError            somebody else committed something incompatible first
 │   ├── FencedError              a newer owner of this pipeline exists
@@ -86,6 +87,10 @@ class StorageError(HeadraceError):
 
 class StorageFullError(StorageError):
     """No space left on the device."""
+
+
+class BadRecordError(HeadraceError):
+    """A value of a row that means nothing, such as an image that does not decode; the bad-record policy says whether it stops a run."""
 
 
 class CommitError(HeadraceError):

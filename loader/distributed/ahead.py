@@ -30,7 +30,8 @@ def expect(stream: RayBlockStream | RayBatchStream, batches: Any, *, epochs: Seq
     if isinstance(stream, RayBatchStream):
         stream.expect(_one_read(jobs, lambda job: job.num_batches))
     else:
-        stream.expect(_one_read((list(epoch_requests(batches.plan, job)) for job in jobs), lambda read: len(read)))
+        reads = [list(epoch_requests(batches.plan, job)) for job in jobs]
+        stream.expect(_one_read(reads, len))
 
 
 def _one_read(reads: Iterable[T], num_tasks: Callable[[T], int]) -> Iterator[T]:
