@@ -21,6 +21,8 @@ HeadraceError
 │   ├── KeyExistsError           append(on_conflict="check") met a key that is there
 │   └── CatalogBusyError         another process holds the catalog's write lock
 ├── StateMismatchError           loader state that belongs to another plan
+├── DeviceError                  the GPU, its driver or a kernel cannot be used
+│   └── DeviceMemoryError        the device has no room
 ├── MissingDependencyError       an optional package is not installed
 └── ForkedProcessError           an object was carried over fork
 
@@ -115,6 +117,14 @@ class CatalogBusyError(CommitError):
 
 class StateMismatchError(HeadraceError):
     """Loader state that belongs to another table, snapshot, selection or order."""
+
+
+class DeviceError(HeadraceError):
+    """The GPU, its driver or a kernel cannot be used."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The device has no room for what was asked for."""
 
 
 class MissingDependencyError(HeadraceError, ImportError):

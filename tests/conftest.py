@@ -19,6 +19,12 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=500,
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Kernels that tests compile are kept under pytest's cache, by the hash of their sources."""
+    if config.cache is not None:
+        os.environ.setdefault("HEADRACE_CACHE", str(config.cache.mkdir("headrace")))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One Ray cluster at a time: all of its tests go to the same worker of pytest-xdist."""

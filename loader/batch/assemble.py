@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from loader.batch.buffers import BufferPool
 from loader.batch.gather import gather_lists, list_offsets
+from loader.batch.unique import distinct_views
 from loader.batch.window import Columns, WindowData
 
 Array = npt.NDArray[Any]
@@ -46,10 +47,11 @@ class BatchArrays:
         num_samples: Rows that are samples; they come first.
         fixed: For each group of fixed-width columns a matrix [columns, rows].
         wide: By column, [rows, values a row].
-        lists: By column, (values [total], offsets int64 [rows + 1]).
+        lists: By column, (values [total], offsets int64 [rows + 1]); of unexpanded ones [distinct lists + 1].
         validity: By column, uint8 [rows]; only columns with a null in this batch.
         blocks: uint32 [samples], index in the plan's list of blocks.
         rows: uint32 [samples], row inside the block.
+        inverses: By column that comes unexpanded, int64 [rows], the number of the list of every row.
     """
 
     num_rows: int
@@ -60,6 +62,26 @@ class BatchArrays:
     validity: dict[int, npt.NDArray[np.uint8]]
     blocks: npt.NDArray[np.uint32]
     rows: npt.NDArray[np.uint32]
+    inverses: dict[int, npt.NDArray[np.int64]] = dataclasses.field(default_factory=dict)
+
+    def fixed_column(self, index: int, place: tuple[int, int] | None) -> Array:
+        """[rows], from row `place[1]` of matrix `place[0]`, or [rows, values a row]."""
+        return self.wide[index] if place is None else np.asarray(self.fixed[place[0]][place[1]])
+
+    def list_column(self, index: int) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+        """(values, offsets, inverse or None)."""
+        return (*self.lists[index], self.inverses.get(index))
+
+    def validity_of(self, index: int) -> npt.NDArray[np.uint8] | None:
+        """uint8 [rows], or None where every sample of the column is there."""
+        return self.validity.get(index)
+
+    def placed(self, array: Array) -> Array:
+        """An array of the host where the batch lies."""
+        return array
+
+    def record_stream(self, stream: Any) -> None:
+        """The arrays lie on the host, where no stream reads them."""
 
 
 def assemble(columns: Columns, parts: Sequence[Part], *, pad_to: int = 0, threads: int = 1, pool: BufferPool | None = None) -> BatchArrays:
@@ -87,7 +109,13 @@ def assemble(columns: Columns, parts: Sequence[Part], *, pad_to: int = 0, thread
         wide[column] = pool.empty((num_rows, leaf.values_per_entry), leaf.dtype)
         wide[column][num_samples:] = 0
         _lay([part.window.wide[column][part.rows].T for part in parts], wide[column].T)
-    lists = {column: _assemble_lists(columns, column, parts, num_rows, threads, pool) for column in columns.lists}
+    lists, inverses = {}, {}
+    for column in columns.lists:
+        if column in columns.unique:
+            values, offsets, inverses[column] = _assemble_unique(columns, column, parts, num_rows, threads, pool)
+            lists[column] = (values, offsets)
+        else:
+            lists[column] = _assemble_lists(columns, column, parts, num_rows, threads, pool)
     validity = {}
     for column in sorted({column for part in parts for column in part.window.validity}):
         present = np.ones(num_rows, np.uint8)
@@ -109,6 +137,7 @@ def assemble(columns: Columns, parts: Sequence[Part], *, pad_to: int = 0, thread
         validity=validity,
         blocks=np.concatenate([none, *(part.window.blocks[part.rows] for part in parts)]),
         rows=np.concatenate([none, *(part.window.rows[part.rows] for part in parts)]),
+        inverses=inverses,
     )
 
 
@@ -134,3 +163,18 @@ def _assemble_lists(columns: Columns, column: int, parts: Sequence[Part], num_ro
         gather_lists(source.pool, source.base, piece, values[offsets[at] : offsets[at + len(piece)]], threads=threads)
         at += len(piece)
     return values, offsets
+
+
+def _assemble_unique(
+    columns: Columns, column: int, parts: Sequence[Part], num_rows: int, threads: int, pool: BufferPool
+) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Each list once, in the order of the rows that show it first, and the number of every row's list."""
+    pieces, inverse = distinct_views([part.window.lists[column].views[part.rows] for part in parts], num_rows)
+    offsets = list_offsets(np.concatenate(pieces))
+    values = pool.empty(int(offsets[-1]), columns.read[column].leaf.dtype)
+    at = 0
+    for part, piece in zip(parts, pieces, strict=False):  # the last piece is the list of padding, which no window has
+        source = part.window.lists[column]
+        gather_lists(source.pool, source.base, piece, values[offsets[at] : offsets[at + len(piece)]], threads=threads)
+        at += len(piece)
+    return values, offsets, inverse

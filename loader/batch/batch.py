@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader.batch.assemble import BatchArrays
+from loader.batch.device_arrays import DeviceArrays
 from loader.batch.jagged import Jagged
 from loader.batch.window import Columns
 from loader.encodings.leaf import is_bytes
@@ -61,6 +62,11 @@ class BatchLayout:
         return {column.name: i for i, column in enumerate(self.columns.read)}
 
     @functools.cached_property
+    def list_columns(self) -> frozenset[int]:
+        """Indices of list columns, strings and binaries too."""
+        return frozenset(self.columns.lists)
+
+    @functools.cached_property
     def places(self) -> dict[int, tuple[int, int]]:
         """(group, row of its matrix) of each fixed-width column."""
         return {column: (number, k) for number, group in enumerate(self.columns.groups) for k, column in enumerate(group.columns)}
@@ -100,7 +106,7 @@ class Batch(Mapping[str, Any]):
     def __init__(
         self,
         layout: BatchLayout,
-        arrays: BatchArrays,
+        arrays: BatchArrays | DeviceArrays,
         columns: dict[str, Any] | None = None,
         validity: Mapping[str, Any] | None = None,
         mask: Any = None,
@@ -153,28 +159,30 @@ class Batch(Mapping[str, Any]):
     def _make(self, name: str) -> Any:
         index = self._index(name)
         column = self._layout.columns.read[index]
-        if index in self._arrays.lists:
-            values, offsets = self._arrays.lists[index]
-            if is_bytes(column.type):
-                padding = np.full(self.num_rows - self.num_samples, None)
-                return np.concatenate([self.to_arrow_column(name).to_numpy(zero_copy_only=False), padding])
-            return Jagged(self._convert(values, column.leaf.value_type), self._convert(offsets))
-        return self._convert(self._fixed(index), column.leaf.value_type)
+        if index not in self._layout.list_columns:
+            return self._convert(self._fixed(index), column.leaf.value_type)
+        values, offsets, inverse = self._arrays.list_column(index)
+        if is_bytes(column.type):
+            padding = np.full(self.num_rows - self.num_samples, None)
+            return np.concatenate([self.to_arrow_column(name).to_numpy(zero_copy_only=False), padding])
+        return Jagged(self._convert(values, column.leaf.value_type), self._convert(offsets), None if inverse is None else self._convert(inverse))
 
-    def _fixed(self, index: int) -> npt.NDArray[Any]:
-        if index in self._arrays.wide:
-            return self._arrays.wide[index]
-        group, row = self._layout.places[index]
-        return np.asarray(self._arrays.fixed[group][row])
+    def _fixed(self, index: int) -> Any:
+        return self._arrays.fixed_column(index, self._layout.places.get(index))
 
-    def _convert(self, values: npt.NDArray[Any], value_type: ValueType | None = None) -> Any:
-        if value_type is ValueType.BOOL:
-            values = values.view(np.bool_)
-        if self._layout.output != "dict":
-            return values
-        torch = require("torch", extra="torch")
-        tensor = torch.from_numpy(values)
-        return tensor.view(torch.bfloat16) if value_type is ValueType.BFLOAT16 else tensor
+    def _convert(self, values: Any, value_type: ValueType | None = None) -> Any:
+        """An array as the layout's output; one that is a tensor already lies where the batch was made."""
+        if isinstance(values, np.ndarray):
+            if value_type is ValueType.BOOL:
+                values = values.view(np.bool_)
+            if self._layout.output != "dict":
+                return values
+            values = require("torch", extra="torch").from_numpy(values)
+        elif value_type is ValueType.BOOL:
+            values = values.view(require("torch", extra="torch").bool)
+        if value_type is ValueType.BFLOAT16:
+            values = values.view(require("torch", extra="torch").bfloat16)
+        return values
 
     @property
     def validity(self) -> Mapping[str, Any]:
@@ -184,18 +192,20 @@ class Batch(Mapping[str, Any]):
             self._validity = _Validity(self._names, lambda name: bare._convert(bare._valid(bare._index(name)), ValueType.BOOL))
         return self._validity
 
-    def _valid(self, index: int) -> npt.NDArray[np.uint8]:
-        present = self._arrays.validity.get(index)
-        if present is None:
-            present = np.ones(self.num_rows, np.uint8)
-            present[self.num_samples :] = 0
-        return present
+    def _valid(self, index: int) -> Any:
+        present = self._arrays.validity_of(index)
+        return self._samples() if present is None else present
+
+    def _samples(self) -> Any:
+        """uint8 [rows], 0 where a row is padding, where the batch lies."""
+        samples = np.arange(self.num_rows) < self.num_samples
+        return self._arrays.placed(samples.view(np.uint8))
 
     @property
     def mask(self) -> Any:
         """bool [rows]: False where a row is padding."""
         if self._mask is None:
-            self._mask = self._convert((np.arange(self.num_rows) < self.num_samples).view(np.uint8), ValueType.BOOL)
+            self._mask = self._convert(self._samples(), ValueType.BOOL)
         return self._mask
 
     def positions(self) -> npt.NDArray[np.int64]:
@@ -223,7 +233,8 @@ class Batch(Mapping[str, Any]):
         return self._map(lambda value: value.pin_memory())
 
     def record_stream(self, stream: Any) -> None:
-        """Tell CUDA's allocator that `stream` uses the tensors, those of `validity` and `mask` too."""
+        """Say that `stream` uses the tensors, those of `validity` and `mask` too: their memory is not used again before it has done what it is given now."""
+        self._arrays.record_stream(stream)
         for value in (*self.values(), *self.validity.values(), self.mask):
             value.record_stream(stream)
 
@@ -246,11 +257,14 @@ class Batch(Mapping[str, Any]):
     def to_arrow_column(self, name: str) -> pa.Array:
         index = self._index(name)
         column, count = self._layout.columns.read[index], self.num_samples
-        validity = self._arrays.validity.get(index)
+        validity = _host(self._arrays.validity_of(index))
         nulls = None if validity is None else pa.array(validity[:count] == 0)
-        if index not in self._arrays.lists:
-            return _arrow_fixed(self._fixed(index)[:count], column.type, column.leaf.value_type, nulls)
-        values, offsets = self._arrays.lists[index]
+        if index not in self._layout.list_columns:
+            return _arrow_fixed(_host(self._fixed(index))[:count], column.type, column.leaf.value_type, nulls)
+        values, offsets, inverse = (_host(array) for array in self._arrays.list_column(index))
+        if inverse is not None:
+            rows = Jagged(values, offsets, inverse).expand()
+            values, offsets = rows.values, rows.offsets
         bitmap = None if validity is None else pa.py_buffer(np.packbits(validity[:count], bitorder="little"))
         if is_bytes(column.type):
             text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)
@@ -260,6 +274,11 @@ class Batch(Mapping[str, Any]):
         items = _arrow_fixed(values, column.type.value_type, column.leaf.value_type, None)
         array = pa.Array.from_buffers(pa.large_list(items.type), count, [bitmap, pa.py_buffer(offsets[: count + 1])], children=[items])
         return array.cast(column.type)
+
+
+def _host(array: Any) -> Any:
+    """An array of the batch in host memory; tensors are copied there."""
+    return array if array is None or isinstance(array, np.ndarray) else array.cpu().numpy()
 
 
 def _arrow_fixed(values: npt.NDArray[Any], kind: pa.DataType, value_type: ValueType, nulls: pa.Array | None) -> pa.Array:

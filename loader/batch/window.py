@@ -8,7 +8,7 @@ that a batch is one slice a dtype; lists stay (start, length) views over the poo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ import numpy.typing as npt
 
 from loader.batch.buffers import BufferPool
 from loader.batch.gather import LENGTH_SHIFT, gather_fixed, gather_lists, list_offsets
+from loader.batch.unique import distinct
 from loader.decode.arrow import widened
 from loader.decode.result import DecodedColumn, FixedColumn
-from loader.errors import SchemaError
+from loader.encodings.leaf import is_bytes
+from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
 from loader.scan.columns import ReadColumn
 
 Array = npt.NDArray[Any]
@@ -44,19 +46,26 @@ class Columns:
         groups: Fixed-width columns with one value a row, by dtype.
         wide: Indices of columns with a fixed number of values a row.
         lists: Indices of list columns (strings and binaries too).
+        unique: Those of `lists` whose batches show each list once, with the number of every row's list beside it.
     """
 
     read: tuple[ReadColumn, ...]
     groups: tuple[FixedGroup, ...]
     wide: tuple[int, ...]
     lists: tuple[int, ...]
+    unique: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, read: Sequence[ReadColumn]) -> Columns:
+    def of(cls, read: Sequence[ReadColumn], unique: Collection[str] = ()) -> Columns:
         """Sort columns into groups.
 
+        Args:
+            read: The columns.
+            unique: Names of list columns that are to come unexpanded.
+
         Raises:
-            SchemaError: A column has lists inside lists.
+            SchemaError: A column has lists inside lists, or one of `unique` has none.
+            ColumnNotFoundError: A name of `unique` is not among the columns.
         """
         by_dtype: dict[np.dtype[Any], list[int]] = {}
         wide, lists = [], []
@@ -70,7 +79,13 @@ class Columns:
             else:
                 by_dtype.setdefault(column.leaf.dtype, []).append(index)
         groups = tuple(FixedGroup(dtype=dtype, columns=tuple(members)) for dtype, members in by_dtype.items())
-        return cls(read=tuple(read), groups=groups, wide=tuple(wide), lists=tuple(lists))
+        index = {column.name: number for number, column in enumerate(read)}
+        for name in unique:
+            if name not in index:
+                raise ColumnNotFoundError(f"unique names {name!r}, which is not read: {did_you_mean(name, index)}")
+            if index[name] not in lists or is_bytes(read[index[name]].type):
+                raise SchemaError(f"unique names {name!r}, which is {read[index[name]].type}: only lists of numbers come unexpanded")
+        return cls(read=tuple(read), groups=groups, wide=tuple(wide), lists=tuple(lists), unique=tuple(sorted(index[name] for name in set(unique))))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -191,12 +206,13 @@ class WindowFill:
         views, pool, base = column.views[take], column.child.values, int(column.child.base)
         if column.child.validity is not None:
             raise SchemaError(f"column {self._columns.read[index].name!r} has nulls inside its lists: {NULL_ITEMS}")
-        shown = int((views >> LENGTH_SHIFT).sum())
+        lists, codes = distinct(views) if index in self._columns.unique else (views, slice(None))
+        shown = int((lists >> LENGTH_SHIFT).sum())
         if shown < len(pool):
-            offsets = list_offsets(views)
+            offsets = list_offsets(lists)
             smaller = np.empty(shown, pool.dtype)
-            gather_lists(pool, 0, views, smaller, threads=self._threads)
-            views = (views >> LENGTH_SHIFT << LENGTH_SHIFT) | offsets[:-1].astype(np.uint64)
+            gather_lists(pool, 0, lists, smaller, threads=self._threads)
+            views = ((lists >> LENGTH_SHIFT << LENGTH_SHIFT) | offsets[:-1].astype(np.uint64))[codes]
             pool = smaller
         else:
             pool = self._copy(pool)
@@ -244,11 +260,7 @@ class WindowFill:
 
     def _index(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
         """For each row of the window: where it is staged, and its row in its block."""
-        rows = self._ordinal.astype(np.uint32)
-        for number, selected in enumerate(self._selected):
-            if selected is not None:
-                here = self._piece == number
-                rows[here] = selected[self._ordinal[here]]
+        rows = window_rows(self._piece, self._ordinal, self._selected)
         staged = np.where(self._by_ordinal[self._piece], self._ordinal, rows.astype(np.int64)) + self._shift[self._piece]
         return staged.astype(np.uint32), rows
 
@@ -269,6 +281,16 @@ class WindowFill:
             if not out.all():
                 validity[column] = out
         return validity
+
+
+def window_rows(piece: npt.NDArray[np.int64], ordinal: npt.NDArray[np.int64], selected: Sequence[npt.NDArray[np.int64] | None]) -> npt.NDArray[np.uint32]:
+    """Row in its block of every row of a window; `selected` has the rows of each piece's block by ordinal, or None where ordinals are rows."""
+    rows = ordinal.astype(np.uint32)
+    for number, chosen in enumerate(selected):
+        if chosen is not None:
+            here = piece == number
+            rows[here] = chosen[ordinal[here]]
+    return rows
 
 
 def join_pools(pools: Sequence[tuple[Array, int]], dtype: np.dtype[Any]) -> tuple[Array, int]:

@@ -15,6 +15,7 @@ from loader.errors import CorruptSegmentError
 from loader.segment.layout import (
     ALIGNMENT,
     CHUNK_HEADER,
+    CHUNK_USES_SHARED,
     COPY_IS_ZSTD,
     MAX_BLOCK_ROWS,
     MAX_CLASSES,
@@ -25,6 +26,7 @@ from loader.segment.layout import (
     PATCH_F32,
     PATCH_F64,
     REGION,
+    SHARED_REGION,
     SOURCE,
     VECTOR,
     VECTOR_META,
@@ -108,7 +110,7 @@ class Program:
     features: int = 0
 
 
-def build(slab: Array, chunk_offsets: Array, chunk_bytes: Array, *, max_arena_bytes: int = MAX_ARENA_BYTES) -> Program:
+def build(slab: Array, chunk_offsets: Array, chunk_bytes: Array, *, shared: Array | None = None, max_arena_bytes: int = MAX_ARENA_BYTES) -> Program:
     """Read the headers of all chunks at once, verify every count, level and offset in them, and relocate them.
 
     What stays for the executor to check is what streams hold: packed vectors' widths and offsets, ranks, dictionary codes.
@@ -117,12 +119,16 @@ def build(slab: Array, chunk_offsets: Array, chunk_bytes: Array, *, max_arena_by
         slab: uint8; the chunks, each on 8 bytes, and PADDING_BYTES of padding after the last.
         chunk_offsets: int64 `[chunks]` into the slab.
         chunk_bytes: int64 `[chunks]`.
+        shared: int64 `[chunks]`, the position in the request of the chunk that holds the dictionary shared with other blocks, -1 where there is none; None for
+            none at all. A shared chunk is decoded once, whatever number of chunks look it up.
         max_arena_bytes: Refuse to decode to more than this.
 
     Raises:
         CorruptSegmentError: Something does not hold; names the chunk by its position in `chunk_offsets`.
     """
-    tables = _Tables(slab, np.asarray(chunk_offsets, np.int64), np.asarray(chunk_bytes, np.int64))
+    offsets = np.asarray(chunk_offsets, np.int64)
+    shared = np.full(offsets.size, -1, np.int64) if shared is None else np.asarray(shared, np.int64)
+    tables = _Tables(slab, offsets, np.asarray(chunk_bytes, np.int64), shared)
     regions, region_bytes = _place_regions(tables, max_arena_bytes)
     ops = _relocate_ops(tables, regions, region_bytes)
     sources = _relocate_sources(tables, regions, region_bytes)
@@ -174,7 +180,7 @@ def _starts(counts: Array) -> Array:
 class _Tables:
     """Headers, regions, ops and sources of all chunks, end to end; `*_chunk` says whose each is, `*_starts` where each chunk's begin."""
 
-    def __init__(self, slab: Array, offsets: Array, sizes: Array) -> None:
+    def __init__(self, slab: Array, offsets: Array, sizes: Array, shared: Array) -> None:
         chunks = np.arange(offsets.size)
         _refuse(
             (offsets < 0) | (offsets % 8 != 0) | (sizes < CHUNK_HEADER.itemsize) | (offsets > slab.size - PADDING_BYTES - sizes),
@@ -186,7 +192,7 @@ class _Tables:
         header = self.headers
         counts = [header[name].astype(np.int64) for name in ("num_regions", "num_ops", "num_sources")]
         _refuse(header["num_bytes"] != sizes, chunks, "its header states another length")
-        _refuse(header["flags"] != 0, chunks, "its header has unknown flags")
+        _refuse(header["flags"] > CHUNK_USES_SHARED, chunks, "its header has unknown flags")
         _refuse(header["num_rows"] > MAX_BLOCK_ROWS, chunks, f"it states more than {MAX_BLOCK_ROWS:,} rows")
         tables = [CHUNK_HEADER, REGION, OP, SOURCE]
         starts = [np.full(offsets.size, CHUNK_HEADER.itemsize, np.int64)]
@@ -199,6 +205,21 @@ class _Tables:
         self.ops = self._table(slab, OP, starts[1], self.op_starts, self.op_chunk)
         self.sources = self._table(slab, SOURCE, starts[2], self.source_starts, self.source_chunk)
         self.arena_starts = np.zeros(1, np.int64)
+        self.shared_regions = self._shared_regions(shared)
+
+    def _shared_regions(self, shared: Array) -> Array:
+        """The region that SHARED_REGION means in each chunk, -1 where a chunk may not use it."""
+        uses = np.flatnonzero(self.headers["flags"] & CHUNK_USES_SHARED)
+        found = np.full(shared.size, -1, np.int64)
+        if uses.size:
+            holder = shared[uses]
+            _refuse((holder < 0) | (holder >= shared.size), uses, "it uses a shared dictionary, and the segment has none for it")
+            stated = self.headers[holder]
+            _refuse((stated["flags"] != 0) | (stated["num_rows"] != 0) | (stated["num_regions"] == 0), uses, "its shared dictionary is in a chunk of rows")
+            found[uses] = self.region_starts[holder]
+            region = self.regions[found[uses]]
+            _refuse((region["role"] != Role.VALUES) | (region["depth"] != 0), uses, "its shared dictionary holds no values")
+        return found
 
     def _table(self, slab: Array, record: np.dtype[Any], first: Array, starts: Array, chunk: Array) -> Array:
         index = np.arange(chunk.size) - starts[chunk]
@@ -221,7 +242,7 @@ def _place_regions(tables: _Tables, max_arena_bytes: int) -> tuple[Array, Array]
     table, chunk = tables.regions, tables.region_chunk
     items = table["item_bytes"].astype(np.int64)
     _refuse(~np.isin(items, (1, 2, 4, 8)), chunk, "a region's items are not 1, 2, 4 or 8 bytes")
-    _refuse(table["role"] > Role.SCRATCH, chunk, "a region has an unknown role")
+    _refuse(table["role"] > Role.WEIGHT_VIEWS, chunk, "a region has an unknown role")
     _refuse(table["value_type"] > ValueType.BFLOAT16, chunk, "a region has an unknown value type")
     _refuse(table["count"] > max_arena_bytes, chunk, f"a region would take more than {max_arena_bytes:,} bytes")
     num_bytes = table["count"].astype(np.int64) * items
@@ -280,7 +301,10 @@ def _check_ops(tables: _Tables) -> None:
     _refuse((scan != Scan.NONE) & ((kind != OpKind.DIRECT) | has_dictionary), chunk, "an op scans what may not be scanned")
     _refuse((out_kind == OutKind.VIEW) & (kind != OpKind.COPY) & ~has_dictionary & (scan == Scan.NONE), chunk, "an op makes views of nothing")
     _refuse(has_dictionary & (kind == OpKind.COPY), chunk, "a copy has a dictionary")
-    no_region = (table["out_region"] >= header["num_regions"][chunk]) | (has_dictionary & (table["dict_region"] >= header["num_regions"][chunk]))
+    common = table["dict_region"] == SHARED_REGION
+    own = has_dictionary & ~common
+    _refuse(common & ((tables.shared_regions[chunk] < 0) | (out_kind == OutKind.VIEW)), chunk, "an op looks up a shared dictionary where it may not")
+    no_region = (table["out_region"] >= header["num_regions"][chunk]) | (own & (table["dict_region"] >= header["num_regions"][chunk]))
     _refuse(no_region, chunk, "an op's region does not exist")
 
 
@@ -294,6 +318,7 @@ def _op_regions(tables: _Tables, regions: Array, region_bytes: Array) -> tuple[A
     _refuse(table["out_offset"].astype(np.int64) + table["count"].astype(np.int64) * size > region_bytes[out], chunk, "an op writes past its region")
     _refuse(table["out_offset"] % size != 0, chunk, "an op writes between items")
     dictionary = np.where(table["dict_region"] != NO_REGION, first + table["dict_region"], -1)
+    dictionary = np.where(table["dict_region"] == SHARED_REGION, tables.shared_regions[chunk], dictionary)
     with_one = np.flatnonzero(dictionary >= 0)
     if with_one.size:
         entries, chunk, size = dictionary[with_one], chunk[with_one], size[with_one]

@@ -58,7 +58,7 @@ DecodedColumn = FixedColumn | ListColumn
 
 
 class DecodedBlock(Sequence[DecodedColumn]):
-    """The columns of decoded chunks; `block.columns[i]` belongs to chunk i.
+    """The columns of decoded chunks; `block.columns[i]` belongs to chunk i. Chunks past the columns are dictionaries that some of them share.
 
     Attributes:
         arena: uint8; all columns are views of it.
@@ -69,8 +69,8 @@ class DecodedBlock(Sequence[DecodedColumn]):
         self.program, self.arena, self._leaves = program, arena, leaves
         regions = program.regions
         # [chunk, role, depth] → region; scratch stays out
-        self._index = np.full((len(leaves), 3, _MAX_DEPTHS), -1, np.int64)
-        shown = np.flatnonzero(regions["role"] != Role.SCRATCH)
+        self._index = np.full((len(leaves), len(Role), _MAX_DEPTHS), -1, np.int64)
+        shown = np.flatnonzero((regions["role"] != Role.SCRATCH) & (regions["chunk"] < len(leaves)))
         chosen = regions[shown]
         if (chosen["depth"] >= _MAX_DEPTHS).any():
             raise CorruptSegmentError(f"a chunk has lists deeper than {_MAX_DEPTHS}")
@@ -139,22 +139,29 @@ class DecodedBlock(Sequence[DecodedColumn]):
 
 
 def decode_block(
-    slab: Array, chunk_offsets: Array, chunk_bytes: Array, columns: Sequence[LeafType], threads: int = 1, arena: Array | None = None
+    slab: Array,
+    chunk_offsets: Array,
+    chunk_bytes: Array,
+    columns: Sequence[LeafType],
+    threads: int = 1,
+    arena: Array | None = None,
+    shared: Array | None = None,
 ) -> DecodedBlock:
     """Build the program of some chunks and run it.
 
     Args:
         slab: uint8 with PADDING_BYTES readable bytes past the last chunk.
-        chunk_offsets: int64 `[chunks]` into the slab.
+        chunk_offsets: int64 `[chunks]` into the slab: of the columns, then of the dictionaries that they share.
         chunk_bytes: int64 `[chunks]`.
-        columns: The physical type of each chunk's column.
+        columns: The physical type of each column.
         threads: Threads of the native executor.
         arena: uint8 to reuse, with PADDING_BYTES to spare; a new one if it is None or too small.
+        shared: As `program.build` takes it.
 
     Raises:
         CorruptSegmentError: The chunks do not hold together.
     """
-    program = build(slab, chunk_offsets, chunk_bytes)
+    program = build(slab, chunk_offsets, chunk_bytes, shared=shared)
     needed = program.arena_bytes + PADDING_BYTES
     if arena is None or arena.size < needed:
         arena = np.empty(needed, np.uint8)

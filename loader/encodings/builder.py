@@ -12,9 +12,11 @@ import numpy as np
 from loader.segment.layout import (
     ALIGNMENT,
     CHUNK_HEADER,
+    CHUNK_USES_SHARED,
     NO_REGION,
     OP,
     REGION,
+    SHARED_REGION,
     SOURCE,
     Feature,
     OpKind,
@@ -126,6 +128,8 @@ class ChunkBuilder:
             used |= _KIND_FEATURES.get(op["kind"] or 0, Feature(0))
             if op["dict_region"] != NO_REGION:
                 used |= Feature.DICTIONARY
+            if op["dict_region"] == SHARED_REGION:
+                used |= Feature.SHARED_DICTIONARIES
             if (op["out_kind"] or 0) >= OutKind.F32_FROM_F16:
                 used |= Feature.QUANTISED
             elif (op["out_kind"] or 0) >= OutKind.F32_DECIMAL:
@@ -151,8 +155,9 @@ class ChunkBuilder:
             raise ValueError(f"a chunk of {num_bytes:,} bytes passes the limit of 4 GiB: write smaller blocks (WriteOptions.block_bytes)")
         chunk = np.zeros(num_bytes, np.uint8)
         header = np.zeros(1, CHUNK_HEADER)
+        flags = CHUNK_USES_SHARED if any(op["dict_region"] == SHARED_REGION for op in self._ops) else 0
         levels = 1 + max((op["level"] or 0 for op in self._ops), default=0)
-        header[0] = (num_rows, len(self._regions), len(self._ops), len(self._sources), levels, 0, num_bytes, self._arena_bytes, 0)
+        header[0] = (num_rows, len(self._regions), len(self._ops), len(self._sources), levels, flags, num_bytes, self._arena_bytes, 0)
         regions = np.array(self._regions, REGION)
         ops = np.zeros(len(self._ops), OP)
         for record, op in zip(ops, self._ops, strict=True):

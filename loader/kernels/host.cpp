@@ -193,6 +193,11 @@ EXPORT u64 headrace_decode(const u8* slab, u64 slab_bytes, u8* arena, u64 arena_
     return *std::min_element(decoder.errors.begin(), decoder.errors.end());
 }
 
+// What headrace_decode checks before it starts, for executors of other devices.
+EXPORT u64 headrace_check_program(const ProgramOp* ops, u64 num_ops, const ProgramSource* sources, u64 num_sources, u64 slab_bytes, u64 arena_bytes) {
+    return verify::check_program(ops, num_ops, sources, num_sources, {slab_bytes, arena_bytes});
+}
+
 // out[i] = values[rows[i]]; rows are u32 (row_bytes 4) or i64. Returns the first i whose row is outside, else num_rows.
 EXPORT u64 headrace_gather_fixed(const void* values, u64 num_values, u32 item_bytes, const void* rows, u32 row_bytes, u64 num_rows, void* out, u32 num_threads) {
     if (row_bytes == 4) return gather_sized<u32>(values, num_values, item_bytes, rows, num_rows, out, num_threads);

@@ -8,7 +8,12 @@
 #pragma once
 #define SHIM_HOST 1
 
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#define SHIM_SWITCH 1  // fibers by hand: swapcontext makes a system call each time. AddressSanitizer knows swapcontext only
+#endif
+#if !defined(SHIM_SWITCH)
 #include <ucontext.h>
+#endif
 
 #include <cstdint>
 #include <cstdlib>
@@ -34,11 +39,43 @@ namespace shim {
 
 enum class State { RUNNING, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
 
+#if defined(SHIM_SWITCH)
+// Saves what a callee must, keeps the stack pointer in *from, and goes on where `to` was saved.
+extern "C" __attribute__((visibility("hidden"))) void shim_switch(void** from, void* to);
+asm(".text\n.weak shim_switch\n.hidden shim_switch\n.type shim_switch,@function\nshim_switch:\n"
+    " push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n mov %rsp,(%rdi)\n mov %rsi,%rsp\n"
+    " pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n.size shim_switch,.-shim_switch\n");
+
+using Context = void*;
+
+inline void go(Context& from, Context& to) { shim_switch(&from, to); }
+
+inline void prepare(Context& context, char* stack, size_t num_bytes, void (*body)()) {
+    void** top = (void**)((uintptr_t)(stack + num_bytes - 64) & ~(uintptr_t)15);
+    *--top = nullptr;  // where `body` would return to: it never does
+    *--top = (void*)body;
+    for (int registers = 0; registers < 6; ++registers) *--top = nullptr;
+    context = top;
+}
+#else
+using Context = ucontext_t;
+
+inline void go(Context& from, Context& to) { swapcontext(&from, &to); }
+
+inline void prepare(Context& context, char* stack, size_t num_bytes, void (*body)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = num_bytes;
+    context.uc_link = nullptr;
+    makecontext(&context, body, 0);
+}
+#endif
+
 struct Thread {
     State state = State::RUNNING;
     const char* where = "";
     unsigned exchanges = 0;
-    ucontext_t context;
+    Context context;
 };
 
 // What the lanes of a warp exchange; two sets, used in turn, so that a fast lane cannot overwrite what a slow one still reads.
@@ -50,7 +87,7 @@ inline Index3 thread_index, block_index, block_size, grid_size;
 inline std::vector<Thread> threads;
 inline std::vector<Exchange> warps;
 inline std::vector<char> stacks;
-inline ucontext_t scheduler;
+inline Context scheduler;
 inline unsigned current = 0;
 inline std::string error;
 inline unsigned schedule = 0;
@@ -76,7 +113,7 @@ inline void wait(State state, const char* where) {
     Thread& thread = threads[current];
     thread.state = state;
     thread.where = where;
-    swapcontext(&thread.context, &scheduler);
+    go(thread.context, scheduler);
 }
 
 inline void block_barrier(const char* where) { wait(State::AT_BLOCK_BARRIER, where); }
@@ -90,7 +127,7 @@ inline void run_thread() {
 inline void resume(unsigned i) {
     current = i;
     thread_index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
-    swapcontext(&scheduler, &threads[i].context);
+    go(scheduler, threads[i].context);
 }
 
 inline bool fail(const std::string& what) {
@@ -107,7 +144,7 @@ inline bool release(State state, unsigned first, unsigned end, bool& freed) {
         live += threads[i].state != State::DONE;
         if (threads[i].state != state) continue;
         ++waiting;
-        same = same && (!where || !strcmp(where, threads[i].where));
+        same = same && (!where || where == threads[i].where || !strcmp(where, threads[i].where));
         where = threads[i].where;
     }
     if (!waiting || waiting != live) return true;
@@ -141,11 +178,7 @@ inline bool run_block() {
         Thread& thread = threads[i];
         thread.state = State::RUNNING;
         thread.exchanges = 0;
-        getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = &stacks[i * STACK_BYTES];
-        thread.context.uc_stack.ss_size = STACK_BYTES;
-        thread.context.uc_link = &scheduler;
-        makecontext(&thread.context, run_thread, 0);
+        prepare(thread.context, &stacks[i * STACK_BYTES], STACK_BYTES, run_thread);
     }
     const std::vector<unsigned> order = turns(count, block_index.x), warp_order = turns(num_warps, block_index.x + 1);
     for (;;) {
@@ -185,6 +218,17 @@ template <class T, class Source> inline T shuffle(T value, const char* where, So
     T result;
     memcpy(&result, &raw, sizeof(T));
     return result;
+}
+
+// Bit l: whether lane l's value is not zero.
+inline unsigned ballot(bool value, const char* where) {
+    const unsigned me = current, set = threads[me].exchanges++ & 1, first = me & ~31u, count = (unsigned)threads.size();
+    Exchange& warp = warps[me / 32];
+    warp.lane[set][me & 31] = value;
+    warp_barrier(where);
+    unsigned bits = 0;
+    for (unsigned lane = 0; lane < 32 && first + lane < count; ++lane) bits |= (unsigned)(warp.lane[set][lane] != 0) << lane;
+    return bits;
 }
 
 template <class F> inline void call(void* argument) { (*(F*)argument)(); }
@@ -227,18 +271,32 @@ template <class... A> inline int launch(void (*kernel)(A...), const unsigned* gr
 #define __syncwarp(...) shim::warp_barrier(SHIM_WHERE)
 #define __shfl_sync(mask, value, from) shim::shuffle(value, SHIM_WHERE, [&](int) { return (int)(from); })
 #define __shfl_up_sync(mask, value, by) shim::shuffle(value, SHIM_WHERE, [&](int lane) { return lane < (int)(by) ? lane : lane - (int)(by); })
+#define __shfl_down_sync(mask, value, by) shim::shuffle(value, SHIM_WHERE, [&](int lane) { return lane + (int)(by) > 31 ? lane : lane + (int)(by); })
+#define __shfl_xor_sync(mask, value, with) shim::shuffle(value, SHIM_WHERE, [&](int lane) { return lane ^ (int)(with); })
+#define __ballot_sync(mask, value) shim::ballot(value, SHIM_WHERE)
+#define __any_sync(mask, value) (shim::ballot(value, SHIM_WHERE) != 0)
+#define __all_sync(mask, value) (shim::ballot(!(value), SHIM_WHERE) == 0)
 
 template <class T> inline T __ldg(const T* address) { return *address; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     shift &= 31;
     return shift ? low >> shift | high << (32 - shift) : low;
 }
-template <class T> inline T atomicMin(T* address, T value) {
+// One thread runs at a time, and none is stopped between a read and a write.
+template <class T, class F> inline T shim_atomic(T* address, F change) {
     const T old = *address;
-    if (value < old) *address = value;
+    *address = change(old);
     return old;
 }
+template <class T> inline T atomicMin(T* address, T value) { return shim_atomic(address, [&](T old) { return value < old ? value : old; }); }
+template <class T> inline T atomicMax(T* address, T value) { return shim_atomic(address, [&](T old) { return value > old ? value : old; }); }
+template <class T> inline T atomicAdd(T* address, T value) { return shim_atomic(address, [&](T old) { return (T)(old + value); }); }
+template <class T> inline T atomicOr(T* address, T value) { return shim_atomic(address, [&](T old) { return (T)(old | value); }); }
+template <class T> inline T atomicExch(T* address, T value) { return shim_atomic(address, [&](T) { return value; }); }
+template <class T> inline T atomicCAS(T* address, T expected, T value) { return shim_atomic(address, [&](T old) { return old == expected ? value : old; }); }
 
 #define SHIM_EXPORT extern "C" __attribute__((used, visibility("default")))
 #define SHIM_KERNEL(kernel) \

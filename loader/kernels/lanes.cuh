@@ -48,6 +48,7 @@ enum ErrorCode {
     ERROR_CAPACITY = 6,      // the lists do not fit into the output
     ERROR_EXCEPTION = 7,     // a vector's exceptions do not ascend inside of it
     ERROR_PATCH = 8,         // an op's patches do not ascend inside of it
+    ERROR_NULL_ITEM = 9,     // a list that is there holds a null
     ERROR_OP_KIND = 16,      // an op, scan, source or store of a kind that this version does not know
     ERROR_OP_SOURCES = 17,   // the op's sources are missing or too short
     ERROR_OP_SLAB = 18,      // a stream reaches outside of the slab, or is not aligned
@@ -60,6 +61,7 @@ enum ErrorCode {
 constexpr u64 KNOWN_FEATURES = 0x1ff;
 constexpr u64 NO_OFFSET = ~0ull;
 constexpr u64 NO_ERROR = ~0ull;
+constexpr u32 NO_INDEX = ~0u;
 
 struct VectorMeta {
     u32 word_offset, base;

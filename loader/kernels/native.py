@@ -55,6 +55,12 @@ def describe_error(word: int) -> tuple[int, int, str]:
     return word >> 32, word >> 8 & 0xFF_FFFF, REASONS.get(word & 0xFF, f"error {word & 0xFF}")
 
 
+def corrupt_chunk(ops: Array, word: int) -> CorruptSegmentError:
+    """The error that an error word stands for, naming the chunk of its op."""
+    op, vector, reason = describe_error(word)
+    return CorruptSegmentError(f"chunk {int(ops['chunk'][op])} of the request is corrupt: {reason} (op {op}, vector {vector})")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ListPool:
     """A list column as it was decoded.
@@ -97,6 +103,7 @@ class NativeLibrary(EncoderMethods):
             "headrace_force_portable": ([ctypes.c_int], None),
             "headrace_has_avx2": ([], ctypes.c_int),
             "headrace_decode": ([pointer, u64, pointer, u64, pointer, u64, pointer, u64, u32], u64),
+            "headrace_check_program": ([pointer, u64, pointer, u64, u64, u64], u64),
             "headrace_gather_fixed": ([pointer, u64, u32, pointer, u32, u64, pointer, u32], u64),
             "headrace_list_offsets": ([pointer, u64, pointer], None),
             "headrace_gather_lists": ([pointer, u64, u32, u64, pointer, u64, pointer, u64, u32, u32], u64),
@@ -151,8 +158,18 @@ class NativeLibrary(EncoderMethods):
             address(ops, "ops", alignment=8), ops.size, address(sources, "sources", alignment=8), sources.size, max(threads, 1),
         )  # fmt: skip
         if word != NO_ERROR:
-            op, vector, reason = describe_error(word)
-            raise CorruptSegmentError(f"chunk {int(ops['chunk'][op])} of the request is corrupt: {reason} (op {op}, vector {vector})")
+            raise corrupt_chunk(ops, word)
+
+    def check_program(self, ops: Array, sources: Array, slab_bytes: int, arena_bytes: int) -> None:
+        """Check all that a program's tables say against the sizes of slab and arena (padding left out), as `decode` does before it starts.
+
+        Raises:
+            CorruptSegmentError: An op or a source lies outside, or is of no known kind; names the chunk.
+        """
+        tables = (address(ops, "ops", alignment=8), ops.size, address(sources, "sources", alignment=8), sources.size)
+        word = self._library.headrace_check_program(*tables, slab_bytes, arena_bytes)
+        if word != NO_ERROR:
+            raise corrupt_chunk(ops, word)
 
     def gather_fixed(self, values: Array, rows: Array, out: Array, threads: int = 1) -> None:
         """`out[i] = values[rows[i]]` for items of 1, 2, 4 or 8 bytes; rows are uint32 or int64.

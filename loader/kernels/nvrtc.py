@@ -1,6 +1,6 @@
-"""Compiles the kernels to machine code without a GPU, to prove that they compile and to see their registers and spills.
+"""Compiles the kernels to machine code, which needs no GPU: for the CUDA runtime, and to see their registers and spills.
 
-Uses nvcc where it is on the path, else NVRTC: CuPy's binding, or the library of the nvidia-cuda-nvrtc wheel or of a toolkit.
+Reports come from nvcc where it is on the path, else from NVRTC: CuPy's binding, or the library of the nvidia-cuda-nvrtc wheel or of a toolkit.
 `python -m loader.kernels.nvrtc sm_80 sm_90` logs a line for each kernel.
 """
 
@@ -19,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 from loader.kernels.build import FOLDER
+from loader.kernels.signatures import KERNEL_FILES
 
-KERNELS = ("decode.cu", "assemble.cu")
-OPTIONS = ("-std=c++17", "-fmad=false")  # no fused multiply-add: the same bits as the CPU library
+# no fused multiply-add, no flush to zero, exact division: the same bits as the CPU library
+OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true")
 _USAGE = re.compile(r"entry function '(\w+)'.*?bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)", re.DOTALL)
 
 
@@ -80,7 +82,7 @@ def compile_kernels(architecture: str) -> list[KernelReport]:
     if found is None:
         raise CompileError("no CUDA compiler: install nvcc, cupy-cuda12x or nvidia-cuda-nvrtc-cu12")
     run = compilers.get(found, _with_library)
-    return [report for name in KERNELS for report in _parse(run(name, architecture), architecture)]
+    return [report for name in KERNEL_FILES for report in _parse(run(name, architecture), architecture)]
 
 
 def _parse(log: str, architecture: str) -> list[KernelReport]:
@@ -110,11 +112,27 @@ def _arguments(architecture: str) -> list[str]:
 def _with_cupy(name: str, architecture: str) -> str:
     from cupy.cuda import nvrtc
 
+    return compile_file(nvrtc, name, architecture)[1]
+
+
+def compile_file(nvrtc: Any, name: str, architecture: str) -> tuple[bytes, str]:
+    """Machine code and log of a kernel file.
+
+    Args:
+        nvrtc: `cupy.cuda.nvrtc`.
+        name: Such as `decode.cu`.
+        architecture: `sm_90` for machine code, `compute_90` for PTX that a driver compiles.
+
+    Raises:
+        CompileError: With the compiler's log.
+    """
     program = nvrtc.createProgram((FOLDER / name).read_text(), name, (), ())
     try:
         nvrtc.compileProgram(program, tuple(_arguments(architecture)))
         log: str = nvrtc.getProgramLog(program)
-        return log
+        if architecture.startswith("compute_"):
+            return nvrtc.getPTX(program).encode() + b"\0", log
+        return nvrtc.getCUBIN(program) + b"\0", log  # CuPy leaves out the last byte
     except nvrtc.NVRTCError as error:
         raise CompileError(f"NVRTC could not compile {name} for {architecture}: {error}\n{nvrtc.getProgramLog(program)}") from None
     finally:

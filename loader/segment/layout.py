@@ -19,6 +19,7 @@ LANES = 32  # 32-bit words side by side in a packed vector
 MAX_BLOCK_ROWS = 65_536
 SECTION_PAGE_BYTES = 4096  # a checksum for each page of a footer section
 NO_REGION = 0xFFFF
+SHARED_REGION = 0xFFFE  # as a dictionary: the values of the shared chunk that goes with this one
 
 
 class Feature(enum.IntFlag):
@@ -38,6 +39,7 @@ class Feature(enum.IntFlag):
     ENTROPY = 1 << 11
     COLUMN_FILE = 1 << 12  # holds some columns of another segment, aligned by position
     OVERLAY = 1 << 13  # holds patches of other segments, not rows of its own
+    MAPS = 1 << 14  # columns of two aligned lists
 
 
 KNOWN_FEATURES = (
@@ -118,6 +120,9 @@ class Role(enum.IntEnum):
     VALIDITY = 1  # one byte an entry: 1 present, 0 null
     VIEWS = 2  # one u64 an entry: start in the low half, length in the high half; points into depth + 1
     SCRATCH = 3  # read by later levels only
+    WEIGHT_VALUES = 4  # 4 to 6: as 0 to 2, of the second list of a map
+    WEIGHT_VALIDITY = 5
+    WEIGHT_VIEWS = 6  # at depth 0 absent where both lists have the same views
 
 
 class OpKind(enum.IntEnum):
@@ -267,6 +272,7 @@ SOURCE = np.dtype(
         ("num_words", "<u4"),
     ]
 )
+CHUNK_USES_SHARED = 1  # flag of a chunk: some op looks up SHARED_REGION
 COPY_IS_ZSTD = 1  # flag of a COPY op: its bytes are one zstd frame
 MAX_CLASSES = 4  # of a SPLIT op
 PATCH_F32 = np.dtype([("position", "<u4"), ("bits", "<u4")])

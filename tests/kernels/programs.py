@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from loader.decode.program import NO_OFFSET, PROGRAM_OP, PROGRAM_SOURCE, Program
+from loader.decode.program import NO_OFFSET, PROGRAM_OP, PROGRAM_SOURCE, REGION_ITEM, Program
 from loader.encodings import bitpack
 from loader.encodings.bits import pack_bits, rank_anchors
 from loader.encodings.split import class_anchors
@@ -131,7 +131,7 @@ class ProgramBuilder:
         sources = np.concatenate(self.sources) if self.sources else np.zeros(0, PROGRAM_SOURCE)
         starts = np.searchsorted(ops["level"], np.arange(int(ops["level"][-1]) + 2 if ops.size else 1)).astype(np.int64)
         program = Program(
-            ops=ops, sources=sources, level_starts=starts, regions=np.zeros(0), num_rows=np.zeros(0, np.int64), arena_bytes=self.arena_bytes, features=0
+            ops=ops, sources=sources, level_starts=starts, regions=np.zeros(0, REGION_ITEM), num_rows=np.zeros(0, np.int64), arena_bytes=self.arena_bytes, features=0
         )  # fmt: skip
         return Built(program, aligned(np.concatenate([*self.parts, np.zeros(PADDING_BYTES, np.uint8)])))
 
