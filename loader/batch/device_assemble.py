@@ -7,7 +7,7 @@ Bit for bit what `assemble` makes on the CPU.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +19,11 @@ from loader.batch.device_buffers import DeviceLease
 from loader.batch.device_columns import DeviceColumns
 from loader.batch.device_tables import (
     BATCH_PART,
-    BATCH_PLANE,
     ENTRY_BITS,
     LIST_COLUMN,
     LIST_OUT,
     MAX_BATCH_ROWS,
     PLANES_PER_BLOCK,
-    POOL_PIECE,
     TILE_ROWS,
     TILE_VALUES,
     places,

@@ -16,7 +16,7 @@ from loader.batch.device import BatchDevice
 from loader.batch.device_columns import DeviceColumns
 from loader.batch.device_patches import PatchTables
 from loader.batch.device_pieces import Piece, PieceRegions
-from loader.batch.device_tables import ITEMS, NO_PLANE, ONES, PIECE_ITEMS, PLANES_PER_BLOCK, THREADS, TILE_ROWS, WINDOW_PLANE, places
+from loader.batch.device_tables import ITEMS, NO_PLANE, ONES, PIECE_ITEMS, PLANES_PER_BLOCK, TILE_ROWS, WINDOW_PLANE, places
 from loader.batch.window import window_rows
 from loader.decode.cuda import Decoding
 from loader.decode.inflate import inflate_into_slab, inflated_bytes
@@ -220,7 +220,15 @@ class DeviceWindowFill:
         tables[2] = outs
         device.upload(span + plane_bytes, tables)
         return _Held(
-            span=span, num_bytes=plane_bytes + table_bytes, error=at[0], pieces=at[1], planes=at[2], pools=at[3], outs=outs, has_validity=has_validity, rows=rows
+            span=span,
+            num_bytes=plane_bytes + table_bytes,
+            error=at[0],
+            pieces=at[1],
+            planes=at[2],
+            pools=at[3],
+            outs=outs,
+            has_validity=has_validity,
+            rows=rows,
         )
 
     def _permute(self, held: _Held, planes: Array, patches: PatchTables, items: dict[tuple[int, int], int]) -> tuple[int, ...]:

@@ -1,20 +1,23 @@
 """Images: a batch's JPEG bytes to one float tensor, decoded, resized and normalised; a broken image follows the bad-record policy.
 
-Owns the options, the structural check that every backend shares, and the policy. The backends stand beside: images_dali.py (NVIDIA DALI, on the GPU or
-its CPU pipeline) and images_simplejpeg.py (libjpeg-turbo, and torch for the resizing). They round differently: pixels agree to a few grey levels, not bit for bit.
+Owns the options, the structural check that every backend shares, and the policy. The backends stand beside: images_dali.py (NVIDIA DALI, on the GPU
+or its CPU pipeline) and images_simplejpeg.py (libjpeg-turbo, and torch for the scaling). They round differently: pixels agree to a few grey levels,
+not bit for bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from loader.decode.images_dali import DaliBackend
+from loader.decode.images_simplejpeg import SimpleJpegBackend
 from loader.errors import BadRecordError, MissingDependencyError
+from loader.extras import require
 
 Bytes = npt.NDArray[np.uint8]
 CONTENT_KEY, CONTENT_JPEG = b"headrace.content", b"image/jpeg"  # field metadata that marks a column
@@ -23,6 +26,7 @@ BACKENDS = ("auto", "dali", "simplejpeg")
 _NO_LENGTH = frozenset([0x01, *range(0xD0, 0xD8)])  # markers without a segment behind them
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame: not Huffman tables, not reserved, not arithmetic conditioning
 _SCAN, _END, _START = 0xDA, b"\xff\xd9", b"\xff\xd8"
+TAIL_BYTES = 64  # some cameras write zeros behind the end
 MAX_PIXELS = 1 << 28  # larger than any camera's; a header that states more is broken
 
 
@@ -34,7 +38,8 @@ class ImageOptions:
         size: (height, width), or one number for both. Images are scaled to it, with antialiasing, whatever their shape.
         mean: Of each channel, in 0 to 1.
         std: Likewise.
-        bad: "fail" raises at the first broken image; "skip" leaves zeros in its place, False in the column's validity, and counts it in `stats().bad_records`.
+        bad: "fail" raises at the first broken image; "skip" leaves zeros in its place and False in the column's validity, and counts it in
+            `stats().bad_records`.
         backend: "dali", "simplejpeg", or "auto" for DALI where it is installed, else simplejpeg.
     """
 
@@ -112,26 +117,22 @@ class ImageDecoder:
         Raises:
             BadRecordError: An image is broken, and the policy is "fail".
         """
-        import torch  # checked by the backend
-
-        height, width = self._options.shape
-        pixels = torch.zeros((len(present), 3, height, width), dtype=torch.float32, device=self._device)
-        rows, images, bad = [], [], {}
+        torch = require("torch", extra="images")
+        rows, bad = [], {}
         for row in np.flatnonzero(present).tolist():
-            image = values[offsets[row] : offsets[row + 1]]
-            reason = flaw(image)
+            reason = flaw(values[offsets[row] : offsets[row + 1]])
             if reason is None:
                 rows.append(row)
-                images.append(image)
             else:
                 bad[row] = reason
-        if images and not (bad and self._options.bad == "fail"):
-            whole = len(rows) == len(present)
-            out = pixels if whole else torch.empty((len(rows), 3, height, width), dtype=torch.float32, device=self._device)
-            broken = self._backend.decode(images, out)
+        shape = (3, *self._options.shape)
+        pixels = torch.zeros((len(present), *shape), dtype=torch.float32, device=self._device)
+        if rows and not (bad and self._options.bad == "fail"):
+            out = pixels if len(rows) == len(present) else torch.empty((len(rows), *shape), dtype=torch.float32, device=self._device)
+            broken = self._backend.decode([values[offsets[row] : offsets[row + 1]] for row in rows], out)
             for number in broken:
                 out[number] = 0
-            if not whole:
+            if out is not pixels:
                 pixels[torch.tensor(rows, device=self._device)] = out
             bad |= {rows[number]: reason for number, reason in broken.items()}
         if bad and self._options.bad == "fail":
@@ -146,15 +147,12 @@ def open_backend(options: ImageOptions, device: str, threads: int) -> Backend:
     Raises:
         MissingDependencyError: There is none.
     """
-    name = options.backend
-    if name == "auto":
-        name = "dali" if importlib.util.find_spec("nvidia.dali") else "simplejpeg"
-    if name == "dali":
-        from loader.decode.images_dali import DaliBackend
-
-        return DaliBackend(options, device=device, threads=threads)
-    from loader.decode.images_simplejpeg import SimpleJpegBackend
-
+    if options.backend != "simplejpeg":
+        try:
+            return DaliBackend(options, device=device, threads=threads)
+        except MissingDependencyError:
+            if options.backend == "dali":
+                raise
     return SimpleJpegBackend(options, threads=threads)
 
 
@@ -163,8 +161,7 @@ def flaw(image: Bytes) -> str | None:
 
     Decoders differ in how much of a truncated image they forgive; so that a count does not depend on the decoder, none is given one.
     """
-    data = image.tobytes() if image.nbytes < 4 else None
-    if data is not None or image[:2].tobytes() != _START:
+    if image.nbytes < 4 or image[:2].tobytes() != _START:
         return f"{image.nbytes:,} bytes that are no JPEG"
     at, size = 2, None
     while at + 4 <= image.nbytes:
@@ -177,8 +174,7 @@ def flaw(image: Bytes) -> str | None:
         if marker == _SCAN:
             if size is None:
                 return "its scan begins before its size is stated"
-            tail = image[-2:].tobytes()
-            return None if tail == _END or _END in image[-64:].tobytes() else "it breaks off before its end"
+            return None if _END in image[-TAIL_BYTES:].tobytes() else "it breaks off before its end"
         length = int(image[at + 2]) << 8 | int(image[at + 3])
         if marker in _FRAMES and at + 9 <= image.nbytes:
             size = (int(image[at + 5]) << 8 | int(image[at + 6]), int(image[at + 7]) << 8 | int(image[at + 8]))

@@ -25,16 +25,13 @@ class SimpleJpegBackend:
 
     def __init__(self, options: ImageOptions, *, threads: int = 1) -> None:
         self._jpeg, self._torch = require("simplejpeg", extra="images"), require("torch", extra="images")
-        self._options, self._threads = options, threads
+        self._options = options
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="headrace-images") if threads > 1 else None
         self._mean = self._torch.tensor(options.mean).view(3, 1, 1) * 255
         self._scale = 1 / (self._torch.tensor(options.std).view(3, 1, 1) * 255)
 
     def decode(self, images: Sequence[Bytes], out: Any) -> dict[int, str]:
-        if self._threads == 1:
-            found = [self._decode(image, target) for image, target in zip(images, out, strict=True)]
-        else:
-            with ThreadPoolExecutor(self._threads, thread_name_prefix="headrace-images") as pool:
-                found = list(pool.map(self._decode, images, out))
+        found = map(self._decode, images, out) if self._pool is None else self._pool.map(self._decode, images, out)
         return {number: reason for number, reason in enumerate(found) if reason is not None}
 
     def _decode(self, image: Bytes, target: Any) -> str | None:

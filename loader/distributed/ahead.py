@@ -31,7 +31,8 @@ def expect(stream: RayBlockStream | RayBatchStream, batches: Any, *, epochs: Seq
         stream.expect(_one_read(jobs, lambda job: job.num_batches))
     else:
         reads = [list(epoch_requests(batches.plan, job)) for job in jobs]
-        stream.expect(_one_read(reads, len))
+        coming = _one_read(reads, len)
+        stream.expect(coming)
 
 
 def _one_read(reads: Iterable[T], num_tasks: Callable[[T], int]) -> Iterator[T]:

@@ -21,6 +21,7 @@ from loader.scan.plan import Plan
 from loader.scan.scan import Scan
 from loader.scan.stream import BlockStream, ThreadBlockStream
 from loader.train.batch_stream import BatchJob, BatchStream
+from loader.train.images import Images, ImageStage, image_columns
 from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
 from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, layout_of, run
 from loader.train.renewal import Renewal
@@ -55,6 +56,8 @@ class DataLoader:
         decode: Where blocks are decoded: "rank" in this process; "cpu" too, and there on the CPU whatever the device; "actor" in Ray Data actors, which send
             whole batches. The batches are the same.
         transforms: Called on every batch in turn, in the loader's thread; each returns what the next one gets.
+        images: What binary columns of JPEG images become, by column; one `ImageOptions` is for all columns whose field is marked headrace.content = image/jpeg.
+            They are decoded in the loader's thread before the transforms.
         stream: A block stream, or what makes one from a `FetchSpec` (`loader.distributed.RayBlockStream`). Default threads of this process. With
             decode="actor" a batch stream, or what makes one; default `loader.distributed.RayBatchStream` with one actor.
         prefetch_bytes: Encoded bytes fetched ahead.
@@ -83,6 +86,7 @@ class DataLoader:
         output: str = "dict",
         decode: str = "rank",
         transforms: Transform | Sequence[Transform] | None = None,
+        images: Images | None = None,
         stream: BlockStream | BatchStream | StreamFactory | None = None,
         prefetch_bytes: int = 64 << 20,
         threads: int | None = None,
@@ -108,6 +112,7 @@ class DataLoader:
         )
         self._transforms: tuple[Transform, ...] = (transforms,) if callable(transforms) else tuple(transforms or ())
         self._stream = stream
+        self._images = images
         self._process = os.getpid()
         self._recorder = StatsRecorder()
         self._pool = BufferPool()
@@ -131,7 +136,9 @@ class DataLoader:
 
     def _take_plan(self, order: Order | None) -> None:
         self._order = order or default_order(self.plan, self.options)
-        self._batch_layout = layout_of(self.plan, self.options.output)
+        images = image_columns(self.plan, self._images)
+        self._batch_layout = layout_of(self.plan, self.options.output, images)
+        self._image_stage = ImageStage(self._batch_layout, images, device="cpu", threads=self.options.threads) if images else None
         if self.options.remainder == "drop" and self.plan.num_rows < self.options.global_batch_size:
             raise ValueError(
                 f"the plan has {self.plan.num_rows:,} rows and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no batch: "
@@ -187,6 +194,7 @@ class DataLoader:
             pool=self._pool,
             renew=self._renewal,
             job=self.job() if options.decode == "actor" else None,
+            images=self._image_stage,
         )
         stream = self._open_stream()
         self._stop()
@@ -196,11 +204,11 @@ class DataLoader:
         try:
             for _ in range(work.num_batches):
                 with self._recorder.blocked(clock):
-                    batch, rows = prefetcher.get()
+                    batch, rows, bad = prefetcher.get()
                 if self._prefetcher is not prefetcher:
                     raise RuntimeError(ENDED)
                 self._position = min(self._position + options.global_batch_size, self.plan.num_rows)
-                self._recorder.handed_over(rows)
+                self._recorder.handed_over(rows, bad)
                 yield batch
             self._epoch, self._position, self._begun = self._epoch + 1, 0, False
         finally:

@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from loader.scan.order import Layout, Window
 from loader.scan.plan import Plan
 from loader.scan.stream import BlockStream, check_arrival
 from loader.train.batch_stream import BatchJob, BatchStream, check_part, merge_parts
+from loader.train.images import ImageStage
 from loader.train.stats import StageClock, StatsRecorder
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Work:
         pool: Memory of batches.
         renew: Called before every batch, to keep the snapshot.
         job: What another process is asked for, where it makes the batches.
+        images: Decodes image columns, where there are any.
     """
 
     plan: Plan
@@ -73,6 +75,7 @@ class Work:
     pool: BufferPool
     renew: Callable[[], None]
     job: BatchJob | None = None
+    images: ImageStage | None = None
 
     @property
     def pad_to(self) -> int:
@@ -102,7 +105,7 @@ class Work:
                 sequence += 1
 
 
-def layout_of(plan: Plan, output: str) -> BatchLayout:
+def layout_of(plan: Plan, output: str, images: Collection[str] = ()) -> BatchLayout:
     """What all batches of a plan share."""
     return BatchLayout(
         columns=Columns.of(plan.read),
@@ -110,22 +113,26 @@ def layout_of(plan: Plan, output: str) -> BatchLayout:
         block_segments=plan.blocks["segment_id"].astype(np.int64),
         block_row_starts=plan.row_starts,
         output=output,
+        images=frozenset(images),
     )
 
 
-def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, recorder: StatsRecorder) -> Iterator[tuple[Any, int]]:
-    """The batches of one rank, each with the number of its samples; decoded here from blocks, or received from where they are made."""
+def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, recorder: StatsRecorder) -> Iterator[tuple[Any, int, dict[str, int]]]:
+    """The batches of one rank, decoded here from blocks or received from where they are made; each with the number of its samples, and of its bad
+    records by column."""
     made = receive_arrays(work, stream, clock, recorder) if isinstance(stream, BatchStream) else make_arrays(work, stream, clock, recorder)
     with contextlib.closing(made):
         for arrays in made:
             batch: Any = Batch(work.batch_layout, arrays)
+            with clock.stage("images"):
+                bad = {} if work.images is None else work.images.apply(batch, arrays)
             with clock.stage("assembly"):
                 if work.batch_layout.output == "arrow":
                     batch = batch.to_arrow()
             with clock.stage("transform"):
                 for transform in work.transforms:
                     batch = transform(batch)
-            yield batch, arrays.num_samples
+            yield batch, arrays.num_samples, bad
 
 
 def make_arrays(work: Work, stream: BlockStream, clock: StageClock, recorder: StatsRecorder) -> Generator[BatchArrays, None, None]:
