@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -20,12 +21,15 @@ from loader import failpoints
 from loader.errors import AlreadyExistsError, ForkedProcessError, NotFoundError, StorageError, StorageFullError, TruncatedSegmentError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from obstore.store import ObjectStore
 
 Range = tuple[int, int]
 Buffer = bytes | bytearray | memoryview
 COALESCE_GAP_BYTES = 64 * 1024
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
+MAX_VECTORS = 1024  # buffers of one system call (IOV_MAX)
 TEMPORARY_SUFFIX = ".tmp"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _memory_stores: dict[str, ObjectStore] = {}
@@ -178,6 +182,20 @@ class Storage:
                 found[index] = buffer[at : at + ranges[index][1]]
         return found
 
+    def read_ranges_into(
+        self,
+        path: str,
+        ranges: Sequence[Range],
+        targets: Sequence[npt.NDArray[np.uint8]],
+        *,
+        coalesce_gap_bytes: int = COALESCE_GAP_BYTES,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+    ) -> None:
+        """As `read_ranges`, into contiguous memory that is there already; local files without a copy between."""
+        parts = self.read_ranges(path, ranges, coalesce_gap_bytes=coalesce_gap_bytes, max_request_bytes=max_request_bytes)
+        for target, part in zip(targets, parts, strict=True):
+            memoryview(target)[:] = part
+
     def read(self, path: str) -> memoryview:
         """The whole object."""
         return self.read_ranges(path, [(0, self.size(path))])[0]
@@ -264,6 +282,29 @@ class LocalStorage(Storage):
                 raise StorageError(f"cannot delete {self.folder / path}: {error.strerror or error}") from error
 
     def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
+        with self._opened(path) as (file, target):
+            return [_read_exactly(file, target, start, stop) for start, stop in requests]
+
+    def read_ranges_into(
+        self,
+        path: str,
+        ranges: Sequence[Range],
+        targets: Sequence[npt.NDArray[np.uint8]],
+        *,
+        coalesce_gap_bytes: int = COALESCE_GAP_BYTES,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+    ) -> None:
+        order = sorted(range(len(ranges)), key=lambda i: ranges[i])
+        if any(sum(ranges[a]) > ranges[b][0] for a, b in itertools.pairwise(order)):  # overlaps: only a copy can give both their bytes
+            super().read_ranges_into(path, ranges, targets, coalesce_gap_bytes=coalesce_gap_bytes, max_request_bytes=max_request_bytes)
+            return
+        self._check_process()
+        with self._opened(check_path(path)) as (file, target):
+            for start, stop, members in coalesce(ranges, gap_bytes=coalesce_gap_bytes, max_request_bytes=max_request_bytes):
+                _read_scattered(file, target, start, stop, [(ranges[i][0], memoryview(targets[i])) for i in members], coalesce_gap_bytes)
+
+    @contextlib.contextmanager
+    def _opened(self, path: str) -> Iterator[tuple[int, Path]]:
         target = self.folder / path
         try:
             file = os.open(target, os.O_RDONLY)
@@ -272,7 +313,7 @@ class LocalStorage(Storage):
         except OSError as error:
             raise StorageError(f"cannot read {target}: {error.strerror or error}") from error
         try:
-            return [_read_exactly(file, target, start, stop) for start, stop in requests]
+            yield file, target
         except OSError as error:
             raise StorageError(f"cannot read {target}: {error.strerror or error}") from error
         finally:
@@ -415,6 +456,25 @@ def _cut_off(path: str, end: int, wanted: int) -> TruncatedSegmentError:
     return TruncatedSegmentError(
         f"{path} ends at byte {end:,}, before byte {wanted:,} that the catalog counts on: the file was cut off, restore it from a backup"
     )
+
+
+def _read_scattered(file: int, target: Path, start: int, stop: int, parts: Sequence[tuple[int, memoryview]], gap_bytes: int) -> None:
+    """Read [start, stop) with its parts, in order and apart from each other, straight into their places."""
+    hole, at, buffers = memoryview(bytearray(gap_bytes)), start, []
+    for offset, place in parts:
+        buffers += [hole[: offset - at], place]
+        at = offset + place.nbytes
+    left = [buffer for buffer in buffers if buffer.nbytes]
+    at = start
+    while left:
+        count = os.preadv(file, left[:MAX_VECTORS], at)
+        if not count:
+            raise _cut_off(str(target), at, stop)
+        at += count
+        while left and count >= left[0].nbytes:
+            count -= left.pop(0).nbytes
+        if count:
+            left[0] = left[0][count:]
 
 
 def _read_exactly(file: int, path: Path, start: int, stop: int) -> memoryview:

@@ -5,6 +5,7 @@ Every array belongs to its batch alone, so a batch stays what it is for as long 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -14,28 +15,11 @@ import numpy.typing as npt
 
 from loader.batch.buffers import BufferPool
 from loader.batch.gather import gather_lists, list_offsets
+from loader.batch.parts import Part as Part
 from loader.batch.unique import distinct_views
 from loader.batch.window import Columns, WindowData
 
 Array = npt.NDArray[Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-    """Rows start, start + step, … below stop of one window."""
-
-    window: WindowData
-    start: int
-    stop: int
-    step: int = 1
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.start, self.stop, self.step)
-
-    @property
-    def num_rows(self) -> int:
-        return len(range(self.start, self.stop, self.step))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,8 +67,15 @@ class BatchArrays:
     def record_stream(self, stream: Any) -> None:
         """The arrays lie on the host, where no stream reads them."""
 
+    def transforming(self) -> contextlib.AbstractContextManager[None]:
+        """Transforms run inside."""
+        return contextlib.nullcontext()
 
-def assemble(columns: Columns, parts: Sequence[Part], *, pad_to: int = 0, threads: int = 1, pool: BufferPool | None = None) -> BatchArrays:
+    def hand_over(self, batch: Any = None) -> None:
+        """The arrays are written: there is nothing to wait for."""
+
+
+def assemble(columns: Columns, parts: Sequence[Part[WindowData]], *, pad_to: int = 0, threads: int = 1, pool: BufferPool | None = None) -> BatchArrays:
     """Lay parts of windows end to end.
 
     Args:
@@ -148,7 +139,7 @@ def _lay(pieces: Sequence[Array], out: Array) -> None:
         at += piece.shape[1]
 
 
-def _assemble_lists(columns: Columns, column: int, parts: Sequence[Part], num_rows: int, threads: int, pool: BufferPool) -> tuple[Array, npt.NDArray[np.int64]]:
+def _assemble_lists(columns: Columns, column: int, parts: Sequence[Part[WindowData]], num_rows: int, threads: int, pool: BufferPool) -> tuple[Array, npt.NDArray[np.int64]]:
     views = np.zeros(num_rows, np.uint64)
     pieces = [np.ascontiguousarray(part.window.lists[column].views[part.rows]) for part in parts]
     at = 0
@@ -166,7 +157,7 @@ def _assemble_lists(columns: Columns, column: int, parts: Sequence[Part], num_ro
 
 
 def _assemble_unique(
-    columns: Columns, column: int, parts: Sequence[Part], num_rows: int, threads: int, pool: BufferPool
+    columns: Columns, column: int, parts: Sequence[Part[WindowData]], num_rows: int, threads: int, pool: BufferPool
 ) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Each list once, in the order of the rows that show it first, and the number of every row's list."""
     pieces, inverse = distinct_views([part.window.lists[column].views[part.rows] for part in parts], num_rows)

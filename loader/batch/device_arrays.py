@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +103,28 @@ class ListPlaces:
     num_rows: int
 
 
+@functools.cache
+def _side_stream(device: str) -> Any:
+    """The torch stream of transforms."""
+    return require_torch().cuda.Stream(device)
+
+
+def tensors_of(batch: Any) -> Iterator[Any]:
+    """The tensors of what transforms returned, as deep as mappings and sequences go."""
+    if hasattr(batch, "record_stream") and hasattr(batch, "data_ptr"):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors_of(value)
+        yield from tensors_of(getattr(batch, "validity", ()))
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from tensors_of(value)
+    elif dataclasses.is_dataclass(batch):
+        for field in dataclasses.fields(batch):
+            yield from tensors_of(getattr(batch, field.name))
+
+
 class DeviceArrays:
     """The arrays of a batch on a device, with the faces of `BatchArrays`.
 
@@ -130,6 +154,7 @@ class DeviceArrays:
     ) -> None:
         self.num_rows, self.num_samples, self.blocks, self.rows, self.ready = num_rows, num_samples, blocks, rows, ready
         self._runtime = runtime
+        self._transformed: Any = None
         self._columns, self._fixed, self._offsets, self._values = columns, fixed, offsets, values
         self._fixed_places, self._list_places = fixed_places, list_places
 
@@ -176,8 +201,33 @@ class DeviceArrays:
         """An array of the host where the batch lies."""
         return require_torch().from_numpy(array).to(self._runtime.device)
 
-    def hand_over(self) -> None:
-        """The calling thread's stream waits for the batch, and the batch's memory from now on for that stream."""
+    @contextlib.contextmanager
+    def transforming(self) -> Iterator[None]:
+        """Transforms run inside, behind the batch and beside the consumer's own work: on a stream of their own, where there are streams."""
+        if self._runtime.name != "cuda":
+            self._wait()
+            yield
+            return
+        torch, stream = require_torch(), _side_stream(self._runtime.device)
+        with torch.cuda.stream(stream):
+            self._wait()
+            yield
+            self._transformed = stream.record_event()
+
+    def hand_over(self, batch: Any = None) -> None:
+        """The calling thread's stream waits for the batch, and the batch's memory from now on for that stream.
+
+        Args:
+            batch: What transforms made of it: its tensors are torch's own, and lie where they ran.
+        """
+        self._wait()
+        if self._transformed is not None:
+            stream = require_torch().cuda.current_stream(self._runtime.device)
+            stream.wait_event(self._transformed)
+            for value in tensors_of(batch):
+                value.record_stream(stream)
+
+    def _wait(self) -> None:
         stream = self._runtime.consumer_stream()
         self._runtime.wait(stream, self.ready)
         self._used_on(stream)

@@ -6,7 +6,6 @@ Bit for bit what `assemble` makes on the CPU.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +18,20 @@ from loader.batch.device_buffers import DeviceLease
 from loader.batch.device_columns import DeviceColumns
 from loader.batch.device_tables import (
     BATCH_PART,
+    BATCH_PLANE,
     ENTRY_BITS,
     LIST_COLUMN,
     LIST_OUT,
     MAX_BATCH_ROWS,
     PLANES_PER_BLOCK,
+    POOL_PIECE,
     TILE_ROWS,
     TILE_VALUES,
     places,
 )
 from loader.batch.device_window import DeviceWindow
+from loader.batch.parts import Part
+from loader.batch.window import NULL_ITEMS
 from loader.errors import CorruptSegmentError, SchemaError
 from loader.kernels.native import NO_ERROR, describe_error
 
@@ -36,25 +39,7 @@ if TYPE_CHECKING:
     from loader.kernels.runtime import Event
 
 Array = npt.NDArray[Any]
-NULL_ITEM = 9  # ERROR_NULL_ITEM of lanes.cuh
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DevicePart:
-    """Rows start, start + step, … below stop of one window."""
-
-    window: DeviceWindow
-    start: int
-    stop: int
-    step: int = 1
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.start, self.stop, self.step)
-
-    @property
-    def num_rows(self) -> int:
-        return len(range(self.start, self.stop, self.step))
+ERROR_NULL_ITEM = 9  # of lanes.cuh
 
 
 class BatchUnderWay:
@@ -65,7 +50,7 @@ class BatchUnderWay:
         totals_known: Happens when the sums of its lists are on the host.
     """
 
-    def __init__(self, parts: Sequence[DevicePart], num_rows: int, num_samples: int) -> None:
+    def __init__(self, parts: Sequence[Part[DeviceWindow]], num_rows: int, num_samples: int) -> None:
         self.parts, self.num_rows, self.num_samples = tuple(parts), num_rows, num_samples
         self.span = -1
         self.report: Array = np.zeros(0, np.uint64)
@@ -87,7 +72,7 @@ class DeviceAssembler:
     def __init__(self, device: BatchDevice, columns: DeviceColumns) -> None:
         self._device, self._columns = device, columns
 
-    def begin(self, parts: Sequence[DevicePart], *, pad_to: int = 0) -> BatchUnderWay:
+    def begin(self, parts: Sequence[Part[DeviceWindow]], *, pad_to: int = 0) -> BatchUnderWay:
         """Gather rows and add up lists; nothing waits.
 
         Args:
@@ -118,14 +103,23 @@ class DeviceAssembler:
         batch.span = device.take_heap(num_bytes, "the tables of a batch")
         at = batch.tables = (device.heap_base + batch.span + starts).tolist()
         self._place_scratch(batch.lists, at[5], at[6], batch.num_rows)
+        try:
+            self._start(batch, tables, table_bytes, tiles)
+        except BaseException:
+            device.free_heap(batch.span)
+            raise
+        return batch
+
+    def _start(self, batch: BatchUnderWay, tables: list[Array], table_bytes: int, tiles: int) -> None:
+        """Upload, launch, and send the sums back."""
+        device, at, num_lists = self._device, batch.tables, len(self._columns.lists)
         device.upload(batch.span, tables)
         if table_bytes:
             device.runtime.zero(at[5], table_bytes, device.work)
         self._launch_rows(batch, tiles)
         batch.report = device.pinned(8 * (1 + num_lists)).view(np.uint64)[: 1 + num_lists]
         device.runtime.copy_to_host(batch.report, at[0], batch.report.nbytes, device.work)
-        batch.totals_known = device.done()
-        return batch
+        batch.totals_known = device.sent(batch.report)
 
     def _launch_rows(self, batch: BatchUnderWay, tiles: int) -> None:
         """Rows, and the sums of lists."""
@@ -141,7 +135,7 @@ class DeviceAssembler:
             device.launch("list_sums", (tiles, num_lists), (at[1], num_parts, at[3], batch.num_rows, batch.num_samples, at[4], at[0]))
             device.launch("scan_lists", (1, num_lists), (at[4], tiles, at[0] + 8))
 
-    def _parts(self, parts: Sequence[DevicePart]) -> Array:
+    def _parts(self, parts: Sequence[Part[DeviceWindow]]) -> Array:
         table, at = np.zeros(len(parts), BATCH_PART), 0
         for record, part in zip(table, parts, strict=True):
             window = part.window
@@ -244,11 +238,9 @@ class DeviceAssembler:
             CorruptSegmentError: A row, patch or view lies outside.
             SchemaError: A list holds a null.
         """
-        from loader.batch.window import NULL_ITEMS
-
         number, tile, reason = describe_error(word)
         name = repr(self._columns.name(number)) if number < len(self._columns) else f"number {number}"
-        if word & 0xFF == NULL_ITEM:
+        if word & 0xFF == ERROR_NULL_ITEM:
             raise SchemaError(f"column {name} has nulls inside its lists: {NULL_ITEMS}")
         raise CorruptSegmentError(f"{where}: column {name}: {reason} (rows from {tile * TILE_ROWS:,} on)")
 

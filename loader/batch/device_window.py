@@ -43,7 +43,7 @@ class DeviceWindow:
         planes: Address of u64 [2 C], the address of each plane, or 0 for validity without a null.
         pieces: Address of u32 [rows].
         pools: Address of POOL_PIECE [lists, pieces].
-        error: Address of the error word of patches and permutation.
+        report: uint64 [1], pinned: the error word of patches and permutation, once `decoded` has happened.
         has_validity: bool [C], columns that may have a null.
         blocks: uint32 [rows], index in the plan's list of blocks; on the host.
         rows: uint32 [rows], row inside the block; on the host.
@@ -62,7 +62,7 @@ class DeviceWindow:
     planes: int
     pieces: int
     pools: int
-    error: int
+    report: npt.NDArray[np.uint64]
     has_validity: npt.NDArray[np.bool_]
     blocks: npt.NDArray[np.uint32]
     rows: npt.NDArray[np.uint32]
@@ -157,7 +157,9 @@ class DeviceWindowFill:
         decoding = self._decode(starts)
         held = self._hold(planes, pool_pieces, patches)
         passing = self._permute(held, planes, patches, items)
-        decoded = device.done()
+        report = device.pinned(8).view(np.uint64)
+        device.runtime.copy_to_host(report, held.error, 8, device.work)
+        decoded = device.sent(report)
         for piece in self._pieces:
             device.free_slab(piece.slab, decoded)
         for span in (once, *passing):
@@ -169,7 +171,7 @@ class DeviceWindowFill:
             planes=held.planes,
             pieces=held.pieces,
             pools=held.pools,
-            error=held.error,
+            report=report,
             has_validity=held.has_validity,
             blocks=blocks[self._piece],
             rows=held.rows,

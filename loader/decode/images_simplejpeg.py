@@ -31,7 +31,10 @@ class SimpleJpegBackend:
         self._scale = 1 / (self._torch.tensor(options.std).view(3, 1, 1) * 255)
 
     def decode(self, images: Sequence[Bytes], out: Any) -> dict[int, str]:
-        found = map(self._decode, images, out) if self._pool is None else self._pool.map(self._decode, images, out)
+        target = out if out.device.type == "cpu" else self._torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
+        found = list(map(self._decode, images, target) if self._pool is None else self._pool.map(self._decode, images, target))
+        if target is not out:
+            out.copy_(target)
         return {number: reason for number, reason in enumerate(found) if reason is not None}
 
     def _decode(self, image: Bytes, target: Any) -> str | None:

@@ -85,7 +85,7 @@ class _Maker:
     def __init__(self, spec: DecodeSpec) -> None:
         self._spec, self._plan = spec, open_plan(spec.fetch)
         check_memory(self._plan, spec.order, spec.options)
-        self._layout = layout_of(self._plan, "numpy")
+        self._layout = layout_of(self._plan, "numpy", spec.options.unique)
         self._pool = BufferPool()
         self._stream = ThreadBlockStream(self._plan.fetcher().fetch, threads=spec.options.threads, prefetch_bytes=spec.options.prefetch_bytes)
         self._batches: _Batches | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -114,9 +114,9 @@ class EncodedBlock:
         )
 
 
-def empty_slab(num_bytes: int) -> npt.NDArray[np.uint8]:
-    """A slab for chunks of `num_bytes` in all; its padding is zero, since decoders may read it."""
-    slab = np.empty(num_bytes + PADDING_BYTES, np.uint8)
+def empty_slab(num_bytes: int, empty: Callable[[int], npt.NDArray[np.uint8]] | None = None) -> npt.NDArray[np.uint8]:
+    """A slab for chunks of `num_bytes` in all; its padding is zero, since decoders may read it. `empty` is where its memory comes from."""
+    slab = np.empty(num_bytes + PADDING_BYTES, np.uint8) if empty is None else empty(num_bytes + PADDING_BYTES)
     slab[num_bytes:] = 0
     return slab
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ CACHED_SEGMENTS = 256
 ATTEMPTS = 4
 FIRST_DELAY_SECONDS = 0.1
 T = TypeVar("T")
+Empty: TypeAlias = Callable[[int], npt.NDArray[np.uint8]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,19 +115,23 @@ class BlockFetcher:
         self._readers = _Cache[tuple[str, int, int], SegmentReader](CACHED_SEGMENTS)
         self._folds = _Cache[int, "Resolved"](CACHED_SEGMENTS)
 
-    def fetch(self, request: FetchRequest) -> EncodedBlock:
+    def fetch(self, request: FetchRequest, empty: Empty | None = None) -> EncodedBlock:
         """Fetch and verify one block of the plan.
+
+        Args:
+            request: Which.
+            empty: Makes the slab's memory, of so many bytes; chunks are read straight into it where the store can.
 
         Raises:
             CorruptSegmentError: A checksum does not hold; names file, block and column.
             StorageError: The store refused several times.
         """
         assert self._locate is not None
-        return self.fetch_place(request, self._locate(request.block))
+        return self.fetch_place(request, self._locate(request.block), empty)
 
-    def fetch_place(self, request: FetchRequest, place: BlockPlace) -> EncodedBlock:
+    def fetch_place(self, request: FetchRequest, place: BlockPlace, empty: Empty | None = None) -> EncodedBlock:
         """Fetch the block at a place, whatever number a plan gives it."""
-        slab, offsets, num_bytes = self._fetch_chunks(place)
+        slab, offsets, num_bytes = self._fetch_chunks(place, empty)
         return EncodedBlock(
             request=request,
             num_rows=place.num_rows,
@@ -157,31 +162,33 @@ class BlockFetcher:
                 places.setdefault(section, []).append(index)
         return places
 
-    def _fetch_chunks(self, place: BlockPlace) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _fetch_chunks(self, place: BlockPlace, empty: Empty | None) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Read all chunks of the block into one slab: (slab, offset of each column's chunk, its bytes)."""
         offsets = np.full(len(self._columns), -1, np.int64)
         num_bytes = np.zeros(len(self._columns), np.int64)
-        found: list[tuple[int, memoryview]] = []
+        found: list[tuple[str, int, list[int], Any]] = []
+        at = 0
         for (path, offset, size), members in self.sources(place.ref).items():
             chunks = self.reader(path, offset, size).chunks([self._columns[i].id for i in members], [place.block])[:, 0]
+            sizes = chunks["num_bytes"].astype(np.int64)
+            ends = at + np.cumsum(-(-sizes // ALIGNMENT) * ALIGNMENT)
+            num_bytes[members] = sizes
+            offsets[members] = np.concatenate([[at], ends[:-1]])
+            at = int(ends[-1])
+            found.append((path, offset, members, chunks))
+        slab = empty_slab(at, empty)
+        for path, offset, members, chunks in found:
+            parts = [slab[offsets[i] : offsets[i] + num_bytes[i]] for i in members]
             ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
-            read = functools.partial(self._storage.read_ranges, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
-            parts = retry(functools.partial(read, path, ranges))
+            read = functools.partial(self._storage.read_ranges_into, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
+            retry(functools.partial(read, path, ranges, parts))
             for index, chunk, part in zip(members, chunks, parts, strict=True):
                 self._verify(place, path, index, chunk, part)
-                found.append((index, part))
-        at = 0
-        for index, part in found:
-            offsets[index], num_bytes[index] = at, part.nbytes
-            at += -(-part.nbytes // ALIGNMENT) * ALIGNMENT
-        slab = empty_slab(at)
-        for index, part in found:
-            start, stop = int(offsets[index]), int(offsets[index]) + part.nbytes
-            slab[start:stop] = np.frombuffer(part, np.uint8)
-            slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
+                stop = int(offsets[index] + num_bytes[index])
+                slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
         return slab, offsets, num_bytes
 
-    def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: memoryview) -> None:
+    def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: npt.NDArray[np.uint8]) -> None:
         actual = crc32c(part)
         if actual != int(chunk["checksum"]):
             raise CorruptSegmentError(

@@ -136,34 +136,27 @@ class Plan:
             num_rows=self.num_rows,
         )
 
-    @functools.cached_property
+    @property
     def row_bytes(self) -> float:
         """Decoded bytes a row of the columns read, from the chunk tables of a few large segments."""
-        fetcher, rows, num_bytes = self.fetcher(), 0, 0
+        return self._sampled_row_bytes[0]
+
+    @property
+    def encoded_row_bytes(self) -> float:
+        """Stored bytes a row of the columns read, likewise."""
+        return self._sampled_row_bytes[1]
+
+    @functools.cached_property
+    def _sampled_row_bytes(self) -> tuple[float, float]:
+        fetcher, rows, decoded, stored = self.fetcher(), 0, 0, 0
         for ref in sorted(self.segments, key=lambda ref: -ref.num_rows)[:ROW_SAMPLES]:
             for section, members in fetcher.sources(ref).items():
                 reader = fetcher.reader(*section)
-                num_bytes += int(reader.chunks([self.read[i].id for i in members], np.arange(reader.num_blocks))["arena_bytes"].sum())
+                chunks = reader.chunks([self.read[i].id for i in members], np.arange(reader.num_blocks))
+                decoded += int(chunks["arena_bytes"].sum())
+                stored += int(chunks["num_bytes"].sum())
             rows += ref.num_rows
-        return num_bytes / rows if rows else 0.0
-
-
-def open_plan(spec: FetchSpec) -> Plan:
-    """Make a plan again anywhere, from plain data; the selection comes from the catalog, and the first plan's own pin holds the snapshot.
-
-    Raises:
-        StateMismatchError: The lake gives another plan than the one the spec was made of.
-    """
-    connect = importlib.import_module("loader").connect  # the package imports us
-    table = connect(spec.location, catalog=spec.catalog, create=False).table(spec.table)
-    plan: Plan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before).plan()
-    plan.release()
-    if (plan.selection_hash, plan.num_rows) != (spec.selection, spec.num_rows):
-        raise StateMismatchError(
-            f"table {spec.table!r} at snapshot {spec.snapshot} selects {plan.num_rows:,} rows (selection {plan.selection_hash}) and the rank's plan has "
-            f"{spec.num_rows:,} (selection {spec.selection}): run the same Headrace and lake on every host"
-        )
-    return plan
+        return (decoded / rows, stored / rows) if rows else (0.0, 0.0)
 
 
 def open_fetcher(spec: FetchSpec) -> BlockFetcher:

@@ -32,14 +32,23 @@ class ThreadBlockStream:
         fetch: Fetches one block; called from several threads.
         threads: Requests at a time.
         prefetch_bytes: Bytes of blocks fetched or being fetched and not yet taken. One block is always allowed.
+        interrupt: Called when the stream is closed, before its threads are waited for: ends what `fetch` may wait for.
     """
 
-    def __init__(self, fetch: Callable[[FetchRequest], EncodedBlock], *, threads: int = 2, prefetch_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        fetch: Callable[[FetchRequest], EncodedBlock],
+        *,
+        threads: int = 2,
+        prefetch_bytes: int = 64 << 20,
+        interrupt: Callable[[], None] = lambda: None,
+    ) -> None:
         if threads < 1 or prefetch_bytes < 1:
             raise ValueError(f"threads is {threads} and prefetch_bytes is {prefetch_bytes}; both must be at least 1")
         self._fetch = fetch
         self._threads = threads
         self._prefetch_bytes = prefetch_bytes
+        self._interrupt = interrupt
 
     def open(self, requests: Iterable[FetchRequest]) -> Iterator[EncodedBlock]:
         pending: deque[tuple[FetchRequest, Future[EncodedBlock]]] = deque()
@@ -60,7 +69,9 @@ class ThreadBlockStream:
                 taken_blocks, taken_bytes = taken_blocks + 1, taken_bytes + block.num_bytes
                 del future
                 yield block
+                del block  # its memory may be what the next one waits for
         finally:
+            self._interrupt()
             pool.shutdown(wait=True, cancel_futures=True)
 
     @staticmethod

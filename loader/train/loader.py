@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from loader.batch.buffers import BufferPool
+from loader.batch.device import BatchDevice
 from loader.errors import ForkedProcessError, StateMismatchError
 from loader.extras import require
+from loader.kernels.runtime import Runtime, open_runtime
 from loader.scan import order as ordering
 from loader.scan.fetch import FetchSpec
 from loader.scan.order import Layout, Order
@@ -21,6 +23,8 @@ from loader.scan.plan import Plan
 from loader.scan.scan import Scan
 from loader.scan.stream import BlockStream, ThreadBlockStream
 from loader.train.batch_stream import BatchJob, BatchStream
+from loader.train.device_memory import plan_device_memory
+from loader.train.device_pipeline import pinned_fetch
 from loader.train.images import Images, ImageStage, image_columns
 from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
 from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, layout_of, run
@@ -51,7 +55,8 @@ class DataLoader:
             the loader. With tensor or pipeline parallelism pass the data-parallel rank, and a scan that names its snapshot.
         world_size: Likewise.
         remainder: "drop" leaves out the last rows that fill no batch, "pad" fills the last batch with masked rows, "uneven" makes it smaller.
-        device: "cpu".
+        device: "cpu"; "cuda" or "cuda:N" decodes and makes batches on that GPU, or raises an error that says why not; "auto" takes a GPU where one can be
+            used, else the CPU with a warning that says why. The batches are the same. One GPU a rank.
         output: "dict" gives `Batch` of torch tensors, "numpy" of arrays, "arrow" `pyarrow.RecordBatch`.
         decode: Where blocks are decoded: "rank" in this process; "cpu" too, and there on the CPU whatever the device; "actor" in Ray Data actors, which send
             whole batches. The batches are the same.
@@ -63,6 +68,9 @@ class DataLoader:
         prefetch_bytes: Encoded bytes fetched ahead.
         threads: For fetching, decoding and gathering. Default up to 4.
         memory_bytes: Limit for decoded windows; a loader that cannot keep it is refused. Default 80% of the memory that is free.
+        unique: List columns that come unexpanded: each distinct list once, and for every row the number of its list (`Jagged.inverse`).
+        device_memory_bytes: GPU memory for encoded bytes and windows, taken once; what batches hold comes on top. Default what the plan needs.
+        pinned_bytes: Pinned host memory that blocks are fetched into, taken once. Default twice `prefetch_bytes`, and room for four blocks.
 
     Raises:
         ValueError: An option is wrong, the windows do not fit, or the plan is smaller than a batch that must be whole.
@@ -91,6 +99,9 @@ class DataLoader:
         prefetch_bytes: int = 64 << 20,
         threads: int | None = None,
         memory_bytes: int | None = None,
+        unique: Sequence[str] = (),
+        device_memory_bytes: int | None = None,
+        pinned_bytes: int | None = None,
     ) -> None:
         own_rank, own_world = distributed_rank(rank, world_size)
         self.options = LoaderOptions(
@@ -109,6 +120,9 @@ class DataLoader:
             prefetch_bytes=prefetch_bytes,
             threads=min(os.cpu_count() or 1, 4) if threads is None else threads,
             memory_bytes=memory_bytes,
+            unique=tuple(unique),
+            device_memory_bytes=device_memory_bytes,
+            pinned_bytes=pinned_bytes,
         )
         self._transforms: tuple[Transform, ...] = (transforms,) if callable(transforms) else tuple(transforms or ())
         self._stream = stream
@@ -116,6 +130,8 @@ class DataLoader:
         self._process = os.getpid()
         self._recorder = StatsRecorder()
         self._pool = BufferPool()
+        self._runtime: Runtime | None = None
+        self._device: BatchDevice | None = None
         self._clock: StageClock | None = None
         self._prefetcher: Prefetcher | None = None
         self._epoch, self._position = 0, 0
@@ -137,8 +153,7 @@ class DataLoader:
     def _take_plan(self, order: Order | None) -> None:
         self._order = order or default_order(self.plan, self.options)
         images = image_columns(self.plan, self._images)
-        self._batch_layout = layout_of(self.plan, self.options.output, images)
-        self._image_stage = ImageStage(self._batch_layout, images, device="cpu", threads=self.options.threads) if images else None
+        self._batch_layout = layout_of(self.plan, self.options.output, self.options.unique, images)
         if self.options.remainder == "drop" and self.plan.num_rows < self.options.global_batch_size:
             raise ValueError(
                 f"the plan has {self.plan.num_rows:,} rows and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no batch: "
@@ -146,11 +161,24 @@ class DataLoader:
             )
         self._layout_cache: Layout | None = None
         self._check_memory(self._order)
+        device = "cpu" if self._runtime is None else self._runtime.device
+        self._image_stage = ImageStage(self._batch_layout, images, device=device, threads=self.options.threads) if images else None
 
     def _check_memory(self, order: Order) -> None:
-        """Actors check their own windows where they make the batches."""
-        if self.options.decode != "actor":
-            check_memory(self.plan, order, self.options)
+        """Refuse windows that do not fit where they will be; actors check their own where they make the batches."""
+        options = self.options
+        if options.may_use_gpu:
+            memory = plan_device_memory(self.plan, order, options)
+            if self._runtime is None:
+                self._runtime = open_runtime(options.device, needed_bytes=memory.slab_bytes + memory.heap_bytes)
+        if options.decode != "actor" and self._runtime is None:
+            check_memory(self.plan, order, options)
+
+    def _open_device(self) -> BatchDevice | None:
+        """The memory of this loader on its GPU: allocated with the first iteration, and used by all."""
+        if self._runtime is not None and self._device is None:
+            self._device = BatchDevice(self._runtime, plan_device_memory(self.plan, self._order, self.options))
+        return self._device
 
     def _layout(self) -> Layout:
         if self._layout_cache is None or self._layout_cache.order.epoch != self._epoch:
@@ -179,6 +207,7 @@ class DataLoader:
 
     def _iterate(self) -> Iterator[Any]:
         options, clock = self.options, StageClock()
+        device = self._open_device()
         work = Work(
             plan=self.plan,
             layout=self._layout(),
@@ -195,8 +224,9 @@ class DataLoader:
             renew=self._renewal,
             job=self.job() if options.decode == "actor" else None,
             images=self._image_stage,
+            device=device,
         )
-        stream = self._open_stream()
+        stream = self._open_stream(device)
         self._stop()
         self._recorder.begin()
         prefetcher = Prefetcher(lambda: run(work, stream, clock, self._recorder), name="headrace-batches", ahead=QUEUED_BATCHES, clock=clock)
@@ -204,21 +234,27 @@ class DataLoader:
         try:
             for _ in range(work.num_batches):
                 with self._recorder.blocked(clock):
-                    batch, rows, bad = prefetcher.get()
+                    made = prefetcher.get()
+                    made.hand_over()
                 if self._prefetcher is not prefetcher:
                     raise RuntimeError(ENDED)
                 self._position = min(self._position + options.global_batch_size, self.plan.num_rows)
-                self._recorder.handed_over(rows, bad)
+                self._recorder.handed_over(made.num_samples, made.bad_records)
+                batch = made.batch
+                del made
                 yield batch
             self._epoch, self._position, self._begun = self._epoch + 1, 0, False
         finally:
             if self._prefetcher is prefetcher:
                 self._stop()
 
-    def _open_stream(self) -> BlockStream | BatchStream:
+    def _open_stream(self, device: BatchDevice | None) -> BlockStream | BatchStream:
         given, on_actors = self._stream, self.options.decode == "actor"
         if given is None and on_actors:
             given = require("loader.distributed", extra="ray").RayBatchStream
+        if given is None and device is not None:
+            fetch, slabs = pinned_fetch(self.plan.fetcher(), device.slabs), device.slabs
+            return ThreadBlockStream(fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes, interrupt=slabs.interrupt)
         if given is None:
             return ThreadBlockStream(self.plan.fetcher().fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes)
         stream = given if not isinstance(given, type) and isinstance(given, BlockStream | BatchStream) else given(self.plan.fetch_spec())
@@ -314,12 +350,14 @@ class DataLoader:
         prefetcher, clock = self._prefetcher, self._clock
         self._prefetcher = self._clock = None
         if prefetcher is not None and clock is not None:
-            prefetcher.close()
+            if not prefetcher.close():
+                self._device = None  # a thread that was left behind may still use it
             self._recorder.end(clock)
 
     def close(self) -> None:
         """Stop all threads and let the snapshot go. The loader keeps its position and statistics, and gives no more batches."""
         self._stop()
+        self._device = None
         if not self._closed:
             self._closed = True
             self.plan.release()

@@ -39,6 +39,9 @@ class LoaderOptions:
     prefetch_bytes: int
     threads: int
     memory_bytes: int | None
+    unique: tuple[str, ...] = ()
+    device_memory_bytes: int | None = None
+    pinned_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -50,11 +53,20 @@ class LoaderOptions:
             raise ValueError(f"remainder is {self.remainder!r}; it must be one of {', '.join(REMAINDERS)}")
         if self.decode not in DECODE_PLACES:
             raise ValueError(f"decode is {self.decode!r}; it must be one of {', '.join(DECODE_PLACES)}")
-        if self.device != "cpu" and self.device != "auto":
-            raise ValueError(f"device is {self.device!r}, and batches are made on the CPU: use device='cpu' and batch.to({self.device!r})")
-        for name in ("prefetch_bytes", "threads"):
-            if getattr(self, name) < 1:
+        kind = self.device.partition(":")[0]
+        if kind == "cuda" and (self.output != "dict" or self.decode != "rank"):
+            wrong = f"output is {self.output!r}" if self.output != "dict" else f"decode is {self.decode!r}"
+            raise ValueError(f"device is {self.device!r} and {wrong}: a GPU gives tensors, decoded in the rank; use output='dict' and decode='rank', or device='cpu'")
+        if self.unique and self.decode == "actor":
+            raise ValueError(f"unique is {list(self.unique)} and decode is 'actor': actors send lists laid out; use decode='rank'")
+        for name in ("prefetch_bytes", "threads", "device_memory_bytes", "pinned_bytes"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def may_use_gpu(self) -> bool:
+        """Whether batches may be made on a GPU: they are tensors, decoded in this process."""
+        return self.device != "cpu" and self.output == "dict" and self.decode == "rank"
 
 
 def default_order(plan: Plan, options: LoaderOptions) -> Order:

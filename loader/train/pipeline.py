@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from loader.batch.assemble import BatchArrays, Part, assemble
-from loader.batch.batch import Batch, BatchLayout
-from loader.batch.buffers import BufferPool
-from loader.batch.window import Columns, WindowData, WindowFill
+from loader.batch.assemble import BatchArrays, assemble
+from loader.batch.batch import Batch
+from loader.batch.device_arrays import DeviceArrays
+from loader.batch.window import WindowData, WindowFill
 from loader.decode.result import DecodedColumn
 from loader.errors import CorruptSegmentError
 from loader.scan import order as ordering
 from loader.scan.decoded import Arena, decode
-from loader.scan.encoded import EncodedBlock, FetchRequest
-from loader.scan.order import Layout, Window
-from loader.scan.plan import Plan
-from loader.scan.stream import BlockStream, check_arrival
-from loader.train.batch_stream import BatchJob, BatchStream, check_part, merge_parts
-from loader.train.images import ImageStage
+from loader.scan.encoded import EncodedBlock
+from loader.scan.order import Window
+from loader.scan.stream import BlockStream
+from loader.train.batch_stream import BatchStream, check_part, merge_parts
+from loader.train.device_pipeline import make_device_arrays
 from loader.train.stats import StageClock, StatsRecorder
+from loader.train.windows import HeldWindows
+from loader.train.work import Arrivals
+from loader.train.work import Work as Work
+from loader.train.work import layout_of as layout_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,105 +43,57 @@ ENDED = "this iteration ended when another one of the same DataLoader began, or 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-    """What one rank does from a position to the end of an epoch.
+class Made:
+    """A batch for the consumer.
 
     Attributes:
-        plan: What is read.
-        layout: In which order.
-        batch_layout: What batches look like.
-        position: Rows that all ranks yielded before.
-        num_batches: Batches to come.
-        global_batch_size: Rows of a global batch.
-        rank, world_size: Which part of it is made.
-        remainder: `pad` fills the last batch up.
-        threads: For native decoding and gathers.
-        transforms: Applied to every batch, in order.
-        pool: Memory of batches.
-        renew: Called before every batch, to keep the snapshot.
-        job: What another process is asked for, where it makes the batches.
-        images: Decodes image columns, where there are any.
+        batch: What it gets.
+        num_samples: Samples in it.
+        hand_over: Called in the consumer's thread before it gets the batch.
+        bad_records: Values in it that mean nothing and were left out, by column.
     """
 
-    plan: Plan
-    layout: Layout
-    batch_layout: BatchLayout
-    position: int
-    num_batches: int
-    global_batch_size: int
-    rank: int
-    world_size: int
-    remainder: str
-    threads: int
-    transforms: tuple[Callable[[Any], Any], ...]
-    pool: BufferPool
-    renew: Callable[[], None]
-    job: BatchJob | None = None
-    images: ImageStage | None = None
-
-    @property
-    def pad_to(self) -> int:
-        """Rows that a batch has at least."""
-        return self.global_batch_size // self.world_size if self.remainder == "pad" else 0
-
-    def bounds(self, index: int) -> tuple[int, int]:
-        """Positions [start, stop) of a global batch."""
-        start = self.position + index * self.global_batch_size
-        return start, min(start + self.global_batch_size, self.end)
-
-    @property
-    def end(self) -> int:
-        """Position after the last batch."""
-        return min(self.position + self.num_batches * self.global_batch_size, self.layout.num_rows)
-
-    def windows(self) -> Iterator[Window]:
-        """Windows in the order in which they are needed."""
-        return ordering.rank_windows(self.layout, self.position, self.rank, self.world_size, self.end)
-
-    def requests(self) -> Iterator[FetchRequest]:
-        """Blocks in the order in which their windows are needed."""
-        sequence = 0
-        for window in self.windows():
-            for block in ordering.window_pieces(self.layout, window)[0].tolist():
-                yield FetchRequest(sequence=sequence, shard=window.shard, block=block)
-                sequence += 1
+    batch: Any
+    num_samples: int
+    hand_over: Callable[[], None]
+    bad_records: Mapping[str, int]
 
 
-def layout_of(plan: Plan, output: str, images: Collection[str] = ()) -> BatchLayout:
-    """What all batches of a plan share."""
-    return BatchLayout(
-        columns=Columns.of(plan.read),
-        names=plan.columns,
-        block_segments=plan.blocks["segment_id"].astype(np.int64),
-        block_row_starts=plan.row_starts,
-        output=output,
-        images=frozenset(images),
-    )
-
-
-def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, recorder: StatsRecorder) -> Iterator[tuple[Any, int, dict[str, int]]]:
-    """The batches of one rank, decoded here from blocks or received from where they are made; each with the number of its samples, and of its bad
-    records by column."""
-    made = receive_arrays(work, stream, clock, recorder) if isinstance(stream, BatchStream) else make_arrays(work, stream, clock, recorder)
+def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, recorder: StatsRecorder) -> Iterator[Made]:
+    """The batches of one rank: decoded here from blocks, on its device if it has one, or received from where they are made."""
+    made: Generator[BatchArrays | DeviceArrays, None, None]
+    if isinstance(stream, BatchStream):
+        made = receive_arrays(work, stream, clock, recorder)
+    elif work.device is not None:
+        made = make_device_arrays(work, work.device, stream, clock, recorder)
+    else:
+        made = make_arrays(work, stream, clock, recorder)
     with contextlib.closing(made):
         for arrays in made:
             batch: Any = Batch(work.batch_layout, arrays)
-            with clock.stage("images"):
-                bad = {} if work.images is None else work.images.apply(batch, arrays)
+            hand_over = arrays.hand_over
             with clock.stage("assembly"):
                 if work.batch_layout.output == "arrow":
                     batch = batch.to_arrow()
-            with clock.stage("transform"):
-                for transform in work.transforms:
-                    batch = transform(batch)
-            yield batch, arrays.num_samples, bad
+            bad: dict[str, int] = {}
+            if work.transforms or work.images is not None:
+                with arrays.transforming():
+                    if work.images is not None:
+                        with clock.stage("images"):
+                            bad = work.images.apply(batch, arrays)
+                    with clock.stage("transform"):
+                        for transform in work.transforms:
+                            batch = transform(batch)
+                hand_over = functools.partial(arrays.hand_over, batch)
+            yield Made(batch=batch, num_samples=arrays.num_samples, hand_over=hand_over, bad_records=bad)
+            del batch, arrays, hand_over
 
 
 def make_arrays(work: Work, stream: BlockStream, clock: StageClock, recorder: StatsRecorder) -> Generator[BatchArrays, None, None]:
     """The batches of one rank as arrays: blocks decoded, shuffled and assembled."""
     blocks = stream.open(work.requests())
     try:
-        windows = _Windows(work, blocks, clock, recorder)
+        windows = HeldWindows(work.windows(), _Fill(work, blocks, clock, recorder).window, lambda data: data.num_bytes, recorder.note_window_bytes)
         for index in range(work.num_batches):
             work.renew()
             slices = ordering.rank_slices(work.layout.order.shards, *work.bounds(index), work.rank, work.world_size)
@@ -167,7 +121,7 @@ def receive_arrays(work: Work, stream: BatchStream, clock: StageClock, recorder:
                 check_part(work.job, index, part)
                 recorder.blocks += part.blocks
                 recorder.encoded_bytes += part.encoded_bytes
-                recorder.peak_window_bytes = max(recorder.peak_window_bytes, part.window_bytes)
+                recorder.note_window_bytes(part.window_bytes)
             with clock.stage("assembly"):
                 parts = merge_parts(work.job, index, made)
                 arrays = assemble(work.batch_layout.columns, parts, pad_to=work.pad_to, threads=work.threads, pool=work.pool)
@@ -184,67 +138,25 @@ def _close(items: Iterator[Any]) -> None:
         close()
 
 
-class _Windows:
-    """The windows that a rank holds, filled in the order of the requests."""
+class _Fill:
+    """Decodes the blocks of windows as they arrive, then permutes."""
 
     def __init__(self, work: Work, blocks: Iterator[EncodedBlock], clock: StageClock, recorder: StatsRecorder) -> None:
-        self._work = work
-        self._blocks = blocks
-        self._clock = clock
-        self._recorder = recorder
-        self._requests = work.requests()
-        self._coming = work.windows()
-        self._held: dict[int, list[tuple[Window, WindowData]]] = {}
-        self._held_bytes = 0
+        self._work, self._clock = work, clock
+        self._arrivals = Arrivals(work, blocks, clock, recorder)
         self._arena = Arena()
 
-    def parts(self, piece: ordering.ShardSlice) -> Iterator[Part]:
-        """A rank's rows of one shard as slices of windows."""
-        row = piece.start
-        while row < piece.stop:
-            window, data = self._window(piece.shard, row)
-            stop = min(window.stop, piece.stop)
-            yield Part(window=data, start=row - window.start, stop=stop - window.start, step=piece.step)
-            row += -(-(stop - row) // piece.step) * piece.step
-
-    def _window(self, shard: int, row: int) -> tuple[Window, WindowData]:
-        while True:
-            for window, data in self._held.get(shard, ()):
-                if window.start <= row < window.stop:
-                    return window, data
-            window = next(self._coming)
-            data = self._fill(window)
-            self._held.setdefault(window.shard, []).append((window, data))
-            self._held_bytes += data.num_bytes
-            self._recorder.peak_window_bytes = max(self._recorder.peak_window_bytes, self._held_bytes)
-
-    def release(self, slices: list[ordering.ShardSlice]) -> None:
-        """Let go of windows that no later batch needs."""
-        for piece in slices:
-            after = piece.start + piece.num_rows * piece.step
-            held = self._held[piece.shard]
-            for window, data in held:
-                if window.stop <= after:
-                    self._held_bytes -= data.num_bytes
-            self._held[piece.shard] = [(window, data) for window, data in held if window.stop > after]
-
-    def _fill(self, window: Window) -> WindowData:
-        """Decode the blocks of a window as they arrive, then permute."""
+    def window(self, window: Window) -> WindowData:
         work, clock = self._work, self._clock
         with clock.stage("shuffle"):
             blocks, heads, tails = ordering.window_pieces(work.layout, window)
             fill = WindowFill(work.batch_layout.columns, *ordering.window_draw(work.layout, window), len(blocks), threads=work.threads, pool=work.pool)
         for head, tail in zip(heads.tolist(), tails.tolist(), strict=True):
-            with clock.stage("read"):
-                wanted = next(self._requests)
-                block = next(self._blocks)
-                check_arrival(wanted, block)
-            self._recorder.blocks += 1
-            self._recorder.encoded_bytes += int(block.chunk_bytes.sum())
+            block = self._arrivals.next()
             with clock.stage("decode"):
                 decoded = self._decode(block)
             with clock.stage("shuffle"):
-                fill.add(wanted.block, block.selected_rows(), decoded, head, tail)
+                fill.add(block.request.block, block.selected_rows(), decoded, head, tail)
         with clock.stage("shuffle"):
             return fill.finish()
 
@@ -311,8 +223,12 @@ class Prefetcher:
             raise value
         raise StopIteration
 
-    def close(self) -> None:
-        """Stop the thread and wait for it, for as long as a store may be slow. Whoever still waits for an item, or asks for one later, is told."""
+    def close(self) -> bool:
+        """Stop the thread and wait for it, for as long as a store may be slow. Whoever still waits for an item, or asks for one later, is told.
+
+        Returns:
+            Whether the thread has ended.
+        """
         self._stop.set()
         deadline = time.monotonic() + CLOSE_SECONDS
         while self._thread.is_alive() and time.monotonic() < deadline:
@@ -323,6 +239,7 @@ class Prefetcher:
         self._drain()
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(("error", RuntimeError(ENDED)))
+        return not self._thread.is_alive()
 
     def _drain(self) -> None:
         with contextlib.suppress(queue.Empty):

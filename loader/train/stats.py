@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-STAGES = ("plan", "read", "decode", "shuffle", "assembly", "images", "transform", "hand_over")
+STAGES = ("plan", "read", "copy", "decode", "shuffle", "assembly", "images", "transform", "hand_over")
 
 
 class StageClock:
@@ -105,6 +105,10 @@ class StatsRecorder:
         self._pipeline: dict[str, float] = {}
         self._bad: dict[str, int] = {}
         self._last: float | None = None
+
+    def note_window_bytes(self, num_bytes: int) -> None:
+        """All windows that are held take so much."""
+        self.peak_window_bytes = max(self.peak_window_bytes, num_bytes)
 
     def begin(self) -> None:
         """An iteration begins."""

@@ -1,0 +1,120 @@
+"""What one rank does from a position to the end of an epoch, and the blocks that arrive for it. Plain data and order; nothing here decodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loader.batch.batch import BatchLayout
+from loader.batch.buffers import BufferPool
+from loader.batch.window import Columns
+from loader.scan import order as ordering
+from loader.scan.encoded import EncodedBlock, FetchRequest
+from loader.scan.order import Layout, Window
+from loader.scan.plan import Plan
+from loader.scan.stream import check_arrival
+from loader.train.batch_stream import BatchJob
+from loader.train.images import ImageStage
+from loader.train.stats import StageClock, StatsRecorder
+
+if TYPE_CHECKING:
+    from loader.batch.device import BatchDevice
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one rank does from a position to the end of an epoch.
+
+    Attributes:
+        plan: What is read.
+        layout: In which order.
+        batch_layout: What batches look like.
+        position: Rows that all ranks yielded before.
+        num_batches: Batches to come.
+        global_batch_size: Rows of a global batch.
+        rank, world_size: Which part of it is made.
+        remainder: `pad` fills the last batch up.
+        threads: For native decoding and gathers.
+        transforms: Applied to every batch, in order.
+        pool: Memory of batches.
+        renew: Called before every batch, to keep the snapshot.
+        job: What another process is asked for, where it makes the batches.
+        device: Where blocks are decoded and batches made; None is the CPU.
+        images: Decodes image columns, where there are any.
+    """
+
+    plan: Plan
+    layout: Layout
+    batch_layout: BatchLayout
+    position: int
+    num_batches: int
+    global_batch_size: int
+    rank: int
+    world_size: int
+    remainder: str
+    threads: int
+    transforms: tuple[Callable[[Any], Any], ...]
+    pool: BufferPool
+    renew: Callable[[], None]
+    job: BatchJob | None = None
+    device: BatchDevice | None = None
+    images: ImageStage | None = None
+
+    @property
+    def pad_to(self) -> int:
+        """Rows that a batch has at least."""
+        return self.global_batch_size // self.world_size if self.remainder == "pad" else 0
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """Positions [start, stop) of a global batch."""
+        start = self.position + index * self.global_batch_size
+        return start, min(start + self.global_batch_size, self.end)
+
+    @property
+    def end(self) -> int:
+        """Position after the last batch."""
+        return min(self.position + self.num_batches * self.global_batch_size, self.layout.num_rows)
+
+    def windows(self) -> Iterator[Window]:
+        """Windows in the order in which they are needed."""
+        return ordering.rank_windows(self.layout, self.position, self.rank, self.world_size, self.end)
+
+    def requests(self) -> Iterator[FetchRequest]:
+        """Blocks in the order in which their windows are needed."""
+        sequence = 0
+        for window in self.windows():
+            for block in ordering.window_pieces(self.layout, window)[0].tolist():
+                yield FetchRequest(sequence=sequence, shard=window.shard, block=block)
+                sequence += 1
+
+
+def layout_of(plan: Plan, output: str, unique: Sequence[str] = (), images: Collection[str] = ()) -> BatchLayout:
+    """What all batches of a plan share; `unique` names list columns that come unexpanded, `images` binary columns that become pixels."""
+    return BatchLayout(
+        columns=Columns.of(plan.read, unique),
+        names=plan.columns,
+        block_segments=plan.blocks["segment_id"].astype(np.int64),
+        block_row_starts=plan.row_starts,
+        output=output,
+        images=frozenset(images),
+    )
+
+
+class Arrivals:
+    """Blocks as they come from a stream, checked against what was asked for, and counted."""
+
+    def __init__(self, work: Work, blocks: Iterator[EncodedBlock], clock: StageClock, recorder: StatsRecorder) -> None:
+        self._requests, self._blocks, self._clock, self._recorder = work.requests(), blocks, clock, recorder
+
+    def next(self) -> EncodedBlock:
+        """The block that is due."""
+        with self._clock.stage("read"):
+            wanted = next(self._requests)
+            block = next(self._blocks)
+            check_arrival(wanted, block)
+        self._recorder.blocks += 1
+        self._recorder.encoded_bytes += int(block.chunk_bytes.sum())
+        return block
