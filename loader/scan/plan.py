@@ -159,6 +159,24 @@ class Plan:
         return (decoded / rows, stored / rows) if rows else (0.0, 0.0)
 
 
+def open_plan(spec: FetchSpec) -> Plan:
+    """Make a plan again anywhere, from plain data; the selection comes from the catalog, and the first plan's own pin holds the snapshot.
+
+    Raises:
+        StateMismatchError: The lake gives another plan than the one the spec was made of.
+    """
+    connect = importlib.import_module("loader").connect  # the package imports us
+    table = connect(spec.location, catalog=spec.catalog, create=False).table(spec.table)
+    plan: Plan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before).plan()
+    plan.release()
+    if (plan.selection_hash, plan.num_rows) != (spec.selection, spec.num_rows):
+        raise StateMismatchError(
+            f"table {spec.table!r} at snapshot {spec.snapshot} selects {plan.num_rows:,} rows (selection {plan.selection_hash}) and the rank's plan has "
+            f"{spec.num_rows:,} (selection {spec.selection}): run the same Headrace and lake on every host"
+        )
+    return plan
+
+
 def open_fetcher(spec: FetchSpec) -> BlockFetcher:
     """The fetcher of a plan, anywhere. Raises as `open_plan`."""
     return open_plan(spec).fetcher()

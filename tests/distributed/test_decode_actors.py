@@ -84,6 +84,14 @@ def test_parts_make_the_batches_of_the_rank(scan: Any, world: int, parts: int, o
     assert there_stats.blocks == here_stats.blocks or world == 8  # where shards are shared, so are blocks
 
 
+def test_unexpanded_lists_are_the_ranks_own(scan: Any) -> None:
+    with make(scan, 0, unique=["history", "tags"]) as here, make(scan, 3, unique=["history", "tags"]) as there:
+        for mine, other in zip(here, there, strict=True):
+            for name in ("history", "tags"):
+                for part in ("values", "offsets", "inverse"):
+                    np.testing.assert_array_equal(getattr(mine[name], part), getattr(other[name], part))
+
+
 def test_a_state_goes_on_between_places_and_worlds(scan: Any) -> None:
     with make(scan, 2) as there:
         batches = iter(there)
