@@ -18,13 +18,11 @@ from loader.batch.device_buffers import DeviceLease
 from loader.batch.device_columns import DeviceColumns
 from loader.batch.device_tables import (
     BATCH_PART,
-    BATCH_PLANE,
     ENTRY_BITS,
     LIST_COLUMN,
     LIST_OUT,
     MAX_BATCH_ROWS,
     PLANES_PER_BLOCK,
-    POOL_PIECE,
     TILE_ROWS,
     TILE_VALUES,
     places,

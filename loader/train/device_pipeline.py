@@ -26,6 +26,7 @@ from loader.train.stats import StageClock, StatsRecorder
 from loader.train.windows import HeldWindows
 from loader.train.work import Arrivals, Work
 
+
 def pinned_fetch(fetcher: BlockFetcher, slabs: PinnedSlabs) -> Callable[[FetchRequest], EncodedBlock]:
     """A fetch that reads straight into pinned slabs, which are handed out in the order of the requests."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from loader.batch.device_arrays import DeviceArrays
 from loader.decode.images import CONTENT_JPEG, CONTENT_KEY, ImageDecoder, ImageOptions
 from loader.encodings.leaf import is_bytes
 from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
-from loader.scan.plan import Plan
+
+if TYPE_CHECKING:
+    from loader.scan.plan import Plan
 
 Images = ImageOptions | Mapping[str, ImageOptions]
 

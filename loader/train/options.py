@@ -7,12 +7,14 @@ import dataclasses
 import math
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loader.extras import require
 from loader.scan.order import REMAINDERS, Order
-from loader.scan.plan import Plan
-from loader.scan.scan import Scan
+
+if TYPE_CHECKING:
+    from loader.scan.plan import Plan
+    from loader.scan.scan import Scan
 
 SHARDS_PER_RANK = 8
 MIN_BLOCKS_A_SHARD = 2

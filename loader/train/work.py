@@ -14,7 +14,6 @@ from loader.batch.window import Columns
 from loader.scan import order as ordering
 from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.scan.order import Layout, Window
-from loader.scan.plan import Plan
 from loader.scan.stream import check_arrival
 from loader.train.batch_stream import BatchJob
 from loader.train.images import ImageStage
@@ -22,6 +21,7 @@ from loader.train.stats import StageClock, StatsRecorder
 
 if TYPE_CHECKING:
     from loader.batch.device import BatchDevice
+    from loader.scan.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
