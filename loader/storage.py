@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+import numpy.typing as npt
+
 from loader import failpoints
 from loader.errors import AlreadyExistsError, ForkedProcessError, NotFoundError, StorageError, StorageFullError, TruncatedSegmentError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from obstore.store import ObjectStore
 
 Range = tuple[int, int]
@@ -194,7 +195,7 @@ class Storage:
         """As `read_ranges`, into contiguous memory that is there already; local files without a copy between."""
         parts = self.read_ranges(path, ranges, coalesce_gap_bytes=coalesce_gap_bytes, max_request_bytes=max_request_bytes)
         for target, part in zip(targets, parts, strict=True):
-            memoryview(target)[:] = part
+            target[:] = np.frombuffer(part, np.uint8)
 
     def read(self, path: str) -> memoryview:
         """The whole object."""
@@ -301,7 +302,7 @@ class LocalStorage(Storage):
         self._check_process()
         with self._opened(check_path(path)) as (file, target):
             for start, stop, members in coalesce(ranges, gap_bytes=coalesce_gap_bytes, max_request_bytes=max_request_bytes):
-                _read_scattered(file, target, start, stop, [(ranges[i][0], memoryview(targets[i])) for i in members], coalesce_gap_bytes)
+                _read_scattered(file, target, start, stop, [(ranges[i][0], targets[i].data) for i in members], coalesce_gap_bytes)
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[tuple[int, Path]]:

@@ -139,7 +139,9 @@ def _lay(pieces: Sequence[Array], out: Array) -> None:
         at += piece.shape[1]
 
 
-def _assemble_lists(columns: Columns, column: int, parts: Sequence[Part[WindowData]], num_rows: int, threads: int, pool: BufferPool) -> tuple[Array, npt.NDArray[np.int64]]:
+def _assemble_lists(
+    columns: Columns, column: int, parts: Sequence[Part[WindowData]], num_rows: int, threads: int, pool: BufferPool
+) -> tuple[Array, npt.NDArray[np.int64]]:
     views = np.zeros(num_rows, np.uint64)
     pieces = [np.ascontiguousarray(part.window.lists[column].views[part.rows]) for part in parts]
     at = 0

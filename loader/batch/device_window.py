@@ -211,7 +211,7 @@ class DeviceWindowFill:
         plane_places, plane_bytes = places(sizes)
         more = [one.values for one in patches.more]
         rows = window_rows(self._piece, self._ordinal, self._selected)
-        tables = [np.array([NO_ERROR], np.uint64), self._piece.astype(np.uint32), np.zeros(2 * count, np.uint64), pools, *more]
+        tables: list[Array] = [np.array([NO_ERROR], np.uint64), self._piece.astype(np.uint32), np.zeros(2 * count, np.uint64), pools, *more]
         table_places, table_bytes = places([table.nbytes for table in tables])
         span = self._take(plane_bytes + table_bytes, "a window")
         outs = np.where(np.concatenate([np.ones(count, np.bool_), has_validity]), device.heap_base + span + plane_places, 0).astype(np.uint64)

@@ -79,13 +79,13 @@ class Columns:
             else:
                 by_dtype.setdefault(column.leaf.dtype, []).append(index)
         groups = tuple(FixedGroup(dtype=dtype, columns=tuple(members)) for dtype, members in by_dtype.items())
-        index = {column.name: number for number, column in enumerate(read)}
+        number = {column.name: index for index, column in enumerate(read)}
         for name in unique:
-            if name not in index:
-                raise ColumnNotFoundError(f"unique names {name!r}, which is not read: {did_you_mean(name, index)}")
-            if index[name] not in lists or is_bytes(read[index[name]].type):
-                raise SchemaError(f"unique names {name!r}, which is {read[index[name]].type}: only lists of numbers come unexpanded")
-        return cls(read=tuple(read), groups=groups, wide=tuple(wide), lists=tuple(lists), unique=tuple(sorted(index[name] for name in set(unique))))
+            if name not in number:
+                raise ColumnNotFoundError(f"unique names {name!r}, which is not read: {did_you_mean(name, number)}")
+            if number[name] not in lists or is_bytes(read[number[name]].type):
+                raise SchemaError(f"unique names {name!r}, which is {read[number[name]].type}: only lists of numbers come unexpanded")
+        return cls(read=tuple(read), groups=groups, wide=tuple(wide), lists=tuple(lists), unique=tuple(sorted(number[name] for name in set(unique))))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

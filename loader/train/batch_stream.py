@@ -108,7 +108,7 @@ def check_part(job: BatchJob, number: int, part: PartBatch) -> None:
         )
 
 
-def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch]) -> list[Part]:
+def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch]) -> list[Part[WindowData]]:
     """A batch's parts as the slices of which the rank would have assembled it: shard by shard.
 
     Raises:

@@ -40,8 +40,8 @@ def plan_device_memory(plan: Plan, order: Order, options: LoaderOptions) -> Devi
         if heap + slab > limit:
             raise ValueError(
                 f"device_memory_bytes is {limit:,}, and {heap + slab:,} are needed: {windows} + 1 windows and two batches are {held_rows:,} rows held and "
-                f"{once_rows:,} being decoded × {row_bytes:,.0f} bytes × {SLACK}, with tables {heap:,}; and encoded bytes of two windows {slab:,}: raise it, or "
-                f"lower window_rows ({order.window_rows:,}) or canonical_shards ({order.shards}), or read fewer columns"
+                f"{once_rows:,} being decoded × {row_bytes:,.0f} bytes × {SLACK}, with tables {heap:,}; and encoded bytes of two windows {slab:,}: raise it, "
+                f"or lower window_rows ({order.window_rows:,}) or canonical_shards ({order.shards}), or read fewer columns"
             )
         heap = int(limit * (heap / (heap + slab))) // ROUND_BYTES * ROUND_BYTES
         slab = (limit - heap) // ROUND_BYTES * ROUND_BYTES

@@ -39,9 +39,7 @@ def pinned_fetch(fetcher: BlockFetcher, slabs: PinnedSlabs) -> Callable[[FetchRe
     return fetch
 
 
-def make_device_arrays(
-    work: Work, device: BatchDevice, stream: BlockStream, clock: StageClock, recorder: StatsRecorder
-) -> Generator[DeviceArrays, None, None]:
+def make_device_arrays(work: Work, device: BatchDevice, stream: BlockStream, clock: StageClock, recorder: StatsRecorder) -> Generator[DeviceArrays, None, None]:
     """The batches of one rank as arrays on a device."""
     device.slabs.begin()
     blocks = stream.open(work.requests())

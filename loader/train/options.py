@@ -58,7 +58,9 @@ class LoaderOptions:
         kind = self.device.partition(":")[0]
         if kind == "cuda" and (self.output != "dict" or self.decode != "rank"):
             wrong = f"output is {self.output!r}" if self.output != "dict" else f"decode is {self.decode!r}"
-            raise ValueError(f"device is {self.device!r} and {wrong}: a GPU gives tensors, decoded in the rank; use output='dict' and decode='rank', or device='cpu'")
+            raise ValueError(
+                f"device is {self.device!r} and {wrong}: a GPU gives tensors, decoded in the rank; use output='dict' and decode='rank', or device='cpu'"
+            )
         for name in ("prefetch_bytes", "threads", "device_memory_bytes", "pinned_bytes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
