@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from loader.batch.device import TABLE_BYTES, DeviceMemoryPlan
 from loader.scan.order import Order
-from loader.scan.plan import Plan
 from loader.segment.layout import PADDING_BYTES
 from loader.train.options import LoaderOptions, window_memory
+
+if TYPE_CHECKING:
+    from loader.scan.plan import Plan
 
 SLACK = 1.25  # blocks differ, and spans of memory do not fit together exactly
 MIN_BYTES = 4 << 20
