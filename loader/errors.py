@@ -13,12 +13,14 @@ HeadraceError
 │   ├── TruncatedSegmentError    the file ends too early
 │   └── UnsupportedVersionError  written by a newer Headrace, or with an unknown feature
 ├── StorageError                 the object store or disk refused
-│   └── StorageFullError         no space left
+│   ├── StorageFullError         no space left
+│   └── CatalogUnavailableError  the catalog's server does not answer
 ├── BadRecordError               a value that means nothing, such as an image that does not decode
 ├── CommitError                  a commit that did not happen
 │   ├── ConflictError            somebody else committed something incompatible first
 │   ├── FencedError              a newer owner of this pipeline exists
 │   ├── KeyExistsError           append(on_conflict="check") met a key that is there
+│   ├── UnknownOutcomeError      the answer was lost and could not be looked up
 │   └── CatalogBusyError         another process holds the catalog's write lock
 ├── StateMismatchError           loader state that belongs to another plan
 ├── DeviceError                  the GPU, its driver or a kernel cannot be used
@@ -91,6 +93,10 @@ class StorageFullError(StorageError):
     """No space left on the device."""
 
 
+class CatalogUnavailableError(StorageError):
+    """The catalog's server does not answer, or the connection to it broke."""
+
+
 class BadRecordError(HeadraceError):
     """A value of a row that means nothing, such as an image that does not decode; the bad-record policy says whether it stops a run."""
 
@@ -109,6 +115,10 @@ class FencedError(CommitError):
 
 class KeyExistsError(CommitError):
     """`append(on_conflict="check")` met a key that is already in the table."""
+
+
+class UnknownOutcomeError(CommitError):
+    """The answer to a commit was lost and could not be looked up: the same write with the same commit_id is safe to repeat."""
 
 
 class CatalogBusyError(CommitError):

@@ -6,17 +6,18 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from loader.catalog import admin
-from loader.catalog.database import CATALOG_FILE, Catalog, catalog_path
+from loader.catalog.connection import Database
+from loader.catalog.database import CATALOG_FILE, Catalog, catalog_path, is_server, open_database
 from loader.catalog.garbage import CollectionReport, collect
 from loader.catalog.inline import LakeStorage
 from loader.catalog.read import load_spec, resolve_snapshot, table_names
 from loader.catalog.records import Attribution, Pin, Snapshot
-from loader.catalog.sqlite import SqliteCatalog
 from loader.errors import NotFoundError, StorageError, UnsupportedVersionError
 from loader.schema import Schema
 from loader.storage import LocalStorage, Storage, make_folders
@@ -34,13 +35,13 @@ class Lake:
 
     Attributes:
         location: Folder or url of the files.
-        catalog_url: Where the catalog is, as an absolute path, or None for the one inside the lake.
+        catalog_url: Where the catalog is, as an absolute path or the url of a server, or None for the one inside the lake. May hold a password.
         storage: The lake's files, inline commits included.
         catalog: Selections stored for planners.
         database: The catalog's connection, for the modules that write it.
     """
 
-    def __init__(self, location: str, catalog_url: str | None, files: Storage, database: SqliteCatalog) -> None:
+    def __init__(self, location: str, catalog_url: str | None, files: Storage, database: Database) -> None:
         self.location = location
         self.catalog_url = catalog_url
         self.database = database
@@ -184,7 +185,8 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
 
     Args:
         location: A local folder, or the url of an object store (s3://bucket/lake).
-        catalog: `sqlite:///path` on a local disk; default `catalog.sqlite` in the lake's own folder.
+        catalog: `sqlite:///path` on a local disk, or `postgresql://user@host/database` for writers on many hosts; default `catalog.sqlite` in the lake's
+            own folder.
         create: Make the lake if it is not there. With False, a missing lake is an error.
         busy_timeout_seconds: How long a writer waits for other processes' commits.
 
@@ -198,21 +200,18 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
     marker = _read_marker(files)
     if marker is None and not create:
         raise NotFoundError(f"no lake at {text}: check the location, or create it with loader.connect({text!r})")
+    where = _catalog_place(files, text, catalog)
     if catalog is not None:
-        path = catalog_path(catalog)
-        catalog = str(path)  # a pickled lake is opened again in another working directory
-    elif isinstance(files, LocalStorage):
-        path = files.folder / CATALOG_FILE
-    else:
-        raise ValueError(f"a lake at {text} needs catalog='sqlite:///…' on a local disk: an object store cannot hold SQLite")
-    if marker is not None and not path.exists():
-        raise StorageError(f"lake {text} has files, but its catalog {path} is missing: restore it from a backup, or give catalog=…")
-    if create:
-        try:
-            make_folders(path.parent, sync=True)
-        except OSError as error:
-            raise StorageError(f"cannot create {path.parent}: {error.strerror or error}") from error
-    database = SqliteCatalog(path, create=create and marker is None, busy_timeout_seconds=busy_timeout_seconds)
+        catalog = str(where)  # a pickled lake is opened again in another working directory
+    if isinstance(where, Path):
+        if marker is not None and not where.exists():
+            raise StorageError(f"lake {text} has files, but its catalog {where} is missing: restore it from a backup, or give catalog=…")
+        if create:
+            try:
+                make_folders(where.parent, sync=True)
+            except OSError as error:
+                raise StorageError(f"cannot create {where.parent}: {error.strerror or error}") from error
+    database = open_database(where, create=create and marker is None, busy_timeout_seconds=busy_timeout_seconds)
     if marker is None:
         with database.queue():  # several processes may create it at once
             marker = _read_marker(files)
@@ -220,10 +219,21 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
                 _check_unused(database, text)
             marker = marker or _write_marker(files, database.lake_id)
     if marker["lake_id"] != database.lake_id:
-        raise StorageError(f"catalog {path} belongs to another lake ({database.lake_id}) than {text} ({marker['lake_id']}): give the right catalog=…")
+        raise StorageError(f"catalog {database.place} belongs to another lake ({database.lake_id}) than {text} ({marker['lake_id']}): give the right catalog=…")
     if isinstance(files, LocalStorage):
         text = str(files.folder)
     return Lake(text, catalog, files, database)
+
+
+def _catalog_place(files: Storage, location: str, catalog: str | None) -> Path | str:
+    """The file of the catalog, or the url of its server."""
+    if catalog is not None:
+        return catalog if is_server(catalog) else catalog_path(catalog)
+    if isinstance(files, LocalStorage):
+        return files.folder / CATALOG_FILE
+    raise ValueError(
+        f"a lake at {location} needs a catalog: catalog='postgresql://…', or 'sqlite:///…' on a local disk for a single host; an object store holds no database"
+    )
 
 
 def open_storage(location: str, catalog: str | None) -> LakeStorage:
@@ -249,12 +259,12 @@ def _read_marker(files: Storage) -> dict[str, Any] | None:
     return dict(marker)
 
 
-def _check_unused(database: SqliteCatalog, location: str) -> None:
+def _check_unused(database: Database, location: str) -> None:
     """Refuse to make a second lake of a catalog: each would write files that the other does not find."""
     with database.read() as connection:
         names = table_names(connection)
     if names:
-        raise StorageError(f"catalog {database.path} describes another lake than {location}, with table {names[0]!r}: give this one a catalog=… of its own")
+        raise StorageError(f"catalog {database.place} describes another lake than {location}, with table {names[0]!r}: give this one a catalog=… of its own")
 
 
 def _write_marker(files: Storage, lake_id: str) -> dict[str, Any]:

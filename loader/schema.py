@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
@@ -111,6 +113,22 @@ class Schema:
             for column_id, field in zip(value["ids"], schema, strict=True)
         )
         return cls(columns=columns, next_id=value["next_id"], metadata=schema.metadata)
+
+
+def take(data: Any, rows: npt.NDArray[Any]) -> Any:
+    """Rows of an array, chunked array or table by number: `data.take`, and what Arrow cannot take, string and binary views, by way of the large types."""
+    if isinstance(data, pa.Table):
+        return pa.Table.from_arrays([take(column, rows) for column in data.columns], schema=data.schema)
+    view = pa.types.is_string_view(data.type) or pa.types.is_binary_view(data.type)
+    if not view:
+        return data.take(pa.array(rows))
+    plain = data.cast(pa.large_string() if pa.types.is_string_view(data.type) else pa.large_binary())
+    return plain.take(pa.array(rows)).cast(data.type)
+
+
+def keep(data: pa.Table, mask: npt.NDArray[np.bool_]) -> pa.Table:
+    """The rows of a table where the mask is true."""
+    return data if mask.all() else take(data, np.flatnonzero(mask))
 
 
 def conform(data: pa.Table, schema: Schema, *, names: Iterable[str] | None = None) -> pa.Table:

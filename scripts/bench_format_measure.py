@@ -1,6 +1,7 @@
 """One measurement of `scripts/bench_format`, in a process of its own on cores of its own: python bench_format_measure.py '{"job": …}' prints JSON.
 
-Times are the best of some repeats after one to warm up, files in the page cache: the format's work, not the disk's or the neighbours'.
+A time is the best of some repeats after one to warm up, files in the page cache: the format's work, not the disk's or the neighbours'. The benchmark asks in
+several rounds and takes the median of what they say.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1]), str(pathlib.Pa
 BATCH_ROWS = 4_096
 LOOK_UP_ROWS = 100
 LOCATED = 100
+COPIED_BYTES = 256 << 20
 
 
 def limit_cores(cores: int) -> None:
@@ -46,13 +48,14 @@ def best(call: Callable[[], Any], budget_seconds: float, repeats: int) -> float:
     return min(times)
 
 
-def drain(batches: Any) -> int:
-    """Take every batch and let it go; the number of tensors seen."""
-    count = 0
+def drain(batches: Any) -> dict[str, int]:
+    """Take every batch and let it go: bytes of all tensors seen, and of the largest batch."""
+    total = largest = 0
     for tensors in batches:
-        count += len(tensors)
+        num_bytes = sum(tensor.nbytes for tensor in tensors)
+        total, largest = total + num_bytes, max(largest, num_bytes)
         del tensors
-    return count
+    return {"output_bytes": total, "batch_bytes": largest}
 
 
 def peak_bytes() -> int:
@@ -79,11 +82,16 @@ def load(path: str) -> Any:
         return file.read_all().combine_chunks()
 
 
-def write(job: dict[str, Any], form: Any) -> dict[str, Any]:
-    table, path = load(job["table"]), pathlib.Path(job["path"])
-    form.write(table, path, job["cores"])  # tuning, and warm-up
-    seconds = best(lambda: form.write(table, path, job["cores"]), job["budget"], job["repeats"])
-    return {"write_seconds": seconds, "num_bytes": form.num_bytes(path)}
+def tune(job: dict[str, Any], form: Any) -> dict[str, Any]:
+    """What the format is told to do with this table, where there is something to choose."""
+    return {"options": form.tune(load(job["table"]), pathlib.Path(job["path"] + ".tune"))}
+
+
+def file(job: dict[str, Any], form: Any) -> dict[str, Any]:
+    """The file that other jobs read, once."""
+    path = pathlib.Path(job["path"])
+    form.write(load(job["table"]), path, job["cores"])
+    return {"num_bytes": form.num_bytes(path)}
 
 
 def classes(job: dict[str, Any], form: Any) -> dict[str, Any]:
@@ -96,47 +104,65 @@ def classes(job: dict[str, Any], form: Any) -> dict[str, Any]:
     return {"class_bytes": found}
 
 
-def read(job: dict[str, Any], form: Any) -> dict[str, Any]:
+def speed(job: dict[str, Any], form: Any) -> dict[str, Any]:
+    """Seconds to write the table, to decode it whole, a tenth of its columns, its rows in random order, and to look up some rows."""
     import numpy as np
     import torch
 
     torch.set_num_threads(job["cores"])
-    path, cores, columns = pathlib.Path(job["path"]), job["cores"], job["columns"]
-    order = np.random.default_rng(17).permutation(job["num_rows"])
-    rows = np.sort(order[:LOOK_UP_ROWS])
+    table, path, cores = load(job["table"]), pathlib.Path(job["path"]), job["cores"]
+    order = np.random.default_rng(17).permutation(table.num_rows)
+    rows, tenth = np.sort(order[:LOOK_UP_ROWS]), table.column_names[::10]
     calls: dict[str, Callable[[], Any]] = {
+        "write_seconds": lambda: form.write(table, path, cores),
         "decode_seconds": lambda: drain(form.scan(path, None, cores)),
-        "tenth_seconds": lambda: drain(form.scan(path, columns[::10], cores)),
+        "tenth_seconds": lambda: drain(form.scan(path, tenth, cores)),
         "shuffled_seconds": lambda: drain(form.shuffled(path, order, BATCH_ROWS, cores)),
         "look_up_seconds": lambda: form.look_up(path, rows),
     }
-    return {name: best(call, job["budget"], job["repeats"]) for name, call in calls.items()}
+    seconds = {name: best(call, job["budget"], job["repeats"]) for name, call in calls.items()}
+    return {"num_bytes": form.num_bytes(path), **drain(form.scan(path, None, cores)), **seconds}
 
 
 def memory(job: dict[str, Any], form: Any) -> dict[str, Any]:
     """Peak of a scan over what the process has once everything is imported and the file was opened once."""
-    form.locate(pathlib.Path(job["path"]), job["columns"][:1])
-    first = next(iter(form.scan(pathlib.Path(job["path"]), job["columns"][:1], job["cores"])))
+    path, column = pathlib.Path(job["path"]), job["columns"][:1]
+    form.locate(path, column)
+    first = next(iter(form.scan(path, column, job["cores"])))
     del first
     before = reset_peak()
-    drain(form.scan(pathlib.Path(job["path"]), None, job["cores"]))
-    return {"peak_bytes": peak_bytes() - before}
+    seen = drain(form.scan(path, None, job["cores"]))
+    return {"peak_bytes": peak_bytes() - before, **seen}
+
+
+def repeated(job: dict[str, Any], form: Any) -> dict[str, Any]:
+    """Write the table some times over, a block each time: files of the same blocks and of very different size. Bytes of a block, encoded and decoded."""
+    import pyarrow as pa
+
+    from loader.segment.reader import SegmentReader
+    from loader.segment.writer import WriteOptions, write_segment
+
+    table, path = load(job["table"]), pathlib.Path(job["path"])
+    path.unlink(missing_ok=True)
+    write_segment(path, pa.concat_tables([table] * job["blocks"]), options=WriteOptions(threads=job["cores"], block_rows=table.num_rows))
+    with SegmentReader(path) as reader:
+        chunks = reader.chunks(reader.resolve(None), range(reader.num_blocks))
+        blocks = (chunks["num_bytes"].astype("i8") + chunks["arena_bytes"].astype("i8")).sum(axis=0)
+        return {"blocks": reader.num_blocks, "num_bytes": path.stat().st_size, "block_bytes": int(blocks.max())}
 
 
 def wide(job: dict[str, Any], form: Any) -> dict[str, Any]:
-    """Open a file of very many columns and locate some; read those. The process has opened another file before, so nothing is imported on the clock."""
-    table, path = load(job["table"]), pathlib.Path(job["path"])
-    form.write(table, path, 1)
-    names = [table.column_names[number] for number in range(7, table.num_columns, max(table.num_columns // LOCATED, 1))][:LOCATED]
+    """Open a file of very many columns and locate some; read those. A warm-up comes first, so nothing is imported on the clock."""
+    path, names = pathlib.Path(job["path"]), job["columns"]
+    chosen = names[7 :: max(len(names) // LOCATED, 1)][:LOCATED]
     return {
-        "wide_bytes": form.num_bytes(path),
-        "locate_seconds": best(lambda: form.locate(path, names), job["budget"], job["repeats"] * 3),
-        "wide_scan_seconds": best(lambda: drain(form.scan(path, names, 1)), job["budget"], job["repeats"]),
+        "locate_seconds": best(lambda: form.locate(path, chosen), job["budget"], job["repeats"] * 3),
+        "wide_scan_seconds": best(lambda: drain(form.scan(path, chosen, 1)), job["budget"], job["repeats"]),
     }
 
 
-def reads(job: dict[str, Any], form: Any) -> dict[str, Any]:
-    """What Headrace asks the file for, to read a projection of the wide table, in bytes and requests."""
+def reads(job: dict[str, Any], _: Any) -> dict[str, Any]:
+    """What Headrace asks the file for, to read projections of it, in bytes and requests."""
     from loader.segment.reader import SegmentReader
     from loader.segment.source import FileSource
 
@@ -151,7 +177,7 @@ def reads(job: dict[str, Any], form: Any) -> dict[str, Any]:
             asked.extend(num_bytes for _, num_bytes in ranges)
             return self._file.read_ranges(ranges)
 
-    names = load(job["table"]).column_names
+    names = job["columns"]
     found = {}
     for title, chosen in {
         "100 spread": names[7 :: max(len(names) // LOCATED, 1)][:LOCATED],
@@ -174,31 +200,41 @@ def reads(job: dict[str, Any], form: Any) -> dict[str, Any]:
 
 
 def limits(job: dict[str, Any], _: Any) -> dict[str, Any]:
-    """What no format can pass: copying, and copying the table's own arrays into fresh tensors block by block."""
-    import numpy as np
+    """What no format can pass: this machine's memory on so many cores, and copying the table's own arrays into fresh tensors block by block."""
     import torch
+    from bench_format_peers import ROW_GROUP, tensors_of
 
     torch.set_num_threads(job["cores"])
-    block = torch.ones(8 << 20, dtype=torch.int64)
-    target = torch.empty_like(block)
-    copy = best(lambda: target.copy_(block), job["budget"], job["repeats"] * 3)
+    speeds = {f"{name}_bytes_per_second": value for name, value in memory_speeds(job).items()}
     table = load(job["table"])
-    from bench_format_peers import ROW_GROUP, tensors_of
 
     def copy_table() -> None:
         for batch in table.to_batches(max_chunksize=ROW_GROUP):
             made = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors_of(batch)]
             del made
 
-    fresh = best(lambda: np.full(64 << 20, 7, np.uint8), job["budget"], job["repeats"])
-    return {
-        "memcpy_bytes_per_second": block.nbytes / copy,
-        "copy_table_seconds": best(copy_table, job["budget"], job["repeats"]),
-        "fresh_bytes_per_second": (64 << 20) / fresh,
+    return speeds | {"copy_table_seconds": best(copy_table, job["budget"], job["repeats"])}
+
+
+def memory_speeds(job: dict[str, Any]) -> dict[str, float]:
+    """Bytes a second of this machine's memory. Fresh memory is mapped anew each time, in small pages (torch's) or in huge ones (which NumPy asks for)."""
+    import numpy as np
+    import torch
+
+    count = ((1 << 20) if job["tiny"] else COPIED_BYTES) // 8
+    block = torch.ones(count, dtype=torch.int64)
+    target = torch.empty_like(block)
+    calls: dict[str, Callable[[], Any]] = {
+        "copy": lambda: target.copy_(block),
+        "read": lambda: block.sum(),
+        "write_warm": lambda: target.fill_(7),
+        "write_fresh": lambda: torch.empty(count, dtype=torch.int64).fill_(7),
+        "write_fresh_huge": lambda: torch.from_numpy(np.empty(count, np.int64)).fill_(7),
     }
+    return {name: block.nbytes / best(call, job["budget"], job["repeats"] * 3) for name, call in calls.items()}
 
 
-JOBS = {"write": write, "classes": classes, "read": read, "memory": memory, "wide": wide, "reads": reads, "limits": limits}
+JOBS = {item.__name__: item for item in (tune, file, classes, speed, memory, repeated, wide, reads, limits)}
 
 
 def main() -> None:
@@ -210,7 +246,10 @@ def main() -> None:
     pa.set_io_thread_count(max(job["cores"], 1))
     from bench_format_peers import formats
 
-    sys.stdout.write(json.dumps(JOBS[job["job"]](job, formats().get(job["format"]))) + "\n")
+    form = formats().get(job["format"])
+    if form is not None:
+        form.options = job.get("options")
+    sys.stdout.write(json.dumps(JOBS[job["job"]](job, form)) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,32 +1,38 @@
 """Damaged segments for `scripts/fuzz_segment`, one a seed, and what reading each must lead to.
 
-Run as a program, in a process of its own so that a crash is seen: python fuzz_segment_cases.py FIRST COUNT PROGRESS_FILE prints counts as JSON.
+Run as a program, in a process of its own so that a crash is seen: python fuzz_segment_cases.py FOLDER FIRST COUNT PROGRESS_FILE prints counts as JSON; the
+folder has the good segments (see fuzz_segment_bases.py). A case that takes too long ends the process by its alarm.
 """
 
 from __future__ import annotations
 
 import collections
-import functools
 import json
 import os
 import pathlib
 import resource
+import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import fuzz_segment_bases as bases
+
 from loader.errors import HeadraceError
+from loader.schema import take
 from loader.segment.checksum import crc32c, page_checksums
+from loader.segment.column_files import JoinedReader
 from loader.segment.layout import CHUNK, DIRECTORY_ENTRY, SECTION_PAGE_BYTES, TAIL, Section
 from loader.segment.reader import SegmentReader
-from loader.segment.writer import WriteOptions, encode_segment
-from tests.segment.tables import BYTES, LEAVES, LISTS, SHAPES, Maker, same_table
+from loader.segment.verify import verify_segment
+from tests.segment.tables import same_table
 
-NUM_BASES = 64
 INTERESTING = (
     0,
     1,
@@ -48,32 +54,10 @@ INTERESTING = (
     (1 << 64) - 1,
 )
 MAX_RSS_BYTES = 2 << 30
-Base = tuple[bytes, pa.Table]
-
-
-@functools.lru_cache(maxsize=NUM_BASES)
-def base(number: int) -> Base:
-    """A good segment and its table: a few columns of any types and shapes, so that all bases together have every encoding."""
-    rng = np.random.default_rng(1_000 + number)
-    rows = int(rng.choice([1, 40, 700, 1024, 1500, 2600]))
-    columns = {}
-    for place in range(3):
-        kinds = LEAVES + BYTES
-        kind = kinds[int(rng.integers(len(kinds)))]
-        if rng.random() < 0.4 and kind not in (pa.string_view(), pa.binary_view()):
-            kind = LISTS[int(rng.integers(len(LISTS)))](kind)
-        maker = Maker(rng, str(rng.choice(SHAPES)), float(rng.choice([0.0, 0.1, 0.9])))
-        columns[f"c{place}"] = maker.array(kind, rows)
-    columns["decimal"] = pa.array((rng.integers(0, 4_000, rows) / 100).astype(np.float32), mask=rng.random(rows) < 0.3)
-    columns["runs"] = pa.array(np.repeat(rng.integers(0, 1 << 40, rows), 20)[:rows])
-    columns["skewed"] = pa.array(rng.zipf(1.4, rows).clip(0, 1 << 40))
-    columns["growing"] = pa.array(1_700_000_000 + np.cumsum(rng.integers(0, 90, rows)))
-    ends = np.arange(0, 12 * rows + 1, 12, dtype=np.int32)
-    events = rng.integers(0, 1 << 33, 4 * rows + 12)
-    columns["history"] = pa.ListArray.from_arrays(ends, events[(np.cumsum(rng.integers(0, 3, rows))[:, None] + np.arange(12)).reshape(-1)])
-    table = pa.table(columns).select([name for name in columns if name == "history" or rng.random() < 0.6] or ["runs"])
-    options = WriteOptions(block_rows=int(rng.choice([1030, 65_536])), segment_id=bytes(16))
-    return bytes(encode_segment(table, column_ids=range(1, table.num_columns + 1), options=options).data), table
+RECIPE_BYTES = 400
+CASE_SECONDS = 60  # a case takes milliseconds
+CHECKED = 0.5  # share of cases whose checksums are compared and wrong; the others have theirs made right again
+Files = tuple[bytes, bytes | None]  # a segment, and its column file
 
 
 def damage(data: bytearray, rng: np.random.Generator, low: int, high: int) -> None:
@@ -118,21 +102,14 @@ def repair(data: bytearray) -> None:
     data[60:64] = crc32c(bytes(data[:60])).to_bytes(4, "little")
 
 
-def attempt(seed: int) -> str:
-    """What reading a damaged segment led to: refused, equal, or (only where checksums were made right again) other values.
-
-    Raises:
-        AssertionError: Wrong values though checksums were compared.
-        Exception: Anything that is not one of Headrace's own errors.
-    """
-    rng = np.random.default_rng(seed)
-    good, table = base(int(rng.integers(NUM_BASES)))
+def corrupt(good: bytes, rng: np.random.Generator) -> tuple[bytes, bool]:
+    """A damaged copy, and whether checksums can tell."""
     data = bytearray(good)
     tail = np.frombuffer(good, TAIL, 1, len(good) - TAIL.itemsize)[0]
     directory = np.frombuffer(good, DIRECTORY_ENTRY, int(tail["num_sections"]), int(tail["directory_offset"]))
     body = int(directory["offset"].min())
     mode = rng.random()
-    if mode < 0.5:  # anything, checksums compared
+    if mode < CHECKED:  # anything
         for _ in range(int(rng.integers(1, 4))):
             damage(data, rng, 0, len(data))
         if rng.random() < 0.15:
@@ -140,31 +117,111 @@ def attempt(seed: int) -> str:
         elif rng.random() < 0.05:
             at = int(rng.integers(len(data)))
             data[at:at] = data[: int(rng.integers(1, 500))]
-    elif mode < 0.85:  # chunks, read with checksums that are right
+        return bytes(data), True
+    if mode < 0.85:  # chunks, with checksums that are right: anywhere, or in the recipe at the start of one
+        low, high = (64, body) if rng.random() < 0.5 else some_recipe(good, directory, rng)
         for _ in range(int(rng.integers(1, 4))):
-            damage(data, rng, 64, body)
-        repair(data)
+            damage(data, rng, low, high)
     else:  # the footer, its checksums right again
         entry = directory[int(rng.integers(directory.size))]
-        damage(data, rng, int(entry["offset"]), int(entry["offset"]) + max(int(entry["num_bytes"]), 8))
-        repair(data)
+        start = int(entry["offset"])
+        for _ in range(int(rng.integers(1, 3))):
+            damage(data, rng, start, start + max(int(entry["num_bytes"]), 1))
+    repair(data)
+    return bytes(data), False
+
+
+def some_recipe(good: bytes, directory: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+    """Where a chunk's header, regions and ops are, and its sources where there are few."""
+    section = directory[directory["kind"] == Section.CHUNKS][0]
+    chunks = np.frombuffer(good, CHUNK, int(section["count"]), int(section["offset"]))
+    chunk = chunks[int(rng.integers(chunks.size))]
+    return int(chunk["offset"]), int(chunk["offset"]) + min(int(chunk["num_bytes"]), RECIPE_BYTES)
+
+
+def read_whole(base: bases.Base, files: Files, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+    with SegmentReader(files[0]) as reader:
+        return reader.read(), base.table
+
+
+def read_rows(base: bases.Base, files: Files, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+    """A few rows by number, of some columns or all."""
+    names = [name for name in base.table.column_names if rng.random() < 0.7] or base.table.column_names
+    rows = rng.integers(0, max(base.table.num_rows, 1), int(rng.choice([1, 5, 40])))
+    with SegmentReader(files[0]) as reader:
+        read = reader.read(names if rng.random() < 0.5 else None, rows)
+    expected = base.table.select(read.column_names) if set(read.column_names) <= set(base.table.column_names) else base.table
+    return read, take(expected, rows)
+
+
+def read_columns(base: bases.Base, files: Files, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+    names = [name for name in base.table.column_names if rng.random() < 0.5] or base.table.column_names[:1]
+    with SegmentReader(files[0]) as reader:
+        return reader.read(names), base.table.select(names)
+
+
+def read_joined(base: bases.Base, files: Files, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+    """The segment with its column file, where it has one."""
+    if files[1] is None or base.joined is None:
+        return read_whole(base, files, rng)
+    with SegmentReader(files[0]) as reader, SegmentReader(files[1]) as file:
+        return JoinedReader(reader, [file]).read(), base.joined
+
+
+def read_verified(base: bases.Base, files: Files, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+    """What `verify_segment` finds nothing wrong with must be readable; it also finds what reading does not touch."""
+    problems = verify_segment(_Bytes(files[0])).problems
     try:
-        with SegmentReader(bytes(data)) as reader:
-            rows = None if rng.random() < 0.7 else rng.integers(0, max(table.num_rows, 1), 5)
-            read = reader.read(rows=rows)
+        return read_whole(base, files, rng)
+    except HeadraceError as error:
+        assert problems, f"verify finds nothing wrong, but reading says: {error}"
+        raise
+
+
+class _Bytes:
+    """Bytes as a source with a size."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.num_bytes = memoryview(data), len(data)
+
+    def read_ranges(self, ranges: Any) -> list[memoryview]:
+        return [self._data[offset : offset + size] for offset, size in ranges]
+
+
+Reading = Callable[[bases.Base, Files, np.random.Generator], tuple[pa.Table, pa.Table]]
+READINGS: tuple[tuple[Reading, float], ...] = ((read_whole, 0.5), (read_rows, 0.25), (read_columns, 0.12), (read_joined, 0.1), (read_verified, 0.03))
+
+
+def attempt(folder: pathlib.Path, seed: int) -> str:
+    """What reading a damaged segment led to: refused, equal, or (only where checksums were made right again) other values.
+
+    Raises:
+        AssertionError: Wrong values though checksums were compared.
+        Exception: Anything that is not one of Headrace's own errors.
+    """
+    rng = np.random.default_rng(seed)
+    base = bases.read(folder, int(rng.integers(bases.NUM_BASES)))
+    reading = READINGS[int(rng.choice(len(READINGS), p=[share for _, share in READINGS]))][0]
+    if reading is read_joined and base.column_file is not None and rng.random() < 0.5:
+        data, checked = corrupt(base.column_file, rng)
+        files: Files = (base.data, data)
+    else:
+        data, checked = corrupt(base.data, rng)
+        files = (data, base.column_file)
+    try:
+        read, expected = reading(base, files, rng)
     except HeadraceError:
         return "refused"
     try:
         read.validate(full=True)
     except pa.ArrowInvalid as error:
         # a time of day past midnight is a wrong value, not a broken array
-        if mode >= 0.5 and ("acceptable range" in str(error) or "whole number of days" in str(error)):
+        if not checked and ("acceptable range" in str(error) or "whole number of days" in str(error)):
             return "other values"
         raise
-    expected = table if rows is None else pa.concat_tables([table.slice(int(row), 1) for row in rows])
     if _same(read, expected):
         return "equal"
-    assert mode >= 0.5, f"seed {seed}: other values though checksums were compared"
+    assert not checked, f"seed {seed}: other values though checksums were compared"
     return "other values"
 
 
@@ -176,13 +233,14 @@ def _same(read: pa.Table, expected: pa.Table) -> bool:
 
 
 def main() -> None:
-    first, count, progress = int(sys.argv[1]), int(sys.argv[2]), os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT)
+    folder, first, count, progress = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), os.open(sys.argv[4], os.O_WRONLY | os.O_CREAT)
     found: collections.Counter[str] = collections.Counter()
     failures: list[dict[str, Any]] = []
     for seed in range(first, first + count):
         os.pwrite(progress, b"%-20d" % seed, 0)
+        signal.alarm(CASE_SECONDS)
         try:
-            found[attempt(seed)] += 1
+            found[attempt(folder, seed)] += 1
         except Exception as error:  # noqa: BLE001 - whatever it is, it is what the fuzzing looks for
             failures.append({"seed": seed, "error": f"{type(error).__name__}: {error}"[:500]})
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MAX_RSS_BYTES:

@@ -31,7 +31,7 @@ class BatchArrays:
         num_samples: Rows that are samples; they come first.
         fixed: For each group of fixed-width columns a matrix [columns, rows].
         wide: By column, [rows, values a row].
-        lists: By column, (values [total], offsets int64 [rows + 1]); of unexpanded ones [distinct lists + 1].
+        lists: By column, (values [total], offsets int64 [rows + 1]), of unexpanded ones [distinct lists + 1]; the weights of maps under their own index.
         validity: By column, uint8 [rows]; only columns with a null in this batch.
         blocks: uint32 [samples], index in the plan's list of blocks.
         rows: uint32 [samples], row inside the block.
@@ -96,7 +96,7 @@ def assemble(columns: Columns, parts: Sequence[Part[WindowData]], *, pad_to: int
         fixed.append(matrix)
     wide = {}
     for column in columns.wide:
-        leaf = columns.read[column].leaf
+        leaf = columns.leaves[column]
         wide[column] = pool.empty((num_rows, leaf.values_per_entry), leaf.dtype)
         wide[column][num_samples:] = 0
         _lay([part.window.wide[column][part.rows].T for part in parts], wide[column].T)
@@ -149,7 +149,7 @@ def _assemble_lists(
         views[at : at + len(piece)] = piece
         at += len(piece)
     offsets = list_offsets(views)
-    values = pool.empty(int(offsets[-1]), columns.read[column].leaf.dtype)
+    values = pool.empty(int(offsets[-1]), columns.leaves[column].dtype)
     at = 0
     for part, piece in zip(parts, pieces, strict=True):
         source = part.window.lists[column]
@@ -164,7 +164,7 @@ def _assemble_unique(
     """Each list once, in the order of the rows that show it first, and the number of every row's list."""
     pieces, inverse = distinct_views([part.window.lists[column].views[part.rows] for part in parts], num_rows)
     offsets = list_offsets(np.concatenate(pieces))
-    values = pool.empty(int(offsets[-1]), columns.read[column].leaf.dtype)
+    values = pool.empty(int(offsets[-1]), columns.leaves[column].dtype)
     at = 0
     for part, piece in zip(parts, pieces, strict=False):  # the last piece is the list of padding, which no window has
         source = part.window.lists[column]

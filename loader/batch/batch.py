@@ -16,9 +16,12 @@ import pyarrow as pa
 
 from loader.batch.assemble import BatchArrays
 from loader.batch.device_arrays import DeviceArrays
+from loader.batch.gather import LENGTH_SHIFT
 from loader.batch.jagged import Jagged
 from loader.batch.window import Columns
-from loader.encodings.leaf import is_bytes
+from loader.decode.arrow import to_arrow
+from loader.decode.result import FixedColumn, ListColumn
+from loader.encodings.leaf import is_bytes, storage_type
 from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
 from loader.extras import require
 from loader.segment.layout import ValueType
@@ -54,7 +57,7 @@ class BatchLayout:
         if self.output == "dict":
             require("torch", extra="torch")  # missing: say so now, not at the first batch
         for column in self.columns.read:
-            if self.output == "dict" and column.name in self.names and is_bytes(column.type) and column.name not in self.images:
+            if self.output == "dict" and column.name in self.names and is_bytes(storage_type(column.type)) and column.name not in self.images:
                 raise SchemaError(
                     f"column {column.name!r} is {column.type}, which no tensor holds: leave it out of columns=[…], encode it as numbers when writing, "
                     f"use output='numpy' or 'arrow', or, if it holds JPEG images, images={{{column.name!r}: ImageOptions(size=224)}}"
@@ -166,10 +169,18 @@ class Batch(Mapping[str, Any]):
         if index not in self._layout.list_columns:
             return self._convert(self._fixed(index), column.leaf.value_type)
         values, offsets, inverse = self._arrays.list_column(index)
-        if is_bytes(column.type):
+        if is_bytes(storage_type(column.type)):
             padding = np.full(self.num_rows - self.num_samples, None)
             return np.concatenate([self.to_arrow_column(name).to_numpy(zero_copy_only=False), padding])
-        return Jagged(self._convert(values, column.leaf.value_type), self._convert(offsets), None if inverse is None else self._convert(inverse))
+        numbers = None if inverse is None else self._convert(inverse)
+        return Jagged(self._convert(values, column.leaf.value_type), self._convert(offsets), self._weights(index), numbers)
+
+    def _weights(self, index: int) -> Any:
+        """The weights of a map, one beside each key; None of any other list."""
+        slot = self._layout.columns.weights.get(index)
+        if slot is None:
+            return None
+        return self._convert(self._arrays.list_column(slot)[0], self._layout.columns.leaves[slot].value_type)
 
     def _fixed(self, index: int) -> Any:
         return self._arrays.fixed_column(index, self._layout.places.get(index))
@@ -272,42 +283,18 @@ class Batch(Mapping[str, Any]):
 
     def to_arrow_column(self, name: str) -> pa.Array:
         index = self._index(name)
-        column, count = self._layout.columns.read[index], self.num_samples
-        validity = _host(self._arrays.validity_of(index))
-        nulls = None if validity is None else pa.array(validity[:count] == 0)
+        read, count, validity = self._layout.columns.read[index], self.num_samples, _host(self._arrays.validity_of(index))
+        validity = None if validity is None else validity[:count]
         if index not in self._layout.list_columns:
-            return _arrow_fixed(_host(self._fixed(index))[:count], column.type, column.leaf.value_type, nulls)
+            return to_arrow(FixedColumn(values=_host(self._fixed(index))[:count], validity=validity), read.type)
         values, offsets, inverse = (_host(array) for array in self._arrays.list_column(index))
-        if inverse is not None:
-            rows = Jagged(values, offsets, inverse).expand()
-            values, offsets = rows.values, rows.offsets
-        bitmap = None if validity is None else pa.py_buffer(np.packbits(validity[:count], bitorder="little"))
-        if is_bytes(column.type):
-            text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)
-            kind = pa.large_string() if text else pa.large_binary()
-            array = pa.Array.from_buffers(kind, count, [bitmap, pa.py_buffer(offsets[: count + 1]), pa.py_buffer(values)])
-            return array.cast(column.type)
-        items = _arrow_fixed(values, column.type.value_type, column.leaf.value_type, None)
-        array = pa.Array.from_buffers(pa.large_list(items.type), count, [bitmap, pa.py_buffer(offsets[: count + 1])], children=[items])
-        return array.cast(column.type)
+        views = offsets[:-1].astype(np.uint64) | np.diff(offsets).astype(np.uint64) << LENGTH_SHIFT
+        views = (views if inverse is None else views[inverse])[:count]
+        slot = self._layout.columns.weights.get(index)
+        weights = None if slot is None else ListColumn(views=views, validity=None, child=FixedColumn(values=_host(self._arrays.list_column(slot)[0])))
+        return to_arrow(ListColumn(views=views, validity=validity, child=FixedColumn(values=values), weights=weights), read.type)
 
 
 def _host(array: Any) -> Any:
     """An array of the batch in host memory; tensors are copied there."""
     return array if array is None or isinstance(array, np.ndarray) else array.cpu().numpy()
-
-
-def _arrow_fixed(values: npt.NDArray[Any], kind: pa.DataType, value_type: ValueType, nulls: pa.Array | None) -> pa.Array:
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_fixed_size_binary(kind):
-        size = values.shape[1]
-        mask = None if nulls is None else nulls
-        flat = np.ascontiguousarray(values).reshape(-1)
-        if pa.types.is_fixed_size_binary(kind):
-            bitmap = None if mask is None else np.packbits(~np.asarray(mask, np.bool_), bitorder="little")
-            return pa.Array.from_buffers(kind, len(values), [None if bitmap is None else pa.py_buffer(bitmap), pa.py_buffer(flat)])
-        return pa.FixedSizeListArray.from_arrays(_arrow_fixed(flat, kind.value_type, value_type, None), size, mask=mask).cast(kind)
-    if value_type is ValueType.BOOL:
-        array = pa.array(values.view(np.bool_), mask=None if nulls is None else np.asarray(nulls))
-    else:
-        array = pa.array(values, mask=None if nulls is None else np.asarray(nulls))
-    return array if array.type.equals(kind) else array.view(kind) if array.type.bit_width == kind.bit_width else array.cast(kind)

@@ -175,14 +175,14 @@ class DeviceArrays:
 
     def fixed_column(self, index: int, place: tuple[int, int] | None = None) -> Any:
         """[rows] or [rows, values a row]; `place` is how the CPU finds them."""
-        leaf, width = self._columns.columns.read[index].leaf, int(self._columns.width[index])
+        leaf, width = self._columns.columns.leaves[index], int(self._columns.width[index])
         found = self._take(self._fixed_bytes, self._fixed_places.by_column[index], self.num_rows * width, leaf.dtype)
         return found.view(self.num_rows, width) if leaf.fixed_size else found
 
     def list_column(self, index: int) -> tuple[Any, Any, Any]:
         """(values, offsets, inverse or None)."""
         number, where = int(self._columns.list_number[index]), self._list_places
-        values = self._take(self._value_bytes, int(where.values[number]), int(where.num_values[number]), self._columns.columns.read[index].leaf.dtype)
+        values = self._take(self._value_bytes, int(where.values[number]), int(where.num_values[number]), self._columns.columns.leaves[index].dtype)
         offsets = self._take(self._offset_bytes, int(where.offsets[number]), int(where.num_entries[number]) + 1, np.dtype(np.int64))
         if number >= self._columns.num_unique:
             return values, offsets, None

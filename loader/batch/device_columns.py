@@ -1,4 +1,5 @@
-"""How the columns of a scan become planes on a GPU: column c has its values or list views in plane c and its validity in plane C + c.
+"""How the columns of a scan become planes on a GPU: column c has its values or list views in plane c and its validity in plane C + c. The weights of a
+map are a list column of their own, behind the columns that are read.
 
 Owns what is the same for every window and batch of a loader, as arrays over columns, so that no work on the host grows with columns but NumPy's.
 """
@@ -6,7 +7,6 @@ Owns what is the same for every window and batch of a loader, as arrays over col
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class DeviceColumns:
         lists: int64 [lists], columns that are lists, the unexpanded ones first.
         list_number: int64 [C], place in `lists`, or -1.
         num_unique: Of `lists`, how many come unexpanded.
+        weights: int64 [columns read], the column of a map's weights, or -1.
     """
 
     columns: Columns
@@ -44,11 +45,12 @@ class DeviceColumns:
     lists: npt.NDArray[np.int64]
     list_number: npt.NDArray[np.int64]
     num_unique: int
+    weights: npt.NDArray[np.int64]
 
     @classmethod
     def of(cls, columns: Columns) -> DeviceColumns:
         """The arrays of some columns."""
-        leaves = [column.leaf for column in columns.read]
+        leaves = columns.leaves
         leaf_bytes = np.array([leaf.dtype.itemsize for leaf in leaves], np.int64)
         is_list = np.zeros(len(leaves), np.bool_)
         is_list[list(columns.lists)] = True
@@ -65,16 +67,14 @@ class DeviceColumns:
             lists=lists,
             list_number=list_number,
             num_unique=len(columns.unique),
+            weights=np.array([columns.weights.get(index, -1) for index in range(len(columns.read))], np.int64),
         )
 
     def __len__(self) -> int:
         return len(self.item_bytes)
 
     def name(self, column: int) -> str:
-        return self.columns.read[column].name
-
-    def names(self, columns: Collection[int]) -> str:
-        return ", ".join(repr(self.name(column)) for column in sorted(columns))
+        return self.columns.name(column)
 
     def label_fill(self, label: LabelFill) -> Array:
         """The record by which window.cu fills null labels."""

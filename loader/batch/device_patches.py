@@ -15,7 +15,7 @@ from loader.batch.device_columns import DeviceColumns
 from loader.batch.device_tables import INVERTED, ITEMS, ONES, PATCH, ZEROS, aligned
 from loader.batch.window import NULL_ITEMS
 from loader.encodings.shred import Leaf, shred
-from loader.errors import SchemaError
+from loader.errors import CorruptSegmentError, SchemaError
 from loader.scan.encoded import BlockPatch
 
 Array = npt.NDArray[Any]
@@ -69,12 +69,15 @@ class PatchTables:
             self._add_item_validity(column, piece, node, rows, num_rows)
         else:
             present, child = node.validity, node.child
-            if not isinstance(child, Leaf) or child.validity is not None:
-                raise SchemaError(f"column {read.name!r} has nulls inside its lists: {NULL_ITEMS}")
-            number = int(self._columns.list_number[column])
-            starts = int(self._pool_counts[number, piece]) + np.cumsum(node.lengths) - node.lengths
-            items = starts.astype(np.uint64) | node.lengths.astype(np.uint64) << np.uint64(32)
-            self.more.append(MoreValues(list_number=number, piece=piece, values=child.values))
+            items = self._redirect(column, piece, node.lengths, child)
+            weights = int(self._columns.weights[column])
+            if weights >= 0:
+                own = self._planes[weights, piece]["items"] != self._planes[column, piece]["items"]
+                starts = self._redirect(weights, piece, node.lengths, node.weights)
+                if not own and not np.array_equal(starts, items):
+                    raise CorruptSegmentError(f"column {read.name!r}: keys and weights share their views and differ in number")
+                if own or self._planes[weights, piece]["kind"] == ZEROS:
+                    self._patch(weights, piece, rows, self._array(starts), 1, 8, num_rows, missing=ITEMS)
         is_old = self._planes[column, piece]["kind"] == ZEROS
         self._patch(column, piece, rows, self._array(items), width, unit, num_rows, missing=ITEMS)
         validity = len(self._columns) + column
@@ -83,6 +86,15 @@ class PatchTables:
             self._patch(validity, piece, rows, self._array(present), 1, 1, num_rows, missing=ITEMS)
         elif present is not None:
             self._patch(validity, piece, rows, self._array((~present).astype(np.uint8)), 1, 1, num_rows, missing=INVERTED)
+
+    def _redirect(self, column: int, piece: int, lengths: npt.NDArray[np.int64], child: Any) -> Array:
+        """The views of new lists, past the end of the pool."""
+        if not isinstance(child, Leaf) or child.validity is not None:
+            raise SchemaError(f"column {self._columns.name(column)!r} has nulls inside its lists: {NULL_ITEMS}")
+        number = int(self._columns.list_number[column])
+        starts = int(self._pool_counts[number, piece]) + np.cumsum(lengths) - lengths
+        self.more.append(MoreValues(list_number=number, piece=piece, values=child.values))
+        return np.asarray(starts.astype(np.uint64) | lengths.astype(np.uint64) << np.uint64(32))
 
     def _add_item_validity(self, column: int, piece: int, node: Leaf, rows: int, num_rows: int) -> None:
         width = int(self._columns.width[column])

@@ -60,14 +60,21 @@ class PieceRegions:
         self.table = np.concatenate([program.regions for program in programs])
         sizes = [program.regions.size for program in programs]
         chunk = self.table["chunk"].astype(np.int64) + np.repeat(starts[:-1], sizes)
-        self.column, self.piece = self.chunk_column[chunk], self.chunk_piece[chunk]
+        self.column, self.piece, self._role = self.chunk_column[chunk], self.chunk_piece[chunk], self.table["role"].astype(np.int64)
+        self._part_maps()
         self.is_list = (self.column >= 0) & columns.is_list[self.column]
         self.is_pool = self.is_list & self._is(Role.VALUES, 1)
         self._num_rows = np.array([piece.num_rows for piece in pieces], np.int64)
         self._check()
 
+    def _part_maps(self) -> None:
+        """The weights of a map become a list column of their own."""
+        of_weights = (self._role >= Role.WEIGHT_VALUES) & (self.column >= 0)
+        self._role[of_weights] -= Role.WEIGHT_VALUES
+        self.column = np.where(of_weights, self._columns.weights[self.column], self.column)
+
     def _is(self, role: Role, depth: int) -> npt.NDArray[np.bool_]:
-        return np.asarray((self.column >= 0) & (self.table["role"] == role) & (self.table["depth"] == depth))
+        return np.asarray((self.column >= 0) & (self._role == role) & (self.table["depth"] == depth))
 
     def num_bytes(self) -> npt.NDArray[np.int64]:
         """int64 [R]."""
@@ -85,7 +92,6 @@ class PieceRegions:
         """Every chunk must have the regions that its column's type says, and no other size of them."""
         columns, table, column = self._columns, self.table, self.column
         rows, count, item_bytes = self._num_rows[self.piece], table["count"], table["item_bytes"]
-        known = column >= 0
         values = self._is(Role.VALUES, 0) & ~self.is_list
         leaf = values | self.is_pool
         self._refuse(leaf & (table["value_type"] != columns.value_types[column]), "its values are of another type than the column")
@@ -100,22 +106,30 @@ class PieceRegions:
         nulls = self._is(Role.VALIDITY, 1) & self.is_list
         if nulls.any():
             raise SchemaError(f"column {columns.name(int(column[np.argmax(nulls)]))!r} has nulls inside its lists: {NULL_ITEMS}")
-        found = np.zeros((len(columns), len(self._pieces)), np.int64)
-        np.add.at(found, (column[known & (values | views)], self.piece[known & (values | views)]), 1)
-        np.add.at(found, (column[self.is_pool], self.piece[self.is_pool]), 1)
-        wanted = np.where(columns.is_list, 2, 1)
+        self._check_found(values | views)
+
+    def _check_found(self, shown: npt.NDArray[np.bool_]) -> None:
+        """Every chunk has one region of values or views, a list one of the pool too; the weights of a map may have the views of its keys."""
+        columns, shape = self._columns, (len(self._columns), len(self._pieces))
+        found, pools = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        np.add.at(found, (self.column[shown], self.piece[shown]), 1)
+        np.add.at(pools, (self.column[self.is_pool], self.piece[self.is_pool]), 1)
         for number, piece in enumerate(self._pieces):
             present = piece.columns[piece.columns >= 0]
-            wrong = np.flatnonzero(found[present, number] != wanted[present])
-            if wrong.size:
-                self._corrupt(int(present[wrong[0]]), number, "its chunk has no values, or more than one region of them")
-            wrong = np.flatnonzero(piece.program.num_rows[: present.size] != piece.num_rows)
-            if wrong.size:
-                self._corrupt(int(present[wrong[0]]), number, f"its chunk has another number of rows than the block's {piece.num_rows:,}")
+            weights = columns.weights[present]
+            wrong = (found[present, number] != 1) | (pools[present, number] != columns.is_list[present])
+            wrong |= (weights >= 0) & ((found[weights, number] > 1) | (pools[weights, number] != 1))
+            if wrong.any():
+                self._corrupt(int(present[np.argmax(wrong)]), number, "its chunk has no values, or more than one region of them")
+            wrong = piece.program.num_rows[: present.size] != piece.num_rows
+            if wrong.any():
+                self._corrupt(int(present[np.argmax(wrong)]), number, f"its chunk has another number of rows than the block's {piece.num_rows:,}")
 
     def planes(self, addresses: npt.NDArray[np.int64]) -> Array:
         """PIECE_ITEMS [2 C, P], with region k at `addresses[k]`."""
         count = len(self._columns)
+        keys = np.flatnonzero(self._columns.weights >= 0)
+        weights = self._columns.weights[keys]
         planes = np.zeros((2 * count, len(self._pieces)), PIECE_ITEMS)
         planes["kind"], planes["num_rows"] = ZEROS, self._num_rows
         for number, piece in enumerate(self._pieces):
@@ -124,6 +138,8 @@ class PieceRegions:
         for chosen, first in ((shown, 0), (self._is(Role.VALIDITY, 0), count)):
             at = first + self.column[chosen], self.piece[chosen]
             planes["items"][at], planes["kind"][at] = addresses[chosen], ITEMS
+        planes[weights] = np.where(planes["kind"][weights] == ZEROS, planes[keys], planes[weights])  # where both lists have the same views
+        planes["kind"][count + weights] = ONES  # a map is null as one
         return planes
 
     def pools(self, addresses: npt.NDArray[np.int64]) -> Array:

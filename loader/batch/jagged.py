@@ -24,6 +24,10 @@ class Jagged:
 
     Row i is values[offsets[i] : offsets[i + 1]]. A null list is empty here, and `batch.validity` tells it from an empty one.
 
+    A map column has a weight beside each value::
+
+        {7: 0.5, 8: 0.1}, {}, {8: 2.0}     values 7 8 8     weights 0.5 0.1 2.0     offsets 0 2 2 3
+
     An *unexpanded* column (`DataLoader(unique=[…])`) has each distinct list once, and `inverse` says which of them a row shows::
 
         values   7  8  9  8  9
@@ -33,13 +37,15 @@ class Jagged:
     So an embedding is looked up once a list: `embed(values, offsets)[inverse]`. That is torchrec's `inverse_indices`.
 
     Attributes:
-        values: [total], torch tensor or NumPy array.
+        values: [total], torch tensor or NumPy array; the keys of a map.
         offsets: int64 [lists + 1], of the same kind and on the same device.
+        weights: [total], the values of a map; None for a list.
         inverse: int64 [rows], the list of every row; None where row i shows list i.
     """
 
     values: Any
     offsets: Any
+    weights: Any = None
     inverse: Any = None
 
     def __len__(self) -> int:
@@ -47,7 +53,7 @@ class Jagged:
         return len(self.offsets) - 1 if self.inverse is None else len(self.inverse)
 
     def __getitem__(self, row: int) -> Any:
-        """The values of one row."""
+        """The values of one row; the keys of a map."""
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of a jagged column of {len(self)} rows")
         row %= len(self)
@@ -73,16 +79,17 @@ class Jagged:
             offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
             index = torch.repeat_interleave(starts - offsets[:-1], lengths)
             index = index + torch.arange(len(index), device=index.device)
-        return Jagged(self.values[index], offsets)
+        return Jagged(self.values[index], offsets, None if self.weights is None else self.weights[index])
 
     def to_nested(self) -> Any:
-        """A torch nested tensor (jagged layout) over the same memory; of an unexpanded column over fresh memory."""
+        """A torch nested tensor (jagged layout) over the same memory, of an unexpanded column over fresh memory; of a map, that of its keys."""
         torch = require("torch", extra="torch")
         rows = self.expand()
         return torch.nested.nested_tensor_from_jagged(rows.values, rows.offsets)
 
     def _map(self, change: Callable[[Any], Any]) -> Jagged:
-        return Jagged(change(self.values), change(self.offsets), None if self.inverse is None else change(self.inverse))
+        weights, inverse = (None if array is None else change(array) for array in (self.weights, self.inverse))
+        return Jagged(change(self.values), change(self.offsets), weights, inverse)
 
     def to(self, device: Any, non_blocking: bool = False) -> Jagged:
         return self._map(lambda array: array.to(device, non_blocking=non_blocking))
@@ -91,6 +98,6 @@ class Jagged:
         return self._map(lambda array: array.pin_memory())
 
     def record_stream(self, stream: Any) -> None:
-        for array in (self.values, self.offsets, self.inverse):
+        for array in (self.values, self.offsets, self.weights, self.inverse):
             if array is not None:
                 array.record_stream(stream)

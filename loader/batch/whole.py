@@ -1,8 +1,13 @@
-"""A decoded block as plain arrays in row order, lists laid end to end: what a scan hands to torch or NumPy without a shuffle."""
+"""A decoded block as plain arrays in row order, lists laid end to end: what a scan hands to torch or NumPy without a shuffle.
+
+A batch is two native calls and a few tensor splits whatever the number of columns: all lists of a batch lie in one buffer, grouped by dtype. Batches are best
+kept small enough for the processor's cache: then what is written is still there when it is read, and when the buffer is used again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,32 +17,196 @@ import numpy.typing as npt
 from loader.batch.buffers import BufferPool
 from loader.batch.gather import LENGTH_SHIFT, START_MASK, gather_lists, list_offsets
 from loader.decode.arrow import take, widened
-from loader.decode.result import DecodedColumn, ListColumn
+from loader.decode.result import DecodedColumn, FixedColumn, ListColumn
 from loader.encodings.leaf import LeafType
+from loader.extras import require
 from loader.kernels import native
+from loader.kernels.native_lists import ListPool
+from loader.segment.layout import ALIGNMENT, round_up
 
 Array = npt.NDArray[Any]
+TILE_ROWS = 1_024  # what one thread lays out at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PlainColumn:
-    """One column of a block.
+    """One column of a batch.
 
     Attributes:
         values: Leaf values in the leaf's dtype, `[rows]`, `[rows, fixed_size]`, or `[total]` for lists.
         offsets: int64 `[entries + 1]`, one array a level of lists, outermost first.
         validity: uint8 `[rows]`, None where no row is null. A null's value is 0, a null list is empty.
+        weights: The second list of a map, whose first offsets are those of the keys; None for what is no map.
     """
 
     values: Array
     offsets: tuple[npt.NDArray[np.int64], ...]
     validity: npt.NDArray[np.uint8] | None
+    weights: PlainColumn | None = None
+
+
+class PlainBatch(Sequence[PlainColumn]):
+    """Some rows of a block, all columns laid out. Columns are made when they are asked for, `tensors` makes all of them at once.
+
+    It owns its memory: nothing is recycled while a column, or a tensor, of it is alive.
+    """
+
+    def __init__(self, plan: _Plan, number: int, lists: _Lists | None) -> None:
+        self._plan, self._number, self._lists = plan, number, lists
+
+    @property
+    def num_rows(self) -> int:
+        start, stop = self._plan.rows(self._number)
+        return stop - start
+
+    def __len__(self) -> int:
+        return len(self._plan.leaves)
+
+    def __getitem__(self, index: int) -> PlainColumn:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        plan = self._plan
+        start, stop = plan.rows(self._number)
+        place = plan.list_of.get(index)
+        if place is None or self._lists is None:
+            return plain_column(take(plan.columns[index], slice(start, stop)), plan.leaves[index], plan.pool, threads=plan.threads)
+        validity = plan.columns[index].validity
+        values = self._lists.values(plan, place)
+        return PlainColumn(values=values, offsets=(self._lists.offsets[place],), validity=None if validity is None else validity[start:stop])
+
+    def tensors(self) -> list[tuple[Any, ...]]:
+        """(values, offsets, validity as bool) of each column as torch tensors over this batch's memory; a tuple of a map has that of its weights behind."""
+        torch = require("torch", extra="torch")
+        plan = self._plan
+        values, validity = plan.fixed_tensors(torch, self._number)
+        offsets: list[tuple[Any, ...]] = [()] * len(self)
+        if self._lists is not None:
+            by_list = self._lists.tensors(plan, torch)
+            for index, ends, items in zip(plan.lists, self._lists.offset_tensors(torch), by_list, strict=True):
+                values[index], offsets[index] = items, (ends,)
+        found: list[tuple[Any, ...]] = list(zip(values, offsets, validity, strict=True))
+        for index in plan.others:
+            found[index] = _tensors_of(self[index], torch)
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Lists:
+    """The lists of a batch: offsets `[lists, rows + 1]` and all items in one buffer, the items' `starts` and `counts` by list."""
+
+    offsets: npt.NDArray[np.int64]
+    buffer: npt.NDArray[np.uint8]
+    starts: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+
+    def values(self, plan: _Plan, place: int) -> Array:
+        dtype, start = plan.list_dtypes[place], int(self.starts[place])
+        return self.buffer[start : start + int(self.counts[place]) * dtype.itemsize].view(dtype)
+
+    def tensors(self, plan: _Plan, torch: Any) -> list[Any]:
+        found: list[Any] = []
+        for dtype, first, stop in plan.groups:
+            start, counts = int(self.starts[first]), self.counts[first:stop].tolist()
+            values = torch.from_numpy(self.buffer[start : start + sum(counts) * dtype.itemsize].view(dtype))
+            found += torch.unsafe_split_with_sizes(values, counts)  # data, not variables: nothing for autograd to watch
+        return found
+
+    def offset_tensors(self, torch: Any) -> Sequence[Any]:
+        width = self.offsets.shape[1]
+        return torch.unsafe_split_with_sizes(torch.from_numpy(self.offsets.reshape(-1)), [width] * len(self.offsets))  # type: ignore[no-any-return]
+
+
+class _Plan:
+    """What the batches of a block share.
+
+    Attributes:
+        lists: Columns whose lists are laid out natively, sorted by dtype: the order of `_Lists`.
+        groups: (dtype, first, stop) of `lists` that have one dtype.
+        others: Columns that are laid out one by one: lists of lists, of fixed-size entries, or any where no library is compiled.
+    """
+
+    def __init__(self, columns: Sequence[DecodedColumn], leaves: Sequence[LeafType], num_rows: int, batch_rows: int, pool: BufferPool, threads: int) -> None:
+        self.columns, self.leaves, self.pool, self.threads = list(columns), list(leaves), pool, threads
+        self._num_rows, self._batch_rows = num_rows, batch_rows
+        self._library = native.load()
+        flat = [index for index, column in enumerate(self.columns) if _is_flat(column)] if self._library is not None else []
+        self.lists = sorted(flat, key=lambda index: (-self.leaves[index].dtype.itemsize, self.leaves[index].dtype.str))
+        self.list_of = {index: place for place, index in enumerate(self.lists)}
+        self.list_dtypes = [self.leaves[index].dtype for index in self.lists]
+        firsts = [place for place, dtype in enumerate(self.list_dtypes) if place == 0 or dtype != self.list_dtypes[place - 1]]
+        self.groups = [(self.list_dtypes[first], first, stop) for first, stop in itertools.pairwise([*firsts, len(self.lists)])]
+        self.fixed = [index for index, column in enumerate(self.columns) if isinstance(column, FixedColumn) and self._is_plain(index, column)]
+        self.others = sorted(set(range(len(self.columns))) - set(flat) - set(self.fixed))
+        self._tensors: list[tuple[int, bool, tuple[Any, ...]]] | None = None
+        if self.lists:
+            self._measure_lists()
+
+    def _is_plain(self, index: int, column: FixedColumn) -> bool:
+        return column.values.dtype == self.leaves[index].dtype and column.values.flags.c_contiguous
+
+    @property
+    def num_batches(self) -> int:
+        return -(-self._num_rows // self._batch_rows)
+
+    def rows(self, number: int) -> tuple[int, int]:
+        return number * self._batch_rows, min((number + 1) * self._batch_rows, self._num_rows)
+
+    def _measure_lists(self) -> None:
+        """The items of each list column in each tile and batch, and where they will lie in the batch's buffer."""
+        assert self._library is not None
+        self._table = self._library.list_table([_list_pool(self.columns[index], self.leaves[index]) for index in self.lists])
+        starts = np.arange(0, self._num_rows, self._batch_rows)
+        inside = np.arange(0, self._batch_rows, TILE_ROWS)
+        bounds = (starts[:, None] + inside).reshape(-1)
+        self._bounds = np.append(bounds[bounds < self._num_rows], self._num_rows)
+        self._first_tile = np.append(np.arange(starts.size) * inside.size, self._bounds.size - 1).tolist()
+        self._sums = self._library.list_sums(self._table, self._bounds, self.threads)
+        self._counts = np.ascontiguousarray(np.add.reduceat(self._sums, self._first_tile[:-1], axis=1).T)  # [batches, lists]
+        sizes = np.array([dtype.itemsize for dtype in self.list_dtypes])
+        self._starts = np.zeros((starts.size, sizes.size + 1), np.int64)
+        self._starts[:, 0] = round_up(8 * sizes.size * (self._batch_rows + 1))  # offsets lie before the items
+        ends = self._counts * sizes
+        for _, first, stop in self.groups:
+            self._starts[:, first + 1 : stop + 1] = self._starts[:, first : first + 1] + np.cumsum(ends[:, first:stop], axis=1)
+            self._starts[:, stop] = -(-self._starts[:, stop] // ALIGNMENT) * ALIGNMENT
+        # one size for all batches, so that each gets the memory, still in the cache, that the one before let go
+        self._buffer_bytes = int(self._starts[:, -1].max())
+
+    def batch(self, number: int) -> PlainBatch:
+        """Lay out the lists of a batch.
+
+        Raises:
+            CorruptSegmentError: A view leaves its pool.
+        """
+        if not self.lists:
+            return PlainBatch(self, number, None)
+        assert self._library is not None
+        start, stop = self.rows(number)
+        tiles = slice(self._first_tile[number], self._first_tile[number + 1])
+        shape, starts = (len(self.lists), stop - start + 1), self._starts[number, :-1]
+        buffer = self.pool.empty(self._buffer_bytes, np.uint8)
+        offsets = buffer[: 8 * shape[0] * shape[1]].view(np.int64).reshape(shape)
+        self._library.list_rows(self._table, self._bounds[tiles.start : tiles.stop + 1], self._sums[:, tiles], offsets, buffer, starts, self.threads)
+        return PlainBatch(self, number, _Lists(offsets=offsets, buffer=buffer, starts=starts, counts=self._counts[number]))
+
+    def fixed_tensors(self, torch: Any, number: int) -> tuple[list[Any], list[Any]]:
+        """Values and validity of a batch by column, None where the column has none of that kind; the tensors of all batches are cut in one go a column."""
+        if self._tensors is None:
+            sizes = [stop - start for start, stop in map(self.rows, range(self.num_batches))]
+            arrays = [(index, False, self.columns[index].values) for index in self.fixed]  # type: ignore[union-attr]
+            arrays += [(index, True, column.validity.view(np.bool_)) for index, column in enumerate(self.columns) if column.validity is not None]
+            self._tensors = [(index, is_validity, torch.unsafe_split_with_sizes(torch.from_numpy(array), sizes)) for index, is_validity, array in arrays]
+        values: list[Any] = [None] * len(self.columns)
+        validity: list[Any] = [None] * len(self.columns)
+        for index, is_validity, pieces in self._tensors:
+            (validity if is_validity else values)[index] = pieces[number]
+        return values, validity
 
 
 def plain_batches(
     block: Sequence[DecodedColumn], leaves: Sequence[LeafType], num_rows: int, batch_rows: int, pool: BufferPool, *, threads: int = 1
-) -> Iterator[list[PlainColumn]]:
-    """A block laid out some rows at a time: lists of few enough rows are laid out where the processor's cache still has the batch before.
+) -> Iterator[PlainBatch]:
+    """A block laid out some rows at a time. Its memory is reused by the batch after the next one, unless somebody holds on to it.
 
     Args:
         block: Its columns.
@@ -46,41 +215,41 @@ def plain_batches(
         batch_rows: Rows of a batch; the last may have fewer.
         pool: Where the memory of lists comes from.
         threads: For the native list copies.
+
+    Raises:
+        CorruptSegmentError: A view leaves its pool.
     """
-    columns = list(block)
-    for start in range(0, num_rows, batch_rows):
-        rows = slice(start, min(start + batch_rows, num_rows))
-        yield plain_columns([take(column, rows) for column in columns], leaves, pool, threads=threads)
+    plan = _Plan(block, leaves, num_rows, batch_rows, pool, threads)
+    for number in range(plan.num_batches):
+        yield plan.batch(number)
 
 
 def plain_columns(block: Sequence[DecodedColumn], leaves: Sequence[LeafType], pool: BufferPool, *, threads: int = 1) -> list[PlainColumn]:
-    """All columns of a block laid out; lists of plain values in one native call. Arguments and errors as for `plain_column`.
-
-    Args:
-        threads: How many share the lists of all columns.
-    """
-    library = native.load()
+    """All columns of a block laid out as one batch. Arguments and errors as for `plain_batches`."""
     columns = list(block)
-    made: list[PlainColumn | None] = [None] * len(columns)
-    lists = [] if library is None else [number for number, column in enumerate(columns) if _is_flat(column)]
-    if library is not None and lists:
-        expanded = library.expand_lists([_list_pool(columns[number], leaves[number]) for number in lists], pool.empty, threads)
-        for number, (values, offsets) in zip(lists, expanded, strict=True):
-            made[number] = PlainColumn(values=values, offsets=(offsets,), validity=columns[number].validity)
-    return [plain_column(column, leaf, pool, threads=threads) if plain is None else plain for plain, column, leaf in zip(made, columns, leaves, strict=True)]
+    num_rows = len(columns[0].views if isinstance(columns[0], ListColumn) else columns[0].values) if columns else 0
+    if not num_rows:
+        return [plain_column(column, leaf, pool) for column, leaf in zip(columns, leaves, strict=True)]
+    return list(_Plan(columns, leaves, num_rows, num_rows, pool, threads).batch(0))
+
+
+def _tensors_of(column: PlainColumn, torch: Any) -> tuple[Any, ...]:
+    validity = None if column.validity is None else torch.from_numpy(column.validity.view(np.bool_))
+    found = (torch.from_numpy(column.values), tuple(torch.from_numpy(ends) for ends in column.offsets), validity)
+    return found if column.weights is None else (*found, _tensors_of(column.weights, torch))
 
 
 def _is_flat(column: DecodedColumn) -> bool:
-    """Whether it is a list of values without more levels or a fixed size."""
-    return isinstance(column, ListColumn) and not isinstance(column.child, ListColumn) and column.child.values.ndim == 1
+    """Whether it is a list of values without more levels, weights or a fixed size."""
+    return isinstance(column, ListColumn) and column.weights is None and not isinstance(column.child, ListColumn) and column.child.values.ndim == 1
 
 
-def _list_pool(column: DecodedColumn, leaf: LeafType) -> native.ListPool:
+def _list_pool(column: DecodedColumn, leaf: LeafType) -> ListPool:
     assert isinstance(column, ListColumn)
     assert not isinstance(column.child, ListColumn)
     items = column.child.values
     narrow = items.itemsize < leaf.dtype.itemsize
-    return native.ListPool(pool=items, base=column.child.base if narrow else 0, views=column.views, dtype=leaf.dtype)
+    return ListPool(pool=items, base=column.child.base if narrow else 0, views=column.views, dtype=leaf.dtype)
 
 
 def plain_column(column: DecodedColumn, leaf: LeafType, pool: BufferPool, *, threads: int = 1) -> PlainColumn:
@@ -95,6 +264,12 @@ def plain_column(column: DecodedColumn, leaf: LeafType, pool: BufferPool, *, thr
     Raises:
         CorruptSegmentError: A view leaves its pool.
     """
+    if leaf.weights is not None:
+        assert isinstance(column, ListColumn)
+        assert column.weights is not None
+        weights = plain_column(column.weights, leaf.weights, pool, threads=threads)
+        keys = dataclasses.replace(column, weights=None)
+        return dataclasses.replace(plain_column(keys, dataclasses.replace(leaf, weights=None), pool, threads=threads), weights=weights)
     validity, offsets = column.validity, []
     while isinstance(column, ListColumn):
         ends = list_offsets(column.views)

@@ -18,8 +18,8 @@ from loader.batch.buffers import BufferPool
 from loader.batch.gather import LENGTH_SHIFT, gather_fixed, gather_lists, list_offsets
 from loader.batch.unique import distinct
 from loader.decode.arrow import widened
-from loader.decode.result import DecodedColumn, FixedColumn
-from loader.encodings.leaf import is_bytes
+from loader.decode.result import DecodedColumn, FixedColumn, ListColumn
+from loader.encodings.leaf import LeafType, is_bytes
 from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
 from loader.scan.columns import ReadColumn
 
@@ -41,11 +41,15 @@ class FixedGroup:
 class Columns:
     """How the columns of a scan are stored in windows and batches.
 
+    A map is stored as two lists: its keys under the column's own index, its weights under an index past all columns.
+
     Attributes:
         read: The columns, in the order of decoding.
         groups: Fixed-width columns with one value a row, by dtype.
         wide: Indices of columns with a fixed number of values a row.
-        lists: Indices of list columns (strings and binaries too).
+        lists: Indices of list columns (strings and binaries too), then of the weights of maps.
+        leaves: Physical types by index, of the columns and then of the weights of maps.
+        weights: Index of its weights, by index of the map.
         unique: Those of `lists` whose batches show each list once, with the number of every row's list beside it.
     """
 
@@ -53,6 +57,8 @@ class Columns:
     groups: tuple[FixedGroup, ...]
     wide: tuple[int, ...]
     lists: tuple[int, ...]
+    leaves: tuple[LeafType, ...]
+    weights: dict[int, int]
     unique: tuple[int, ...] = ()
 
     @classmethod
@@ -69,7 +75,11 @@ class Columns:
         """
         by_dtype: dict[np.dtype[Any], list[int]] = {}
         wide, lists = [], []
+        maps = [index for index, column in enumerate(read) if column.leaf.weights is not None]
         for index, column in enumerate(read):
+            second = column.leaf.weights
+            if second is not None and (column.leaf.depth > 1 or column.leaf.fixed_size or second.depth > 1):
+                raise SchemaError(f"column {column.name!r} is {column.type}: batches hold maps of numbers to numbers; leave it out of columns=[…]")
             if column.leaf.depth > 1 or (column.leaf.depth and column.leaf.fixed_size):
                 raise SchemaError(f"column {column.name!r} is {column.type}: batches hold lists of numbers, not lists of lists; leave it out of columns=[…]")
             if column.leaf.depth:
@@ -83,9 +93,27 @@ class Columns:
         for name in unique:
             if name not in number:
                 raise ColumnNotFoundError(f"unique names {name!r}, which is not read: {did_you_mean(name, number)}")
-            if number[name] not in lists or is_bytes(read[number[name]].type):
+            if number[name] not in lists or number[name] in maps or is_bytes(read[number[name]].type):
                 raise SchemaError(f"unique names {name!r}, which is {read[number[name]].type}: only lists of numbers come unexpanded")
-        return cls(read=tuple(read), groups=groups, wide=tuple(wide), lists=tuple(lists), unique=tuple(sorted(number[name] for name in set(unique))))
+        weights = {index: len(read) + number for number, index in enumerate(maps)}
+        leaves = (*(column.leaf for column in read), *(leaf for index in maps if (leaf := read[index].leaf.weights) is not None))
+        chosen = tuple(sorted(number[name] for name in set(unique)))
+        return cls(read=tuple(read), groups=groups, wide=tuple(wide), lists=(*lists, *weights.values()), leaves=leaves, weights=weights, unique=chosen)
+
+    def parts(self, decoded: Sequence[DecodedColumn]) -> list[DecodedColumn]:
+        """Decoded columns by index, the weights of maps too."""
+        found = list(decoded)
+        for index in self.weights:
+            column = found[index]
+            assert isinstance(column, ListColumn)
+            assert column.weights is not None
+            found.append(column.weights)
+        return found
+
+    def name(self, index: int) -> str:
+        """The name of the column at an index, or of the map whose weights are there."""
+        owners = {slot: column for column, slot in self.weights.items()}
+        return self.read[owners.get(index, index)].name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,8 +186,8 @@ class WindowFill:
         self._by_ordinal = np.zeros(num_pieces, np.bool_)
         self._selected: list[npt.NDArray[np.int64] | None] = []
         self._staged_rows: list[int] = []
-        self._staged: list[list[Array]] = [[] for _ in columns.read]
-        self._validity: list[list[npt.NDArray[np.uint8] | None]] = [[] for _ in columns.read]
+        self._staged: list[list[Array]] = [[] for _ in columns.leaves]
+        self._validity: list[list[npt.NDArray[np.uint8] | None]] = [[] for _ in columns.leaves]
         self._pools: dict[int, list[tuple[Array, int]]] = {index: [] for index in columns.lists}
         self._pool_values = dict.fromkeys(columns.lists, 0)
 
@@ -184,7 +212,7 @@ class WindowFill:
         self._by_ordinal[number] = sparse
         self._shift[number] = before - (head if sparse else low)
         self._staged_rows.append(tail - head if sparse else high - low)
-        for index, column in enumerate(decoded):
+        for index, column in enumerate(self._columns.parts(decoded)):
             validity = None if column.validity is None else column.validity[take].copy()
             self._validity[index].append(validity)
             if index in self._pools:
@@ -199,13 +227,13 @@ class WindowFill:
             return
         holes = (column.item_validity == 0).any(axis=1)
         if (holes if column.validity is None else holes & (column.validity != 0)).any():
-            raise SchemaError(f"column {self._columns.read[index].name!r} has nulls inside its lists: {NULL_ITEMS}")
+            raise SchemaError(f"column {self._columns.name(index)!r} has nulls inside its lists: {NULL_ITEMS}")
 
     def _add_lists(self, index: int, column: Any, take: slice | npt.NDArray[np.int64]) -> None:
         """Stage the views of a piece and its pool; the pool shrinks to the lists it shows where those are fewer."""
         views, pool, base = column.views[take], column.child.values, int(column.child.base)
         if column.child.validity is not None:
-            raise SchemaError(f"column {self._columns.read[index].name!r} has nulls inside its lists: {NULL_ITEMS}")
+            raise SchemaError(f"column {self._columns.name(index)!r} has nulls inside its lists: {NULL_ITEMS}")
         lists, codes = distinct(views) if index in self._columns.unique else (views, slice(None))
         shown = int((lists >> LENGTH_SHIFT).sum())
         if shown < len(pool):
@@ -219,7 +247,7 @@ class WindowFill:
         at = self._pool_values[index]
         self._pool_values[index] = at + len(pool)
         if self._pool_values[index] > MAX_POOL_VALUES:
-            raise ValueError(f"column {self._columns.read[index].name!r} has over 2**32 list values in one window: lower window_rows")
+            raise ValueError(f"column {self._columns.name(index)!r} has over 2**32 list values in one window: lower window_rows")
         self._staged[index].append(np.where(views >> LENGTH_SHIFT > 0, views + np.uint64(at), np.uint64(0)))
         self._pools[index].append((pool, base))
 
@@ -246,7 +274,7 @@ class WindowFill:
         for column in columns.lists:
             views = self._memory.empty(num_rows, np.uint64)
             gather_fixed(self._take_staged(column), index, views, threads=self._threads)
-            pool, base = join_pools(self._pools.pop(column), columns.read[column].leaf.dtype)
+            pool, base = join_pools(self._pools.pop(column), columns.leaves[column].dtype)
             lists[column] = ListWindow(views=views, pool=pool, base=base)
         return WindowData(
             num_rows=num_rows,

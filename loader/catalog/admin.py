@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import sqlite3
 
 from loader.catalog.commit import STAGED_LEASE_SECONDS, TABLES_WITH_PATHS, now_micros, throw_away
+from loader.catalog.connection import Connection
 from loader.catalog.read import from_micros, load_spec
 from loader.catalog.records import Pin, TableSpec
 from loader.errors import AlreadyExistsError, ConflictError, SnapshotNotFoundError
 
 
-def create_table(connection: sqlite3.Connection, spec: TableSpec) -> TableSpec:
+def create_table(connection: Connection, spec: TableSpec) -> TableSpec:
     """Insert a table; `spec.id` is not read.
 
     Raises:
@@ -22,9 +22,9 @@ def create_table(connection: sqlite3.Connection, spec: TableSpec) -> TableSpec:
     if connection.execute("select 1 from tables where name = ? and dropped_at is null", (spec.name,)).fetchone():
         raise AlreadyExistsError(f"table {spec.name!r} is already there: open it with lake.table({spec.name!r}), or drop it first")
     attribution = None if spec.attribution is None else json.dumps(dataclasses.asdict(spec.attribution))
-    cursor = connection.execute(
+    rows = connection.execute(
         "insert into tables (name, head, schema_id, primary_key, bucket_by, buckets, cluster_by, time_column, partition_by, merge, attribution, durability, "
-        "properties, created_at) values (?, 0, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, '{}', ?)",
+        "properties, created_at) values (?, 0, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, '{}', ?) returning id",
         (
             spec.name,
             json.dumps(spec.primary_key_ids),
@@ -38,8 +38,8 @@ def create_table(connection: sqlite3.Connection, spec: TableSpec) -> TableSpec:
             spec.durability,
             now_micros(),
         ),
-    )
-    table_id = int(cursor.lastrowid or 0)
+    ).fetchall()
+    table_id = int(rows[0][0])
     connection.execute("insert into schemas values (?, 1, ?, 0)", (table_id, json.dumps(spec.schema.to_json())))
     connection.executemany(
         "insert into buckets (table_id, bucket, rows_changed_in, pending_changed_in) values (?, ?, 0, 0)",
@@ -48,7 +48,7 @@ def create_table(connection: sqlite3.Connection, spec: TableSpec) -> TableSpec:
     return load_spec(connection, spec.name)
 
 
-def drop_table(connection: sqlite3.Connection, spec: TableSpec) -> None:
+def drop_table(connection: Connection, spec: TableSpec) -> None:
     """Forget a table; its files go to garbage.
 
     Raises:
@@ -69,7 +69,7 @@ def drop_table(connection: sqlite3.Connection, spec: TableSpec) -> None:
     connection.execute("update tables set dropped_at = ? where id = ?", (now_micros(), spec.id))
 
 
-def set_tag(connection: sqlite3.Connection, spec: TableSpec, name: str, snapshot_id: int) -> None:
+def set_tag(connection: Connection, spec: TableSpec, name: str, snapshot_id: int) -> None:
     """Give a snapshot a name; a name is given once.
 
     Raises:
@@ -87,23 +87,23 @@ def set_tag(connection: sqlite3.Connection, spec: TableSpec, name: str, snapshot
         )
 
 
-def load_tags(connection: sqlite3.Connection, spec: TableSpec) -> dict[str, int]:
+def load_tags(connection: Connection, spec: TableSpec) -> dict[str, int]:
     rows = connection.execute("select name, snapshot_id from pins where table_id = ? and kind = 'tag' order by name", (spec.id,))
     return dict(rows.fetchall())
 
 
-def add_pin(connection: sqlite3.Connection, spec: TableSpec, snapshot_id: int, owner: str, ttl_seconds: float | None) -> Pin:
+def add_pin(connection: Connection, spec: TableSpec, snapshot_id: int, owner: str, ttl_seconds: float | None) -> Pin:
     """Hold a snapshot for `owner`, for a time or until it is released."""
     now = now_micros()
     expires_at = None if ttl_seconds is None else now + int(ttl_seconds * 1e6)
-    cursor = connection.execute(
-        "insert into pins (table_id, snapshot_id, kind, name, created_at, expires_at) values (?, ?, 'pin', ?, ?, ?)",
+    rows = connection.execute(
+        "insert into pins (table_id, snapshot_id, kind, name, created_at, expires_at) values (?, ?, 'pin', ?, ?, ?) returning id",
         (spec.id, snapshot_id, owner, now, expires_at),
-    )
-    return Pin(id=int(cursor.lastrowid or 0), table=spec.name, snapshot_id=snapshot_id, owner=owner, expires_at=_expiry(expires_at))
+    ).fetchall()
+    return Pin(id=int(rows[0][0]), table=spec.name, snapshot_id=snapshot_id, owner=owner, expires_at=_expiry(expires_at))
 
 
-def renew_pin(connection: sqlite3.Connection, spec: TableSpec, pin: Pin, ttl_seconds: float) -> None:
+def renew_pin(connection: Connection, spec: TableSpec, pin: Pin, ttl_seconds: float) -> None:
     """Hold a pinned snapshot for so long from now; a pin that has lapsed meanwhile stands again."""
     now = now_micros()
     connection.execute(
@@ -113,7 +113,7 @@ def renew_pin(connection: sqlite3.Connection, spec: TableSpec, pin: Pin, ttl_sec
     )
 
 
-def active_pins(connection: sqlite3.Connection, spec: TableSpec) -> list[Pin]:
+def active_pins(connection: Connection, spec: TableSpec) -> list[Pin]:
     """Pins (not tags) that have not expired."""
     rows = connection.execute(
         "select id, snapshot_id, name, expires_at from pins where table_id = ? and kind = 'pin' and (expires_at is null or expires_at > ?) order by id",
@@ -122,7 +122,7 @@ def active_pins(connection: sqlite3.Connection, spec: TableSpec) -> list[Pin]:
     return [Pin(id=pin_id, table=spec.name, snapshot_id=at, owner=owner, expires_at=_expiry(expires)) for pin_id, at, owner, expires in rows]
 
 
-def release_pin(connection: sqlite3.Connection, pin_id: int) -> None:
+def release_pin(connection: Connection, pin_id: int) -> None:
     connection.execute("delete from pins where id = ? and kind = 'pin'", (pin_id,))
 
 
@@ -130,23 +130,25 @@ def _expiry(micros: int | None) -> datetime.datetime | None:
     return None if micros is None else from_micros(micros)
 
 
-def save_selection(connection: sqlite3.Connection, table_id: int, snapshot_id: int, selection_hash: str, data: bytes, pin_id: int | None) -> None:
+def save_selection(connection: Connection, table_id: int, snapshot_id: int, selection_hash: str, data: bytes, pin_id: int | None) -> None:
     """Keep a counted predicate; the same hash twice keeps the first."""
-    connection.execute("insert or ignore into selections values (?, ?, ?, ?, ?, ?)", (table_id, snapshot_id, selection_hash, pin_id, now_micros(), data))
+    connection.execute(
+        "insert into selections values (?, ?, ?, ?, ?, ?) on conflict do nothing", (table_id, snapshot_id, selection_hash, pin_id, now_micros(), data)
+    )
 
 
-def load_selection(connection: sqlite3.Connection, table_id: int, snapshot_id: int, selection_hash: str) -> bytes | None:
+def load_selection(connection: Connection, table_id: int, snapshot_id: int, selection_hash: str) -> bytes | None:
     row = connection.execute(
         "select data from selections where table_id = ? and snapshot_id = ? and hash = ?", (table_id, snapshot_id, selection_hash)
     ).fetchone()
     return None if row is None else bytes(row[0])
 
 
-def add_stage(connection: sqlite3.Connection, table_id: int, prefix: str, owner: str) -> None:
+def add_stage(connection: Connection, table_id: int, prefix: str, owner: str) -> None:
     """Lease a prefix to a writer: the files that it writes before it commits."""
     connection.execute("insert into staged values (?, ?, ?, 0, ?)", (prefix, table_id, owner, now_micros() + STAGED_LEASE_SECONDS * 1_000_000))
 
 
-def drop_stage(connection: sqlite3.Connection, prefix: str) -> None:
+def drop_stage(connection: Connection, prefix: str) -> None:
     """Give a lease back; all files under the prefix are committed or garbage."""
     connection.execute("delete from staged where prefix = ?", (prefix,))

@@ -10,8 +10,8 @@ import dataclasses
 
 from loader import failpoints
 from loader.catalog.commit import is_referred_to, now_micros
+from loader.catalog.connection import Database
 from loader.catalog.records import INLINE_PREFIX
-from loader.catalog.sqlite import SqliteCatalog
 from loader.storage import TEMPORARY_SUFFIX, Storage
 
 MAX_STAGED_GAP = 4  # numbers without a file after which a writer's files have ended; a writer leaves no gaps on purpose
@@ -30,7 +30,7 @@ def staged_path(prefix: str, number: int) -> str:
     return f"{prefix}{number:08d}.hr"
 
 
-def collect(catalog: SqliteCatalog, storage: Storage, *, now: int | None = None) -> CollectionReport:
+def collect(catalog: Database, storage: Storage, *, now: int | None = None) -> CollectionReport:
     """Delete what may go now.
 
     Bytes go first and the catalog's row after them, so that a collection that dies is continued by the next one.
@@ -55,7 +55,7 @@ def collect(catalog: SqliteCatalog, storage: Storage, *, now: int | None = None)
     return CollectionReport(deleted_paths=len(paths), expired_stages=expired)
 
 
-def _collect_stage(catalog: SqliteCatalog, storage: Storage, prefix: str, next_file: int, now: int) -> int:
+def _collect_stage(catalog: Database, storage: Storage, prefix: str, next_file: int, now: int) -> int:
     """End a writer's expired lease for good, delete the files that it wrote and never committed, then forget the lease."""
     with catalog.write() as connection:
         fenced = connection.execute(

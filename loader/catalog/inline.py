@@ -7,8 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from loader.catalog.connection import Database
 from loader.catalog.records import INLINE_PREFIX
-from loader.catalog.sqlite import SqliteCatalog
 from loader.errors import NotFoundError, StorageError
 from loader.storage import COALESCE_GAP_BYTES, MAX_REQUEST_BYTES, Buffer, Range, Storage
 
@@ -18,7 +18,7 @@ INLINE_CACHE_BYTES = 64 * 1024 * 1024
 class LakeStorage(Storage):
     """A lake's files, with paths under `inline/` read from the catalog. Picklable through `reopen`, by the lake's location."""
 
-    def __init__(self, files: Storage, catalog: SqliteCatalog, reopen: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+    def __init__(self, files: Storage, catalog: Database, reopen: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
         super().__init__(files.url)
         self.files = files
         self._catalog = catalog

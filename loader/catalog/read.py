@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from loader.catalog.connection import Connection
 from loader.catalog.records import Attribution, ColumnFileRef, OverlayRef, PendingRef, SegmentRef, Snapshot, SnapshotView, TableSpec
 from loader.errors import SnapshotNotFoundError, TableNotFoundError, did_you_mean
 from loader.schema import Schema
@@ -19,7 +19,9 @@ _SPEC = (
     "select t.id, t.name, t.schema_id, t.primary_key, t.bucket_by, t.buckets, t.cluster_by, t.time_column, t.partition_by, t.merge, t.attribution, "
     "t.durability, s.json from tables t join schemas s on s.table_id = t.id and s.id = {schema} where t.dropped_at is null and "
 )
-_SNAPSHOT = "select id, kind, commit_id, created_at, watermark, num_rows, summary from snapshots where table_id = ?"
+SNAPSHOT = "select id, kind, commit_id, created_at, watermark, num_rows, summary from snapshots where table_id = ?"
+OFFSETS = "select source_partition, next, epoch, committed_in from source_offsets where table_id = ? and pipeline = ? and source = ?"
+BUCKETS = "select bucket, rows_changed_in, pending_changed_in from buckets where table_id = ?"
 _LIVE = "table_id = ? and added_in <= ? and (removed_in is null or removed_in > ?)"
 _SEGMENT = (
     "select id, path, section_offset, num_bytes, bucket, time_partition, level, num_rows, live_rows, block_rows, sequence_min, sequence_max, "
@@ -34,11 +36,11 @@ def from_micros(micros: int) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(micros / 1e6, tz=datetime.UTC)
 
 
-def table_names(connection: sqlite3.Connection) -> list[str]:
+def table_names(connection: Connection) -> list[str]:
     return [name for (name,) in connection.execute("select name from tables where dropped_at is null order by name")]
 
 
-def load_spec(connection: sqlite3.Connection, name: str) -> TableSpec:
+def load_spec(connection: Connection, name: str) -> TableSpec:
     """The table of this name by its present schema.
 
     Raises:
@@ -50,7 +52,7 @@ def load_spec(connection: sqlite3.Connection, name: str) -> TableSpec:
     return _spec(row)
 
 
-def load_spec_as_of(connection: sqlite3.Connection, spec: TableSpec, schema_id: int) -> TableSpec:
+def load_spec_as_of(connection: Connection, spec: TableSpec, schema_id: int) -> TableSpec:
     """The same table by another of its schemas."""
     if schema_id == spec.schema_id:
         return spec
@@ -76,7 +78,7 @@ def _spec(row: Sequence[Any]) -> TableSpec:
     )
 
 
-def load_head(connection: sqlite3.Connection, spec: TableSpec) -> int:
+def load_head(connection: Connection, spec: TableSpec) -> int:
     """Number of the newest snapshot.
 
     Raises:
@@ -88,7 +90,7 @@ def load_head(connection: sqlite3.Connection, spec: TableSpec) -> int:
     return int(row[0])
 
 
-def resolve_snapshot(connection: sqlite3.Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> int:
+def resolve_snapshot(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> int:
     """The number of a snapshot given as a number, a tag, a Snapshot, or None for the newest.
 
     Raises:
@@ -117,22 +119,23 @@ def resolve_snapshot(connection: sqlite3.Connection, spec: TableSpec, snapshot: 
     return snapshot
 
 
-def load_snapshots(connection: sqlite3.Connection, spec: TableSpec) -> list[Snapshot]:
-    rows = connection.execute(_SNAPSHOT + " and expired_at is null order by id", (spec.id,)).fetchall()
-    return [_snapshot(spec, row) for row in rows]
+def load_snapshots(connection: Connection, spec: TableSpec) -> list[Snapshot]:
+    rows = connection.execute(SNAPSHOT + " and expired_at is null order by id", (spec.id,)).fetchall()
+    return [make_snapshot(spec, row) for row in rows]
 
 
-def load_snapshot(connection: sqlite3.Connection, spec: TableSpec, snapshot_id: int) -> Snapshot:
-    return _snapshot(spec, connection.execute(_SNAPSHOT + " and id = ?", (spec.id, snapshot_id)).fetchone())
+def load_snapshot(connection: Connection, spec: TableSpec, snapshot_id: int) -> Snapshot:
+    return make_snapshot(spec, connection.execute(SNAPSHOT + " and id = ?", (spec.id, snapshot_id)).fetchone())
 
 
-def find_commit(connection: sqlite3.Connection, spec: TableSpec, commit_id: str) -> Snapshot | None:
+def find_commit(connection: Connection, spec: TableSpec, commit_id: str) -> Snapshot | None:
     """The snapshot that this commit made, if it happened."""
-    row = connection.execute(_SNAPSHOT + " and commit_id = ?", (spec.id, commit_id)).fetchone()
-    return None if row is None else _snapshot(spec, row)
+    row = connection.execute(SNAPSHOT + " and commit_id = ?", (spec.id, commit_id)).fetchone()
+    return None if row is None else make_snapshot(spec, row)
 
 
-def _snapshot(spec: TableSpec, row: Sequence[Any]) -> Snapshot:
+def make_snapshot(spec: TableSpec, row: Sequence[Any]) -> Snapshot:
+    """From a row of `SNAPSHOT`."""
     snapshot_id, kind, commit_id, created_at, watermark, num_rows, summary = row
     return Snapshot(
         table=spec.name,
@@ -146,7 +149,7 @@ def _snapshot(spec: TableSpec, row: Sequence[Any]) -> Snapshot:
     )
 
 
-def load_view(connection: sqlite3.Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> SnapshotView:
+def load_view(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> SnapshotView:
     """Everything live at a snapshot."""
     snapshot_id = resolve_snapshot(connection, spec, snapshot)
     row = connection.execute("select schema_id, watermark from snapshots where table_id = ? and id = ?", (spec.id, snapshot_id)).fetchone()
@@ -155,7 +158,7 @@ def load_view(connection: sqlite3.Connection, spec: TableSpec, snapshot: int | s
     return SnapshotView(spec=load_spec_as_of(connection, spec, schema_id), snapshot_id=snapshot_id, watermark=watermark, segments=segments)
 
 
-def load_segments(connection: sqlite3.Connection, table_id: int, snapshot_id: int) -> tuple[SegmentRef, ...]:
+def load_segments(connection: Connection, table_id: int, snapshot_id: int) -> tuple[SegmentRef, ...]:
     """The live segments with their overlays and column files, by segment id."""
     live = (table_id, snapshot_id, snapshot_id)
     overlays: dict[int, list[OverlayRef]] = defaultdict(list)
@@ -169,7 +172,7 @@ def load_segments(connection: sqlite3.Connection, table_id: int, snapshot_id: in
     return tuple(_segment(row, overlays.get(row[0], ()), column_files.get(row[0], ())) for row in connection.execute(_SEGMENT + _LIVE + " order by id", live))
 
 
-def load_segment_changes(connection: sqlite3.Connection, table_id: int, since: int, head: int) -> tuple[list[SegmentRef], list[int]]:
+def load_segment_changes(connection: Connection, table_id: int, since: int, head: int) -> tuple[list[SegmentRef], list[int]]:
     """Segments (without overlays) added after `since` and live at `head`, and ids of those that died in between."""
     added = [
         _segment(row, (), ())
@@ -181,14 +184,23 @@ def load_segment_changes(connection: sqlite3.Connection, table_id: int, since: i
     return added, [segment_id for (segment_id,) in removed]
 
 
-def load_overlays_since(connection: sqlite3.Connection, table_id: int, segment_ids: Iterable[int], after_overlay: int) -> list[tuple[int, OverlayRef]]:
+def load_deletes(connection: Connection, table_id: int, since: int, head: int) -> list[tuple[int, OverlayRef]]:
+    """(segment id, deletion vector) of those added after `since` and live at `head`."""
+    rows = connection.execute(
+        _OVERLAY + "table_id = ? and kind = 'deletes' and added_in > ? and added_in <= ? and (removed_in is null or removed_in > ?) order by id",
+        (table_id, since, head, head),
+    )
+    return [(row[0], _overlay(row)) for row in rows]
+
+
+def load_overlays_since(connection: Connection, table_id: int, segment_ids: Iterable[int], after_overlay: int) -> list[tuple[int, OverlayRef]]:
     """(segment id, overlay) of live overlays numbered above `after_overlay`, by number."""
     wanted = set(segment_ids)
     rows = connection.execute(_OVERLAY + "table_id = ? and id > ? and removed_in is null order by id", (table_id, after_overlay))
     return [(row[0], _overlay(row)) for row in rows if row[0] in wanted]
 
 
-def load_pending(connection: sqlite3.Connection, table_id: int, pending_buckets: Iterable[int]) -> list[PendingRef]:
+def load_pending(connection: Connection, table_id: int, pending_buckets: Iterable[int]) -> list[PendingRef]:
     """Labels that wait for their row, of these key buckets, in the order they came."""
     wanted = set(pending_buckets)
     rows = connection.execute(_PENDING + "table_id = ? and removed_in is null order by id", (table_id,))
@@ -210,18 +222,15 @@ def load_pending(connection: sqlite3.Connection, table_id: int, pending_buckets:
     ]
 
 
-def load_bucket_changes(connection: sqlite3.Connection, table_id: int) -> dict[int, tuple[int, int]]:
+def load_bucket_changes(connection: Connection, table_id: int) -> dict[int, tuple[int, int]]:
     """Key bucket -> (rows_changed_in, pending_changed_in)."""
-    rows = connection.execute("select bucket, rows_changed_in, pending_changed_in from buckets where table_id = ?", (table_id,))
+    rows = connection.execute(BUCKETS, (table_id,))
     return {bucket: (rows_changed, pending_changed) for bucket, rows_changed, pending_changed in rows}
 
 
-def load_offsets(connection: sqlite3.Connection, table_id: int, pipeline: str, source: str) -> dict[str, tuple[int, int, int]]:
+def load_offsets(connection: Connection, table_id: int, pipeline: str, source: str) -> dict[str, tuple[int, int, int]]:
     """Partition -> (next, epoch, snapshot that committed it)."""
-    rows = connection.execute(
-        "select source_partition, next, epoch, committed_in from source_offsets where table_id = ? and pipeline = ? and source = ?",
-        (table_id, pipeline, source),
-    )
+    rows = connection.execute(OFFSETS, (table_id, pipeline, source))
     return {partition: (following, epoch, committed_in) for partition, following, epoch, committed_in in rows}
 
 

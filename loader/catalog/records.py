@@ -304,6 +304,7 @@ class CommitPlan:
 
     Attributes:
         base: The snapshot that keys were resolved at.
+        is_exact: Nothing at all may have been committed since `base`.
         rows_buckets: Key buckets whose rows must not have changed since `base`.
         rows_changed: Key buckets in which this commit adds, moves or removes rows.
         pending_buckets: Key buckets whose pending labels must not have changed since `base`.
@@ -312,7 +313,8 @@ class CommitPlan:
         staged: (prefix, number of files written under it), if files were written.
         met: Pending id -> u32 positions of its keys that are met by this commit.
         removed_segments: Inputs of a compaction; all must be live.
-        latest_overlay: For a compaction: the highest overlay id of its inputs that was folded or carried over.
+        read_segments: Segments whose rows were read; all must be live, and without overlays that came later.
+        latest_overlay: The highest overlay id of `removed_segments` or `read_segments` that was folded or carried over.
         garbage: Paths written for this commit that it does not use after all.
         written: Set by the commit once its rows are inserted; it stays false where an earlier commit answered.
     """
@@ -321,6 +323,7 @@ class CommitPlan:
     kind: str
     commit_id: str
     base: int
+    is_exact: bool = False
     rows_buckets: tuple[int, ...] = ()
     rows_changed: tuple[int, ...] = ()
     pending_buckets: tuple[int, ...] = ()
@@ -332,6 +335,7 @@ class CommitPlan:
     inline: dict[str, bytes] = dataclasses.field(default_factory=dict)
     staged: tuple[str, int] | None = None
     removed_segments: tuple[int, ...] = ()
+    read_segments: tuple[int, ...] = ()
     latest_overlay: int = 0
     garbage: list[str] = dataclasses.field(default_factory=list)
     offsets: SourceOffsets | None = None

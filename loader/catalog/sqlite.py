@@ -12,15 +12,14 @@ import os
 import sqlite3
 import threading
 import time
-import uuid
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from loader.errors import CatalogBusyError, CommitError, ForkedProcessError, NotFoundError, StorageError, StorageFullError, UnsupportedVersionError
+from loader.catalog.version import open_version
+from loader.errors import CatalogBusyError, CommitError, ForkedProcessError, NotFoundError, StorageError, StorageFullError
 from loader.storage import full_message, sync_folder
 
-SQLITE_CATALOG_VERSION = 1
 QUEUE_SUFFIX = "-queue"
 _POLL_SECONDS = 0.0005
 _MAX_POLL_SECONDS = 0.01
@@ -32,13 +31,14 @@ class SqliteCatalog:
     """A connection to a catalog file. Thread-safe: one transaction at a time in a process.
 
     Attributes:
-        path: The file, on a local disk.
+        path, place: The file, on a local disk.
         lake_id: Of the lake it describes.
         busy_timeout_seconds: How long a writer waits for the ones before it.
     """
 
     def __init__(self, path: Path, *, create: bool, busy_timeout_seconds: float) -> None:
         self.path = path
+        self.place = str(path)
         self.busy_timeout_seconds = busy_timeout_seconds
         self._pid = os.getpid()
         self._threads = threading.RLock()
@@ -59,34 +59,9 @@ class SqliteCatalog:
             self._connection.execute("pragma journal_mode = wal")
             self._connection.execute("pragma synchronous = full")
             self._connection.execute("pragma foreign_keys = off")  # rows go by table; checked by the doctor, not by every insert
-        self.lake_id = self._create_or_check(create)
-
-    def _create_or_check(self, create: bool) -> str:
-        with self.read() as connection:
-            there = connection.execute("select 1 from sqlite_master where name = 'catalog_version'").fetchone()
-        if not there and not create:
-            raise NotFoundError(f"{self.path} is not a Headrace catalog: check the location")
-        if not there:
-            self._create()
-        with self.read() as connection:
-            version, lake_id, written_by = connection.execute("select version, lake_id, written_by from catalog_version").fetchone()
-        if version > SQLITE_CATALOG_VERSION:
-            raise UnsupportedVersionError(
-                f"catalog {self.path} has version {version}, written by {written_by}; this Headrace reads up to version {SQLITE_CATALOG_VERSION}: "
-                "upgrade with `pip install --upgrade headrace`"
-            )
-        return str(lake_id)
-
-    def _create(self) -> None:
-        from loader.catalog.tables import CATALOG_VERSION, ddl
-
-        with self.write() as connection:
-            if connection.execute("select 1 from sqlite_master where name = 'catalog_version'").fetchone():
-                return  # another process was first
-            for statement in ddl("sqlite"):
-                connection.execute(statement)
-            connection.execute("insert into catalog_version values (1, ?, ?, ?)", (CATALOG_VERSION, uuid.uuid4().hex, "headrace"))
-        sync_folder(self.path.parent)
+        self.lake_id = open_version(self, "sqlite", create=create)
+        if create:
+            sync_folder(path.parent)
 
     def check_process(self) -> None:
         """Refuse to work in a forked child, or once closed.
@@ -121,8 +96,8 @@ class SqliteCatalog:
                     self._connection.execute("rollback")
 
     @contextlib.contextmanager
-    def write(self, *, durability: str = "strict") -> Iterator[sqlite3.Connection]:
-        """The one write transaction; committed when the block ends, rolled back when it raises.
+    def write(self, table_id: int | None = None, *, durability: str = "strict") -> Iterator[sqlite3.Connection]:
+        """The one write transaction, whatever table it is about; committed when the block ends, rolled back when it raises.
 
         Raises:
             CatalogBusyError: Other processes hold the lock for longer than the time-out.
@@ -142,7 +117,7 @@ class SqliteCatalog:
                     self._connection.execute("rollback")
 
     @contextlib.contextmanager
-    def queue(self) -> Iterator[None]:
+    def queue(self, table_id: int | None = None) -> Iterator[None]:
         """Hold the place at the head of the queue of writers, without a transaction. May be nested.
 
         Raises:
@@ -159,6 +134,10 @@ class SqliteCatalog:
                 self._queue_depth -= 1
                 if self._queue_depth == 0:
                     fcntl.flock(self._queue_file, fcntl.LOCK_UN)
+
+    def outcome(self, table_id: int) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """A transaction that sees what became of a lost write: here none outlives its statement."""
+        return self.read()
 
     def _wait_in_queue(self) -> None:
         deadline = time.monotonic() + self.busy_timeout_seconds

@@ -10,8 +10,6 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text, text
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-CATALOG_VERSION = 1
-
 metadata = MetaData()
 # SQLite counts rows by itself only in a column that is exactly INTEGER PRIMARY KEY.
 _Id = BigInteger().with_variant(Integer(), "sqlite")

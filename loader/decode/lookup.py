@@ -6,6 +6,7 @@ and copies are read one by one; packed values, ranks and running sums take their
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,27 +91,42 @@ class Lookup:
         Raises:
             CorruptSegmentError: What was read does not hold together.
         """
-        return self._column(chunk, 0, rows)
-
-    def _column(self, chunk: int, depth: int, entries: Array) -> DecodedColumn:
         leaf = self._leaves[chunk]
-        validity = self._validity(chunk, depth, entries)
-        if depth < leaf.depth:
-            views = self._region(chunk, Role.VIEWS, depth)
-            if views is None:
-                raise CorruptSegmentError(f"chunk {chunk} of the request has no views at depth {depth}")
-            found = self._items(views, entries)
-            starts, lengths = (found & np.uint64(0xFFFF_FFFF)).astype(np.int64), (found >> np.uint64(32)).astype(np.int64)
-            pool = self._entries(chunk, depth + 1)
-            if found.size and int((starts + lengths)[lengths > 0].max(initial=0)) > pool:
-                raise CorruptSegmentError(f"chunk {chunk} of the request has a list that leaves its pool")
-            child = self._column(chunk, depth + 1, ranges(starts, lengths))
-            packed = (np.cumsum(lengths) - lengths).astype(np.uint64) | (lengths.astype(np.uint64) << np.uint64(32))
-            return ListColumn(views=packed, validity=validity, child=child, base=child.base if isinstance(child, FixedColumn) else 0)
-        return self._leaf(chunk, leaf, entries, validity)
+        column = self._column(chunk, leaf, 0, rows)
+        if leaf.weights is None:
+            return column
+        assert isinstance(column, ListColumn)
+        # what has no views of its own has those of the keys
+        own = self._region(chunk, Role.WEIGHT_VIEWS, 0) is not None
+        pools = self._entries(chunk, leaf, 1, 0), self._entries(chunk, leaf.weights, 1, Role.WEIGHT_VALUES)
+        weights = self._list(chunk, leaf.weights, 0, rows, Role.WEIGHT_VALUES, views_of=Role.WEIGHT_VALUES if own else Role.VALUES)
+        if not np.array_equal(weights.views, column.views) or (not own and pools[0] != pools[1]):
+            raise CorruptSegmentError(f"chunk {chunk} of the request has maps with other numbers of keys than of weights")
+        return dataclasses.replace(column, weights=dataclasses.replace(weights, views=column.views))
 
-    def _leaf(self, chunk: int, leaf: LeafType, entries: Array, validity: Array | None) -> FixedColumn:
-        number = self._region(chunk, Role.VALUES, leaf.depth)
+    def _column(self, chunk: int, leaf: LeafType, depth: int, entries: Array, group: int = 0) -> DecodedColumn:
+        """The column from a depth on; `group` is what the roles of its regions are above those of the first list."""
+        if depth == leaf.depth:
+            return self._leaf(chunk, leaf, entries, group)
+        return self._list(chunk, leaf, depth, entries, group, views_of=group)
+
+    def _list(self, chunk: int, leaf: LeafType, depth: int, entries: Array, group: int, views_of: int) -> ListColumn:
+        views = self._region(chunk, Role(Role.VIEWS + views_of), depth)
+        if views is None:
+            raise CorruptSegmentError(f"chunk {chunk} of the request has no views at depth {depth}")
+        found = self._items(views, entries)
+        starts, lengths = (found & np.uint64(0xFFFF_FFFF)).astype(np.int64), (found >> np.uint64(32)).astype(np.int64)
+        pool = self._entries(chunk, leaf, depth + 1, group)
+        if found.size and int((starts + lengths)[lengths > 0].max(initial=0)) > pool:
+            raise CorruptSegmentError(f"chunk {chunk} of the request has a list that leaves its pool")
+        validity = self._validity(chunk, depth, entries, group)
+        child = self._column(chunk, leaf, depth + 1, ranges(starts, lengths), group)
+        packed = (np.cumsum(lengths) - lengths).astype(np.uint64) | (lengths.astype(np.uint64) << np.uint64(32))
+        return ListColumn(views=packed, validity=validity, child=child, base=child.base if isinstance(child, FixedColumn) else 0)
+
+    def _leaf(self, chunk: int, leaf: LeafType, entries: Array, group: int) -> FixedColumn:
+        validity = self._validity(chunk, leaf.depth, entries, group)
+        number = self._region(chunk, Role(Role.VALUES + group), leaf.depth)
         if number is None:
             raise CorruptSegmentError(f"chunk {chunk} of the request has no values at depth {leaf.depth}")
         region, fixed = self._program.regions[number], leaf.fixed_size
@@ -121,7 +137,7 @@ class Lookup:
         at = (entries[:, None] * fixed + np.arange(fixed)).reshape(-1) if fixed else entries
         values = self._items(number, at)
         values = values if narrow else values.view(VALUE_DTYPES[leaf.value_type])
-        items = self._validity(chunk, leaf.depth + 1, at) if fixed else None
+        items = self._validity(chunk, leaf.depth + 1, at, group) if fixed else None
         shape = (entries.size, fixed) if fixed else (entries.size,)
         items = None if items is None else items.reshape(shape)
         return FixedColumn(values=values.reshape(shape), validity=validity, item_validity=items, base=int(region["base"]) if narrow else 0)
@@ -131,13 +147,12 @@ class Lookup:
         found = np.flatnonzero((table["chunk"] == chunk) & (table["role"] == role) & (table["depth"] == depth))
         return int(found[0]) if found.size else None
 
-    def _entries(self, chunk: int, depth: int) -> int:
-        leaf = self._leaves[chunk]
-        number = self._region(chunk, Role.VIEWS if depth < leaf.depth else Role.VALUES, depth)
+    def _entries(self, chunk: int, leaf: LeafType, depth: int, group: int) -> int:
+        number = self._region(chunk, Role((Role.VIEWS if depth < leaf.depth else Role.VALUES) + group), depth)
         return 0 if number is None else int(self._program.regions["count"][number]) // (leaf.values_per_entry if depth == leaf.depth else 1)
 
-    def _validity(self, chunk: int, depth: int, entries: Array) -> Array | None:
-        number = self._region(chunk, Role.VALIDITY, depth)
+    def _validity(self, chunk: int, depth: int, entries: Array, group: int) -> Array | None:
+        number = self._region(chunk, Role(Role.VALIDITY + group), depth)
         return None if number is None else self._items(number, entries)
 
     def _items(self, region: int, at: Array) -> Array:

@@ -118,7 +118,10 @@ def _input(op: Any, sources: Array, slab: Array, arena: Array) -> tuple[Array, A
         return _split(op, sources, slab, arena), None
     values = _stream(sources, first, slab, arena)
     if op["num_sources"] == 2 and op["scan"] == Scan.NONE:
-        values = values.astype(np.uint64) + (_stream(sources, first + 1, slab, arena).astype(np.uint64) << np.uint64(32))
+        high = _stream(sources, first + 1, slab, arena)
+        if high.size != values.size:
+            raise CorruptSegmentError("the low and the high halves of a stream differ in number")
+        values = values.astype(np.uint64) + (high.astype(np.uint64) << np.uint64(32))
     if op["kind"] == OpKind.RUNS:
         return _runs(op, values, slab), None
     if op["kind"] != OpKind.NULLS:

@@ -12,11 +12,12 @@ from loader.decode import cpu
 from loader.decode.program import Program, build
 from loader.encodings.leaf import LeafType
 from loader.errors import CorruptSegmentError
-from loader.segment.layout import PADDING_BYTES, VALUE_DTYPES, Role
+from loader.segment.layout import PADDING_BYTES, Role
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 _MAX_DEPTHS = 16
+_REGION_FIELDS = ["chunk", "role", "depth", "count", "item_bytes", "value_type", "base", "arena"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,15 +47,22 @@ class ListColumn:
         validity: uint8 `[entries]`, None when nothing is null.
         child: The pool.
         base: Of the child's values where the child is a narrowed leaf, else 0.
+        weights: For a map, the list of its values: views of the same lengths, the same array where both lists repeat alike.
     """
 
     views: Array
     validity: Array | None
     child: FixedColumn | ListColumn
     base: int = 0
+    weights: ListColumn | None = None
 
 
 DecodedColumn = FixedColumn | ListColumn
+
+
+def num_entries(column: DecodedColumn) -> int:
+    """Entries of a column or pool."""
+    return len(column.values if isinstance(column, FixedColumn) else column.views)
 
 
 class DecodedBlock(Sequence[DecodedColumn]):
@@ -68,13 +76,11 @@ class DecodedBlock(Sequence[DecodedColumn]):
     def __init__(self, program: Program, arena: Array, leaves: Sequence[LeafType]) -> None:
         self.program, self.arena, self._leaves = program, arena, leaves
         regions = program.regions
-        # [chunk, role, depth] → region; scratch stays out
-        self._index = np.full((len(leaves), len(Role), _MAX_DEPTHS), -1, np.int64)
-        shown = np.flatnonzero((regions["role"] != Role.SCRATCH) & (regions["chunk"] < len(leaves)))
-        chosen = regions[shown]
-        if (chosen["depth"] >= _MAX_DEPTHS).any():
+        shown = (regions["role"] != Role.SCRATCH) & (regions["chunk"] < len(leaves))
+        if (regions["depth"][shown] >= _MAX_DEPTHS).any():
             raise CorruptSegmentError(f"a chunk has lists deeper than {_MAX_DEPTHS}")
-        self._index[chosen["chunk"], chosen["role"], chosen["depth"]] = shown
+        # (chunk, role, depth) → (count, item_bytes, value_type, base, arena); scratch stays out
+        self._regions = {tuple(row[:3]): row[3:] for row in regions[_REGION_FIELDS][shown].tolist()}
 
     @property
     def columns(self) -> DecodedBlock:
@@ -86,54 +92,68 @@ class DecodedBlock(Sequence[DecodedColumn]):
     def __getitem__(self, index: int) -> DecodedColumn:  # type: ignore[override]
         if not 0 <= index < len(self._leaves):
             raise IndexError(index)
-        return self._column(index, 0, int(self.program.num_rows[index]))
+        leaf, num_rows = self._leaves[index], int(self.program.num_rows[index])
+        column = self._column(index, leaf, 0, num_rows)
+        if leaf.weights is None:
+            return column
+        assert isinstance(column, ListColumn)
+        return dataclasses.replace(column, weights=self._weights(index, leaf.weights, column, num_rows))
 
     def __iter__(self) -> Iterator[DecodedColumn]:
         return (self[index] for index in range(len(self)))
 
     def _region(self, chunk: int, role: Role, depth: int, count: int | None, dtype: np.dtype[Any] | None = None) -> Array | None:
-        number = int(self._index[chunk, role, depth])
-        if number < 0:
+        region = self._regions.get((chunk, role, depth))
+        if region is None:
             return None
-        region = self.program.regions[number]
-        found, size, start = int(region["count"]), int(region["item_bytes"]), int(region["arena"])
+        found, size, _, _, start = region
         if count is not None and found != count:
             raise CorruptSegmentError(f"chunk {chunk} of the request has {found:,} {role.name.lower()} at depth {depth} for {count:,} entries")
         if dtype is not None and dtype.itemsize != size:
             raise CorruptSegmentError(f"chunk {chunk} of the request has {role.name.lower()} of {size} bytes at depth {depth}, not {dtype.itemsize}")
-        return self.arena[start : start + found * size].view(_UNSIGNED[size] if dtype is None else dtype)
+        return np.frombuffer(self.arena, _UNSIGNED[size] if dtype is None else dtype, found, start)
 
-    def _column(self, chunk: int, depth: int, count: int | None) -> DecodedColumn:
-        leaf = self._leaves[chunk]
+    def _weights(self, chunk: int, leaf: LeafType, keys: ListColumn, num_rows: int) -> ListColumn:
+        """The second list of a map. Views of its own have the lengths of the keys' views, and without them its pool has as many entries as theirs."""
+        views = self._region(chunk, Role.WEIGHT_VIEWS, 0, num_rows, np.dtype("<u8"))
+        child = self._column(chunk, leaf, 1, None, Role.WEIGHT_VALUES)
+        if num_entries(child) != num_entries(keys.child) if views is None else ((views ^ keys.views) >> np.uint64(32)).any():
+            raise CorruptSegmentError(f"chunk {chunk} of the request has maps with other numbers of keys than of weights")
+        views = keys.views if views is None else views
+        return ListColumn(views=views, validity=None, child=child, base=child.base if isinstance(child, FixedColumn) else 0)
+
+    def _column(self, chunk: int, leaf: LeafType, depth: int, count: int | None, group: int = 0) -> DecodedColumn:
+        """The column from a depth on; `group` is what the roles of its regions are above those of the first list."""
         if depth == leaf.depth:
-            return self._leaf(chunk, leaf, count)
-        views = self._region(chunk, Role.VIEWS, depth, count, np.dtype("<u8"))
+            return self._leaf(chunk, leaf, count, group)
+        views = self._region(chunk, Role(Role.VIEWS + group), depth, count, np.dtype("<u8"))
         if views is None:
             raise CorruptSegmentError(f"chunk {chunk} of the request has no views at depth {depth}")
-        validity = self._region(chunk, Role.VALIDITY, depth, views.size, np.dtype("u1"))
-        child = self._column(chunk, depth + 1, None)
+        validity = self._region(chunk, Role(Role.VALIDITY + group), depth, views.size, np.dtype("u1"))
+        child = self._column(chunk, leaf, depth + 1, None, group)
         return ListColumn(views=views, validity=validity, child=child, base=child.base if isinstance(child, FixedColumn) else 0)
 
-    def _leaf(self, chunk: int, leaf: LeafType, count: int | None) -> FixedColumn:
-        number = int(self._index[chunk, Role.VALUES, leaf.depth])
-        if number < 0:
+    def _leaf(self, chunk: int, leaf: LeafType, count: int | None, group: int = 0) -> FixedColumn:
+        role, validity_role = Role(Role.VALUES + group), Role(Role.VALIDITY + group)
+        region = self._regions.get((chunk, role, leaf.depth))
+        if region is None:
             raise CorruptSegmentError(f"chunk {chunk} of the request has no values at depth {leaf.depth}")
-        region = self.program.regions[number]
-        size, stated = int(region["item_bytes"]), int(region["value_type"])
-        narrow = size < leaf.dtype.itemsize
-        if stated != leaf.value_type or size > leaf.dtype.itemsize or (narrow and leaf.dtype.kind not in "iu"):
+        _, size, stated, base, _ = region
+        dtype = leaf.dtype
+        narrow = size < dtype.itemsize
+        if stated != leaf.value_type or size > dtype.itemsize or (narrow and dtype.kind not in "iu"):
             raise CorruptSegmentError(f"chunk {chunk} of the request holds values of type {stated} and {size} bytes, not {leaf.value_type.name.lower()}")
         wanted = None if count is None else count * leaf.values_per_entry
-        values = self._region(chunk, Role.VALUES, leaf.depth, wanted, _UNSIGNED[size] if narrow else VALUE_DTYPES[leaf.value_type])
+        values = self._region(chunk, role, leaf.depth, wanted, _UNSIGNED[size] if narrow else dtype)
         assert values is not None
         if leaf.fixed_size and values.size % leaf.fixed_size:
             raise CorruptSegmentError(f"chunk {chunk} of the request holds {values.size:,} values, no multiple of {leaf.fixed_size}")
         entries = values.size // leaf.values_per_entry
-        validity = self._region(chunk, Role.VALIDITY, leaf.depth, entries, np.dtype("u1"))
-        base = int(region["base"]) if narrow else 0
+        validity = self._region(chunk, validity_role, leaf.depth, entries, np.dtype("u1"))
+        base = base if narrow else 0
         if not leaf.fixed_size:
             return FixedColumn(values=values, validity=validity, base=base)
-        items = self._region(chunk, Role.VALIDITY, leaf.depth + 1, values.size, np.dtype("u1"))
+        items = self._region(chunk, validity_role, leaf.depth + 1, values.size, np.dtype("u1"))
         shape = (entries, leaf.fixed_size)
         return FixedColumn(values=values.reshape(shape), validity=validity, item_validity=None if items is None else items.reshape(shape), base=base)
 

@@ -5,6 +5,8 @@ Owns offsets and alignment inside a chunk; encoders say what they need and never
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,16 @@ class ChunkBuilder:
         self._streams: list[tuple[int, Array]] = []
         self._data_bytes = 0
         self._arena_bytes = 0
+        self._in_weights = False
+
+    @contextlib.contextmanager
+    def weights(self) -> Iterator[None]:
+        """Regions added meanwhile belong to the second list of a map."""
+        self._in_weights = True
+        try:
+            yield
+        finally:
+            self._in_weights = False
 
     def stream(self, values: Array) -> int:
         """Add raw bytes; returns their handle."""
@@ -61,6 +73,7 @@ class ChunkBuilder:
 
     def region(self, role: Role, *, depth: int, item_bytes: int, value_type: ValueType, count: int, base: int = 0) -> int:
         """Add an output buffer of `count` items."""
+        role = Role(role + Role.WEIGHT_VALUES) if self._in_weights and role < Role.SCRATCH else role
         self._regions.append((int(role), depth, item_bytes, int(value_type), 0, count, as_i64(base)))
         self._arena_bytes += round_up(count * item_bytes, ALIGNMENT)
         return len(self._regions) - 1

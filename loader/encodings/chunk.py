@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -17,7 +18,7 @@ from loader.encodings.options import EncodeOptions
 from loader.encodings.overlap import ranges
 from loader.encodings.shred import Leaf, ListNode, Node
 from loader.encodings.target import OUT_KINDS, Target
-from loader.encodings.views import Layout, choose_layout, distinct_rows, emit_views
+from loader.encodings.views import Layout, choose_layout, distinct_rows, emit_views, layout_bytes
 from loader.segment.layout import Role, ValueType
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -53,12 +54,37 @@ def _encode_node(builder: ChunkBuilder, node: Node, leaf: LeafType, depth: int, 
     if node.validity is not None:
         region = builder.region(Role.VALIDITY, depth=depth, item_bytes=1, value_type=ValueType.BOOL, count=node.validity.size)
         encode_mask(Target(builder=builder, region=region, out_kind=OUT_KINDS[1], count=node.validity.size), node.validity, options)
+    if node.weights is not None:
+        return _encode_map(builder, node, node.weights, leaf, options)
     slide = leaf.value_type != ValueType.UINT8 or isinstance(node.child, ListNode)
     planes = _planes(node.child, leaf) if options.list_views else None
     layout = choose_layout(node.lengths, planes, item_bytes=_item_bytes(node.child, leaf, options), options=options, slide=slide)
     views = emit_views(builder, layout, depth=depth, count=node.lengths.size, options=options)
     pool = _encode_node(builder, _take(node.child, layout), leaf, depth + 1, options)
     return Decision(tree=f"{layout.text}(pool={pool.tree}, {views})", reason=f"{layout.reason}; pool {pool.reason}")
+
+
+def _encode_map(builder: ChunkBuilder, node: ListNode, weights: Node, leaf: LeafType, options: EncodeOptions) -> Decision:
+    """Keys and weights: one set of views for both, or, where keys repeat and weights do not, one each."""
+    assert leaf.weights is not None
+    count, children = node.lengths.size, ((node.child, leaf), (weights, leaf.weights))
+    planes = [_planes(child, kind) if options.list_views else None for child, kind in children]
+    item_bytes = [_item_bytes(child, kind, options) for child, kind in children]
+    both = None if planes[0] is None or planes[1] is None else [*planes[0], *planes[1]]
+    common = choose_layout(node.lengths, both, item_bytes=sum(item_bytes), options=options)
+    own = [choose_layout(node.lengths, plane, item_bytes=size, options=options) for plane, size in zip(planes, item_bytes, strict=True)]
+    apart = sum(layout_bytes(layout, size) for layout, size in zip(own, item_bytes, strict=True)) < layout_bytes(common, sum(item_bytes))
+    layouts = own if apart else [common, common]
+    pools, views = [], []
+    for group, ((child, kind), layout) in enumerate(zip(children, layouts, strict=True)):
+        with builder.weights() if group else contextlib.nullcontext():
+            views.append(emit_views(builder, layout, depth=0, count=count, options=options) if apart or not group else "")
+            pools.append(_encode_node(builder, _take(child, layout), kind, 1, options))
+    reason = f"pool {pools[0].reason}; weights {pools[1].reason}"
+    if apart:
+        trees = [f"{layout.text}(pool={pool.tree}, {view})" for layout, pool, view in zip(layouts, pools, views, strict=True)]
+        return Decision(tree=f"map({trees[0]}, {trees[1]})", reason=f"{own[0].reason}; weights {own[1].reason}; {reason}")
+    return Decision(tree=f"map {common.text}(keys={pools[0].tree}, weights={pools[1].tree}, {views[0]})", reason=f"{common.reason}; {reason}")
 
 
 def _planes(child: Node, leaf: LeafType) -> list[Array] | None:

@@ -18,9 +18,14 @@ MIN_SAVING = 0.9
 INFLATE_NS = 0.9  # a byte
 
 
+def compress_bytes(buffer: Any) -> pa.Buffer:
+    """One zstd frame of a contiguous buffer."""
+    return pa.Codec("zstd", compression_level=LEVEL).compress(pa.py_buffer(buffer))
+
+
 def compress(values: Array) -> Array:
     """One zstd frame."""
-    return np.frombuffer(pa.Codec("zstd", compression_level=LEVEL).compress(pa.py_buffer(np.ascontiguousarray(values))), np.uint8)
+    return np.frombuffer(compress_bytes(np.ascontiguousarray(values)), np.uint8)
 
 
 def worth_trying(values: Array) -> bool:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from loader.encodings.leaf import LeafType, is_bytes, is_list, storage_type
+from loader.encodings.leaf import LeafType, is_bytes, is_list, is_map, storage_type
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -40,12 +40,14 @@ class ListNode:
     Attributes:
         lengths: int64 `[entries]`, 0 under a null.
         validity: bool `[entries]`, None when nothing is null.
-        child: The items, `sum(lengths)` entries.
+        child: The items, `sum(lengths)` entries; the keys of a map.
+        weights: The values of a map, as many entries as the child.
     """
 
     lengths: Array
     validity: Array | None
     child: Node
+    weights: Node | None = None
 
 
 Node = Leaf | ListNode
@@ -61,10 +63,14 @@ def validity(array: pa.Array) -> Array | None:
     """bool `[len(array)]`, or None when nothing is null."""
     if not array.null_count:
         return None
+    if pt.is_null(array.type):
+        return np.zeros(len(array), np.bool_)
     return _bits(array.buffers()[0], array.offset, len(array))
 
 
 def _fixed_values(array: pa.Array, dtype: np.dtype[Any]) -> Array:
+    if pt.is_null(array.type):
+        return np.zeros(len(array), dtype)
     buffer = array.buffers()[1]
     if buffer is None or not len(array):
         return np.zeros(len(array), dtype)
@@ -121,17 +127,35 @@ def shred(array: pa.Array, leaf: LeafType) -> Node:
         array: One chunk of a column, of a type that `leaf_type` accepts, sliced as it likes.
         leaf: What `leaf_type` says of its type.
     """
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
+    while isinstance(array, pa.ExtensionArray | pa.DictionaryArray):
+        array = array.storage if isinstance(array, pa.ExtensionArray) else array.dictionary_decode()
     kind = storage_type(array.type)
     if is_bytes(kind):
         return _shred_bytes(array)
-    if is_list(kind):
-        item = dataclasses.replace(leaf, depth=leaf.depth - 1)
-        lengths = pc.list_value_length(array)
-        lengths = pc.fill_null(lengths, 0) if lengths.null_count else lengths
-        # `flatten` leaves out what nulls hide and follows views, so items lie end to end in row order
-        return ListNode(lengths=lengths.to_numpy(zero_copy_only=False).astype(np.int64), validity=validity(array), child=shred(array.flatten(), item))
+    if is_list(kind) or is_map(kind):
+        return _shred_lists(array, leaf)
     if leaf.fixed_size:
         return _shred_fixed_size(array, leaf)
     return Leaf(values=_fixed_values(array, leaf.dtype), validity=validity(array))
+
+
+def as_lists(array: pa.Array) -> pa.Array:
+    """A map as the list of entries that it is, without a copy; any other array as it is."""
+    if not is_map(array.type):
+        return array
+    return array.cast(pa.list_(pa.struct([array.type.key_field, array.type.item_field])))
+
+
+def _shred_lists(array: pa.Array, leaf: LeafType) -> ListNode:
+    array = as_lists(array)
+    lengths = pc.list_value_length(array)
+    lengths = pc.fill_null(lengths, 0) if lengths.null_count else lengths
+    mask, lengths = validity(array), lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+    # `flatten` leaves out what nulls hide and follows views, so items lie end to end in row order
+    items = array.flatten()
+    item = dataclasses.replace(leaf, depth=leaf.depth - 1, weights=None)
+    if leaf.weights is None:
+        return ListNode(lengths=lengths, validity=mask, child=shred(items, item))
+    keys, values = items.flatten()
+    weight = dataclasses.replace(leaf.weights, depth=leaf.weights.depth - 1)
+    return ListNode(lengths=lengths, validity=mask, child=shred(keys, item), weights=shred(values, weight))

@@ -62,6 +62,11 @@ def _view_bytes(layout: Layout) -> int:
     return total + (0 if layout.codes is None else Packed(layout.codes).num_bytes)
 
 
+def layout_bytes(layout: Layout, item_bytes: float) -> float:
+    """Bytes of a layout's views and of its pool, estimated."""
+    return layout.num_items * item_bytes + _view_bytes(layout)
+
+
 def _zigzag(starts: Array) -> Array:
     deltas = np.diff(starts, prepend=0)
     return ((deltas << 1) ^ (deltas >> 63)).astype(np.uint32)
@@ -160,7 +165,7 @@ def choose_layout(lengths: Array, planes: Sequence[Array] | None, *, item_bytes:
     plain = Layout(lengths=lengths, num_items=int(offsets[-1]))
     if planes is None or not options.list_views or lengths.size < 2 or not plain.num_items:
         return plain
-    best, best_cost = plain, plain.num_items * item_bytes + _view_bytes(plain)
+    best, best_cost = plain, layout_bytes(plain, item_bytes)
     candidates: list[Layout | None] = []
     fresh = fresh_rows(planes, offsets)
     repeats = plain if fresh.all() else _repeats(offsets, fresh)
@@ -174,7 +179,7 @@ def choose_layout(lengths: Array, planes: Sequence[Array] | None, *, item_bytes:
         candidates.append(_shared(offsets, planes[0], fresh))
     for layout in candidates:
         if layout is not None:
-            cost = layout.num_items * item_bytes + _view_bytes(layout)
+            cost = layout_bytes(layout, item_bytes)
             if cost < 0.97 * best_cost:
                 best, best_cost = layout, cost
     if best is plain:

@@ -38,6 +38,21 @@ template <class T, class R> static bool gather_rows(const T* values, u64 num_val
     return fits;
 }
 
+// The items of n lists.
+static u64 sum_lengths(const u64* views, u64 n) {
+    u64 sum = 0;
+    for (u64 i = 0; i < n; ++i) sum += view_length(views[i]);
+    return sum;
+}
+
+// Where each of n lists begins when they lie end to end from `place` on.
+static void offsets_of(const u64* RESTRICT views, u64 n, i64 place, i64* RESTRICT offsets) {
+    for (u64 i = 0; i < n; ++i) {
+        offsets[i] = place;
+        place += view_length(views[i]);
+    }
+}
+
 // Items that are copied at once: 8, or 32 bytes of them.
 template <class P, class T> constexpr u32 group_items() { return sizeof(P) == sizeof(T) && sizeof(T) < 4 ? 32 / sizeof(T) : 8; }
 

@@ -20,13 +20,14 @@ from collections.abc import Sequence
 FOLDER = pathlib.Path(__file__).resolve().parent
 LIBRARY = "_native.so"
 SOURCES = (
-    "assemble.cu", "choose.h", "columns.h", "crc32c.h", "decode.cu", "encode.h", "encoder.h", "host.cpp", "host_shim.h",
-    "lanes.cuh", "ranks.cuh", "stores.cuh", "streams.cuh", "threads.h", "verify.h",
+    "assemble.cu", "cascade.h", "choose.h", "chunk_builder.h", "columns.h", "columns_encoder.h", "crc32c.h", "decode.cu", "dictionary.h", "encode.h",
+    "encoder.h", "encoders.h", "host.cpp", "host_shim.h", "lanes.cuh", "lists.h", "measure.h", "program.h", "ranks.cuh", "shred.h", "stores.cuh",
+    "streams.cuh", "threads.h", "values.h", "verify.h", "workspace.h",
 )  # fmt: skip
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-maybe-uninitialized")
 OPTIMISE = ("-O3",)
-SANITIZE = ("-O0", "-g1", "-DHEADRACE_PORTABLE_ONLY", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 
 class BuildError(RuntimeError):
@@ -63,9 +64,9 @@ def compile_library(target: str | os.PathLike[str], *, optimise: Sequence[str] =
     return _compile(pathlib.Path(target), [*flags, str(FOLDER / "host.cpp")])
 
 
-def compile_shim(target: str | os.PathLike[str], kernel: str) -> pathlib.Path:
-    """Compile the GPU branch of one kernel file (`decode.cu`, `assemble.cu`) for the CPU, as host_shim.h runs it."""
-    return _compile(pathlib.Path(target), ["-O1", "-DHEADRACE_SHIM", "-x", "c++", str(FOLDER / kernel)])
+def compile_shim(target: str | os.PathLike[str], kernel: str, *, optimise: Sequence[str] = ("-O1",)) -> pathlib.Path:
+    """Compile the GPU branch of one kernel file (`decode.cu`, `assemble.cu`) for the CPU, as host_shim.h runs it; flags as for `compile_library`."""
+    return _compile(pathlib.Path(target), [*optimise, "-DHEADRACE_SHIM", "-x", "c++", str(FOLDER / kernel)])
 
 
 def _compile(target: pathlib.Path, arguments: Sequence[str]) -> pathlib.Path:

@@ -195,18 +195,16 @@ inline u32 class_limits(const std::vector<i64>& counts, u32* limits) {
     return num_limits;
 }
 
-// dictionary.by_frequency: `order` numbers the entries by class and value; `keys` are the values as unsigned numbers in their order.
-inline u32 order_entries(const std::vector<u64>& keys, const i64* counts, bool split, std::vector<u32>& order, u32* limits) {
-    sort_numbers(keys, order);
-    if (!split) return 0;
-    const size_t n = keys.size();
+// The order of entries by class of frequency and, in each class, by value. Returns the number of class limits, 0 for one class.
+inline u32 order_by_class(const std::vector<u32>& by_value, const i64* counts, std::vector<u32>& order, u32* limits) {
+    const size_t n = by_value.size();
     std::vector<u64> rarity(n);
     const i64 most = *std::max_element(counts, counts + n);
-    for (size_t k = 0; k < n; ++k) rarity[k] = (u64)(most - counts[order[k]]);
+    for (size_t k = 0; k < n; ++k) rarity[k] = (u64)(most - counts[by_value[k]]);
     std::vector<u32> frequent;
     sort_numbers(rarity, frequent);
     std::vector<i64> falling(n);
-    for (size_t k = 0; k < n; ++k) falling[k] = counts[order[frequent[k]]];
+    for (size_t k = 0; k < n; ++k) falling[k] = counts[by_value[frequent[k]]];
     const u32 num_limits = class_limits(falling, limits);
     if (num_limits == 0) return 0;
     // `frequent` holds ranks by value: sorted within each class they are in the order of values again
@@ -214,9 +212,18 @@ inline u32 order_entries(const std::vector<u64>& keys, const i64* counts, bool s
         const size_t first = k ? limits[k - 1] : 0, end = k < num_limits ? limits[k] : n;
         std::sort(frequent.begin() + (i64)first, frequent.begin() + (i64)end);
     }
-    std::vector<u32> by_class(n);
-    for (size_t k = 0; k < n; ++k) by_class[k] = order[frequent[k]];
-    order.swap(by_class);
+    order.resize(n);
+    for (size_t k = 0; k < n; ++k) order[k] = by_value[frequent[k]];
+    return num_limits;
+}
+
+// dictionary.by_frequency: `order` numbers the entries by class and value; `keys` are the values as unsigned numbers in their order.
+inline u32 order_entries(const std::vector<u64>& keys, const i64* counts, bool split, std::vector<u32>& order, u32* limits) {
+    sort_numbers(keys, order);
+    if (!split) return 0;
+    std::vector<u32> by_class;
+    const u32 num_limits = order_by_class(order, counts, by_class, limits);
+    if (num_limits) order.swap(by_class);
     return num_limits;
 }
 

@@ -19,6 +19,7 @@ namespace portable {
 #include "assemble.cu"
 #include "decode.cu"
 #include "encode.h"
+#include "measure.h"
 }  // namespace portable
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(HEADRACE_PORTABLE_ONLY)
@@ -31,6 +32,7 @@ namespace avx2 {
 #include "assemble.cu"
 #include "decode.cu"
 #include "encode.h"
+#include "measure.h"
 }  // namespace avx2
 #undef HEADRACE_AVX2_BODY
 #pragma GCC pop_options
@@ -227,6 +229,17 @@ EXPORT u64 headrace_gather_lists(const void* pool, u64 pool_count, u32 pool_item
 
 EXPORT u32 headrace_crc32c(const u8* data, u64 num_bytes, u32 seed) { return crc32c::checksum(data, num_bytes, seed, force_portable); }
 
+// The first of n ranges of data whose sum is another than it should be, else n. Ranges lie inside of data.
+EXPORT u64 headrace_first_mismatch(const u8* data, const i64* starts, const i64* sizes, const u32* sums, u64 n, u32 num_threads) {
+    std::atomic<u64> bad{n};
+    u64 num_bytes = 0;
+    for (u64 i = 0; i < n; ++i) num_bytes += (u64)sizes[i];
+    threads::Team(num_bytes < 4 * BYTES_PER_PIECE ? 1 : num_threads).run({n}, 1, [&](unsigned, size_t, u64 i, u64) {
+        if (crc32c::checksum(data + starts[i], (u64)sizes[i], 0, force_portable) != sums[i]) lower(bad, i);
+    });
+    return bad.load();
+}
+
 // Positions starts[i], starts[i] + 1 … of every range, end to end. Returns the first range that does not fit into `out`, else n.
 EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* out, u64 out_count) {
     u64 at = 0;
@@ -240,4 +253,6 @@ EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* ou
 }
 
 #include "columns.h"
+#include "program.h"
 #include "encoder.h"
+#include "encoders.h"

@@ -7,13 +7,10 @@ ctypes releases the GIL for the length of every call.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import functools
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -21,17 +18,16 @@ from loader.errors import CorruptSegmentError
 from loader.kernels import build
 from loader.kernels.arrays import VECTOR_META as VECTOR_META
 from loader.kernels.arrays import Array, address, check_dtype, item_bytes
+from loader.kernels.native_columns import COLUMN_SIGNATURES, ColumnMethods
 from loader.kernels.native_encoder import ENCODER_SIGNATURES, EncoderMethods
+from loader.kernels.native_lists import LIST_SIGNATURES, ListMethods
+from loader.kernels.native_program import PROGRAM_SIGNATURES, ProgramMethods
 
 ABI_VERSION = 1
 PADDING_BYTES = 8192
 VECTOR = 1024
 OP_BYTES, SOURCE_BYTES = 104, 32
 NO_ERROR = 0xFFFF_FFFF_FFFF_FFFF
-LIST_COLUMN = np.dtype(
-    [("pool", "<u8"), ("views", "<u8"), ("offsets", "<u8"), ("out", "<u8"), ("pool_count", "<u8"), ("num_lists", "<u8"), ("base", "<u8"), ("bad_list", "<u8"),
-     ("pool_item_bytes", "<u4"), ("out_item_bytes", "<u4")]
-)  # fmt: skip
 REASONS = {
     1: "a packed vector's words lie outside its stream, or its width is over 32 bits",
     2: "a code is not below the number of dictionary entries",
@@ -61,24 +57,7 @@ def corrupt_chunk(ops: Array, word: int) -> CorruptSegmentError:
     return CorruptSegmentError(f"chunk {int(ops['chunk'][op])} of the request is corrupt: {reason} (op {op}, vector {vector})")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ListPool:
-    """A list column as it was decoded.
-
-    Attributes:
-        pool: Items of 1, 2, 4 or 8 bytes.
-        base: Added to each item (zero-extended, modulo 2^bits of `dtype`).
-        views: uint64 `[lists]`, start in the low half, length in the high.
-        dtype: Of the values, not narrower than the pool's.
-    """
-
-    pool: Array
-    base: int
-    views: Array
-    dtype: np.dtype[Any]
-
-
-class NativeLibrary(EncoderMethods):
+class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods):
     """The compiled kernels. Methods take NumPy arrays, check them, and run without the GIL; safe to call from several threads.
 
     Attributes:
@@ -97,6 +76,9 @@ class NativeLibrary(EncoderMethods):
         pointer, u64, u32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
         signatures = {
             **ENCODER_SIGNATURES,
+            **COLUMN_SIGNATURES,
+            **LIST_SIGNATURES,
+            **PROGRAM_SIGNATURES,
             "headrace_source_hash": ([], ctypes.c_char_p),
             "headrace_records": ([], ctypes.c_char_p),
             "headrace_known_features": ([], u64),
@@ -107,9 +89,8 @@ class NativeLibrary(EncoderMethods):
             "headrace_gather_fixed": ([pointer, u64, u32, pointer, u32, u64, pointer, u32], u64),
             "headrace_list_offsets": ([pointer, u64, pointer], None),
             "headrace_gather_lists": ([pointer, u64, u32, u64, pointer, u64, pointer, u64, u32, u32], u64),
-            "headrace_list_columns_offsets": ([pointer, u64, u32], None),
-            "headrace_list_columns": ([pointer, u64, u32], None),
             "headrace_crc32c": ([pointer, u64, u32], u32),
+            "headrace_first_mismatch": ([pointer, pointer, pointer, pointer, u64, u32], u64),
             "headrace_ranges": ([pointer, pointer, u64, pointer, u64], u64),
         }
         for name, (arguments, result) in signatures.items():
@@ -224,45 +205,33 @@ class NativeLibrary(EncoderMethods):
             raise CorruptSegmentError(f"view {bad} reaches from item {start} to {start + length} of a pool of {pool.size} items")
         raise ValueError(f"out has room for {out.size} items, the lists hold more: size it by list_offsets(views)[-1]")
 
-    def expand_lists(self, columns: Sequence[ListPool], empty: Callable[[int, np.dtype[Any]], Array], threads: int = 1) -> list[tuple[Array, Array]]:
-        """Lay out many list columns in one call, threads over pieces of all of them.
-
-        Args:
-            columns: What to lay out.
-            empty: Makes an array of so many items of a dtype.
-            threads: How many share the work.
-
-        Returns:
-            (values, offsets int64 `[lists + 1]`) of each column.
-
-        Raises:
-            CorruptSegmentError: A view reaches outside of its pool; names the column by its number.
-        """
-        table, made = np.zeros(len(columns), LIST_COLUMN), []
-        for record, column in zip(table, columns, strict=True):
-            check_dtype(column.views, "views", "<u8")
-            if column.dtype.itemsize < item_bytes(column.pool, "pool"):
-                raise ValueError(f"items of {column.dtype} are narrower than the pool's {column.pool.dtype}")
-            offsets = empty(column.views.size + 1, np.dtype(np.int64))
-            record["pool"], record["views"], record["offsets"] = address(column.pool, "pool"), address(column.views, "views"), address(offsets, "offsets")
-            record["pool_count"], record["num_lists"], record["base"] = column.pool.size, column.views.size, column.base & NO_ERROR
-            record["pool_item_bytes"], record["out_item_bytes"] = column.pool.itemsize, column.dtype.itemsize
-            made.append(offsets)
-        self._library.headrace_list_columns_offsets(table.ctypes.data, table.size, max(threads, 1))
-        outs = [empty(int(offsets[-1]), column.dtype) for offsets, column in zip(made, columns, strict=True)]
-        table["out"] = [address(out, "out", writable=True) for out in outs]
-        self._library.headrace_list_columns(table.ctypes.data, table.size, max(threads, 1))
-        bad = np.flatnonzero(table["bad_list"] != table["num_lists"])
-        if bad.size:
-            number = int(bad[0])
-            raise CorruptSegmentError(f"list column {number} of the request is corrupt: list {table['bad_list'][number]} reaches outside of its pool")
-        return list(zip(outs, made, strict=True))
-
     def crc32c(self, buffer: bytes | bytearray | memoryview | Array, seed: int = 0) -> int:
         """CRC32C of a contiguous buffer; `seed` is the sum of the bytes before it."""
         data = np.frombuffer(buffer, np.uint8) if not isinstance(buffer, np.ndarray) else buffer
         result: int = self._library.headrace_crc32c(address(data, "buffer", alignment=1), data.nbytes, seed)
         return result
+
+    def first_mismatch(self, data: Array, starts: Array, sizes: Array, checksums: Array, threads: int = 1) -> int | None:
+        """The first of some ranges of `data` whose CRC32C is not the one stated, None where all agree.
+
+        Args:
+            data: uint8.
+            starts: int64 `[ranges]`.
+            sizes: int64 `[ranges]`, bytes of each.
+            checksums: uint32 `[ranges]`.
+            threads: How many share the ranges.
+
+        Raises:
+            ValueError: Arrays do not fit, or a range leaves `data`.
+        """
+        for array, name, dtype in ((data, "data", "|u1"), (starts, "starts", "<i8"), (sizes, "sizes", "<i8"), (checksums, "checksums", "<u4")):
+            check_dtype(array, name, dtype)
+        if not starts.size == sizes.size == checksums.size or (starts.size and ((starts < 0) | (sizes < 0) | (starts > data.size - sizes)).any()):
+            raise ValueError(f"{starts.size} starts, {sizes.size} sizes and {checksums.size} checksums do not fit {data.size} bytes")
+        bad: int = self._library.headrace_first_mismatch(
+            address(data, "data"), address(starts, "starts"), address(sizes, "sizes"), address(checksums, "checksums"), starts.size, max(threads, 1)
+        )
+        return None if bad == starts.size else bad
 
     def crc32c_pages(self, data: Array, page_bytes: int) -> Array:
         """CRC32C of each page of contiguous uint8, the last may be shorter; uint32."""

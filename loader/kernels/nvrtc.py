@@ -131,7 +131,8 @@ def compile_file(nvrtc: Any, name: str, architecture: str) -> tuple[bytes, str]:
         nvrtc.compileProgram(program, tuple(_arguments(architecture)))
         log: str = nvrtc.getProgramLog(program)
         if architecture.startswith("compute_"):
-            return nvrtc.getPTX(program).encode() + b"\0", log
+            text = nvrtc.getPTX(program)
+            return (text if isinstance(text, bytes) else text.encode()) + b"\0", log
         return nvrtc.getCUBIN(program) + b"\0", log  # CuPy leaves out the last byte
     except nvrtc.NVRTCError as error:
         raise CompileError(f"NVRTC could not compile {name} for {architecture}: {error}\n{nvrtc.getProgramLog(program)}") from None

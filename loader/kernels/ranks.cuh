@@ -33,11 +33,18 @@ FN void open_near(const Task& t, u32 k, const ProgramSource& source, u32 rank, u
     if (lane < 2) t.near[k].by_parity[lane] = stream_at(t, source, vector + ((vector ^ lane) & 1));
 }
 
+// A class without a source, which corrupt planes may name all the same: its values are 0.
+FN void open_nothing(const Task& t, u32 k) {
+    if (lane_id() < 2) t.near[k].by_parity[lane_id()] = {(const u32*)t.slab, 0, 0, 0};
+}
+
 FN void wait_for_near() { __syncwarp(); }
 
 FN u32 count_set(const u32*, u32) { return 0; }
 
 FN Ranks count_classes(const u32*, const u32*, u32, u32) { return {}; }
+
+FN u32* merged_values(const Task&) { return 0; }
 
 FN u32 lanes_below() { return (1u << lane_id()) - 1u; }
 
@@ -68,7 +75,7 @@ FN void merge_row(const Task& t, Ranks& ranks, const u32* bits0, const u32* bits
     for (u32 k = 0; k < MAX_CLASSES; ++k) ranks.of[k] += count_bits(classes.of[k]);
 }
 
-FN void merge_vector(const Task&, Ranks&, const Ranks&, const u32*, const u32*, u32) {}
+FN void merge_vector(const Task&, Ranks&, const Ranks&, const u32*, const u32*, u32, u32, u32*) {}
 
 #else
 
@@ -81,6 +88,8 @@ struct Near {
 };
 
 FN u32 count_bits(u32 bits) { return (u32)__builtin_popcount(bits); }
+
+FN u32* merged_values(const Task& t) { return t.near->merged; }
 
 static void hold_vector(const Task& t, const ProgramSource& source, u32 vector, u32* RESTRICT out) {
     const Stream s = stream_at(t, source, vector);
@@ -114,6 +123,8 @@ FN void open_near(const Task& t, u32 k, const ProgramSource& source, u32 rank, u
     near.values = near.room;
     near.first = vector * VECTOR;
 }
+
+FN void open_nothing(const Task&, u32) {}
 
 FN void wait_for_near() {}
 
@@ -225,44 +236,60 @@ FN void rank_row(u32 rank, u32 bits, u32* RESTRICT x) {
     }
 }
 
-// All values of a vector, by class, into the first source's `merged`; ranks move on behind the vector. Lanes that are not live get any
-// value.
-FN void merge_vector(const Task& t, Ranks& ranks, const Ranks& num_items, const u32* RESTRICT bits0, const u32* RESTRICT bits1, u32 num_rows) {
-    const u32* value[MAX_CLASSES];
-    const u32 num_classes = t.op->num_sources;
-    for (u32 k = 0; k < MAX_CLASSES; ++k) {
-        value[k] = k < num_classes ? t.near[k].values + (ranks.of[k] - t.near[k].first) : t.near[k].room;
-        ranks.of[k] += num_items.of[k];
-    }
-    u32* RESTRICT x = t.near->merged;
+// Values of rows by class, `add` added. `value` are the next ones of each class; those of a class that no lane has may lie anywhere readable.
+template <u32 NUM_CLASSES>
+FN void merge_rows(const u32* const value[MAX_CLASSES], const u32* RESTRICT bits0, const u32* RESTRICT bits1, u32 num_rows, u32 add, u32* RESTRICT x) {
+    const u32 *value0 = value[0], *value1 = value[1], *value2 = value[2], *value3 = value[3];
 #if defined(HEADRACE_AVX2_BODY)
+    const __m256i added = _mm256_set1_epi32((int)add);
     for (u32 row = 0; row < num_rows; ++row, x += LANES) {
-        const u32 low = bits0[row], high = num_classes > 2 ? bits1[row] : 0;
+        const u32 low = bits0[row], high = NUM_CLASSES > 2 ? bits1[row] : 0;
+        const u32 both = low & high, only_low = low ^ both, only_high = high ^ both, none = ~(low | high);
         const __m256i lows = _mm256_set1_epi32((int)low), highs = _mm256_set1_epi32((int)high);
-        // the bit of each lane of a group, in its sign
-        __m256i to_sign = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+#pragma GCC unroll 4
         for (u32 group = 0; group < LANES; group += 8) {
-            const u32 a = low >> group & 255, b = high >> group & 255, both = a & b, only_a = a ^ both, only_b = b ^ both, none = (a | b) ^ 255;
+            // the bit of each lane of the group, in its sign
+            const __m256i to_sign = _mm256_sub_epi32(_mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24), _mm256_set1_epi32((int)group));
             const __m256i signs = _mm256_sllv_epi32(lows, to_sign);
-            __m256i merged = blend(spread(value[0], none), spread(value[1], only_a), signs);
-            value[0] += count_bits(none);
-            value[1] += count_bits(only_a);
-            if (num_classes > 2) {
-                const __m256i others = blend(spread(value[2], only_b), spread(value[3], both), signs);
+            const u32 byte0 = none >> group & 255, byte1 = only_low >> group & 255;
+            __m256i merged = blend(spread(value0, byte0), spread(value1, byte1), signs);
+            value0 += count_bits(byte0);
+            value1 += count_bits(byte1);
+            if (NUM_CLASSES > 2) {
+                const u32 byte2 = only_high >> group & 255;
+                __m256i others = spread(value2, byte2);
+                value2 += count_bits(byte2);
+                if (NUM_CLASSES > 3) {
+                    const u32 byte3 = both >> group & 255;
+                    others = blend(others, spread(value3, byte3), signs);
+                    value3 += count_bits(byte3);
+                }
                 merged = blend(merged, others, _mm256_sllv_epi32(highs, to_sign));
-                value[2] += count_bits(only_b);
-                value[3] += count_bits(both);
             }
-            put_eight(x + group, merged);
-            to_sign = _mm256_sub_epi32(to_sign, _mm256_set1_epi32(8));
+            put_eight(x + group, _mm256_add_epi32(merged, added));
         }
     }
 #else
+    const u32* next[MAX_CLASSES] = {value0, value1, value2, value3};
     for (u32 row = 0; row < num_rows; ++row, x += LANES) {
-        const u32 low = bits0[row], high = bits1 ? bits1[row] : 0;
-        FOR_LANES(l) x[l] = *value[(low >> l & 1) | (high >> l & 1) << 1]++;
+        const u32 low = bits0[row], high = NUM_CLASSES > 2 ? bits1[row] : 0;
+        FOR_LANES(l) x[l] = add + *next[(low >> l & 1) | (high >> l & 1) << 1]++;
     }
 #endif
+}
+
+// All values of a vector, by class, `add` added, into whole rows of x; ranks move on behind the vector. Lanes that are not live get any value.
+FN void merge_vector(const Task& t, Ranks& ranks, const Ranks& num_items, const u32* bits0, const u32* bits1, u32 num_rows, u32 add, u32* x) {
+    const u32* value[MAX_CLASSES];
+    const u32 num_classes = t.op->num_sources;
+    for (u32 k = 0; k < MAX_CLASSES; ++k) {
+        // bits may say a class that there is not: what it takes then is readable, and check_input reports it
+        value[k] = k < num_classes ? t.near[k].values + (ranks.of[k] - t.near[k].first) : t.near[k].room;
+        ranks.of[k] += num_items.of[k];
+    }
+    if (num_classes == 2) merge_rows<2>(value, bits0, bits1, num_rows, add, x);
+    else if (num_items.of[3] == 0) merge_rows<3>(value, bits0, bits1, num_rows, add, x);
+    else merge_rows<4>(value, bits0, bits1, num_rows, add, x);
 }
 
 FN void merge_row(const Task& t, Ranks&, const u32*, const u32*, u32 row, u32, u32* RESTRICT x) {

@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.decode.arrow import widened
-from loader.decode.result import DecodedColumn, FixedColumn, ListColumn, decode_block
+from loader.decode.result import DecodedColumn, FixedColumn, ListColumn, decode_block, num_entries
 from loader.encodings.leaf import LeafType
-from loader.encodings.shred import Leaf, shred
-from loader.errors import SchemaError
+from loader.encodings.shred import Leaf, ListNode, Node, shred
 from loader.scan.columns import LabelFill, ReadColumn
 from loader.scan.encoded import BlockPatch, EncodedBlock
 
@@ -72,8 +71,11 @@ def null_column(leaf: LeafType, num_rows: int) -> DecodedColumn:
     if not leaf.depth:
         shape = (num_rows, leaf.fixed_size) if leaf.fixed_size else (num_rows,)
         return FixedColumn(values=np.zeros(shape, leaf.dtype), validity=validity)
-    child = null_column(dataclasses.replace(leaf, depth=leaf.depth - 1), 0)
-    return ListColumn(views=np.zeros(num_rows, np.uint64), validity=validity, child=dataclasses.replace(child, validity=None))
+    views = np.zeros(num_rows, np.uint64)
+    child = dataclasses.replace(null_column(dataclasses.replace(leaf, depth=leaf.depth - 1, weights=None), 0), validity=None)
+    weights = None if leaf.weights is None else dataclasses.replace(null_column(leaf.weights, num_rows), validity=None)
+    assert weights is None or isinstance(weights, ListColumn)
+    return ListColumn(views=views, validity=validity, child=child, weights=weights)
 
 
 def scatter(column: DecodedColumn, read: ReadColumn, patch: BlockPatch) -> DecodedColumn:
@@ -91,17 +93,51 @@ def scatter(column: DecodedColumn, read: ReadColumn, patch: BlockPatch) -> Decod
             validity=_patched(column.validity, len(column.values), patch.rows, node.validity),
             item_validity=_patched(column.item_validity, column.values.shape, patch.rows, items),
         )
-    if isinstance(node, Leaf) or not isinstance(node.child, Leaf) or not isinstance(column.child, FixedColumn):
-        raise SchemaError(
-            f"column {read.name!r}: patched lists of lists ({read.type}) cannot be read here: leave the column out of the scan, or compact the table"
+    assert isinstance(node, ListNode)
+    patched = _redirect(column, node, patch.rows, read.leaf)
+    validity = _patched(column.validity, len(column.views), patch.rows, node.validity)
+    if column.weights is None:
+        return dataclasses.replace(patched, validity=validity)
+    assert node.weights is not None
+    assert read.leaf.weights is not None
+    # the two lists part here: their pools grow by themselves
+    apart = dataclasses.replace(column.weights, views=column.weights.views.copy()) if column.weights.views is column.views else column.weights
+    weights = _redirect(apart, dataclasses.replace(node, child=node.weights), patch.rows, read.leaf.weights)
+    return dataclasses.replace(patched, validity=validity, weights=weights)
+
+
+def _redirect(column: ListColumn, node: ListNode, rows: npt.NDArray[np.uint32], leaf: LeafType) -> ListColumn:
+    """Let the views of some rows show new lists at the end of a longer pool."""
+    starts = num_entries(column.child) + np.cumsum(node.lengths) - node.lengths
+    column.views[rows] = starts.astype(np.uint64) | node.lengths.astype(np.uint64) << LENGTH_SHIFT
+    return dataclasses.replace(column, child=_longer(column.child, node.child, dataclasses.replace(leaf, depth=leaf.depth - 1)), base=0)
+
+
+def _longer(pool: DecodedColumn, node: Node, leaf: LeafType) -> DecodedColumn:
+    """A pool with more entries at its end, in the leaf's own type."""
+    before = num_entries(pool)
+    if isinstance(pool, FixedColumn):
+        assert isinstance(node, Leaf)
+        values = node.values.reshape(-1, *pool.values.shape[1:])
+        shape, added = (before + len(values), *pool.values.shape[1:]), slice(before, None)
+        items = None if node.item_validity is None else node.item_validity.reshape(values.shape)
+        return FixedColumn(
+            values=np.concatenate([widened(pool.values, pool.base, leaf.dtype), values]),
+            validity=_patched(_padded(pool.validity, shape[:1]), shape[:1], added, node.validity),
+            item_validity=_patched(_padded(pool.item_validity, shape), shape, added, items),
         )
-    pool, longer = widened(column.child.values, column.child.base, read.leaf.dtype), node.child.values
-    starts = len(pool) + np.cumsum(node.lengths) - node.lengths
-    column.views[patch.rows] = starts.astype(np.uint64) | node.lengths.astype(np.uint64) << LENGTH_SHIFT
-    items = None if column.child.validity is None else np.concatenate([column.child.validity, np.ones(len(longer), np.uint8)])
-    items = _patched(items, len(pool) + len(longer), slice(len(pool), None), node.child.validity)
-    child = FixedColumn(values=np.concatenate([pool, longer]), validity=items)
-    return dataclasses.replace(column, validity=_patched(column.validity, len(column.views), patch.rows, node.validity), base=0, child=child)
+    assert isinstance(node, ListNode)
+    starts = num_entries(pool.child) + np.cumsum(node.lengths) - node.lengths
+    views = np.concatenate([pool.views, starts.astype(np.uint64) | node.lengths.astype(np.uint64) << LENGTH_SHIFT])
+    validity = _patched(_padded(pool.validity, views.shape), views.shape, slice(before, None), node.validity)
+    return ListColumn(views=views, validity=validity, child=_longer(pool.child, node.child, dataclasses.replace(leaf, depth=leaf.depth - 1)))
+
+
+def _padded(validity: Bits | None, shape: tuple[int, ...]) -> Bits | None:
+    """A validity of a pool for a longer one; what is added is present."""
+    if validity is None:
+        return None
+    return np.concatenate([validity, np.ones((shape[0] - len(validity), *shape[1:]), np.uint8)])
 
 
 def _patched(validity: Bits | None, shape: int | tuple[int, ...], rows: Any, patch: npt.NDArray[Any] | None) -> Bits | None:

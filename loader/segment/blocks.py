@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,26 +10,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from loader.encodings.leaf import LeafType, is_bytes, is_list, storage_type
+from loader.encodings.leaf import LeafType, is_bytes, is_list
+from loader.encodings.shred import as_lists
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def _row_bytes(array: pa.Array, leaf: LeafType) -> Array:
     """Decoded bytes of each row, int64."""
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    kind = storage_type(array.type)
+    while isinstance(array, pa.ExtensionArray | pa.DictionaryArray):
+        array = array.storage if isinstance(array, pa.ExtensionArray) else array.dictionary_decode()
+    array = as_lists(array)
+    kind = array.type
     if is_bytes(kind):
         if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
             array = array.cast(pa.large_binary())
         return np.asarray(8 + pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64))
     if is_list(kind):
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-        if leaf.depth == 1:
+        if leaf.depth == 1 and leaf.weights is None:
             return np.asarray(8 + lengths * (leaf.dtype.itemsize * leaf.values_per_entry))
-        inner = LeafType(value_type=leaf.value_type, depth=leaf.depth - 1, fixed_size=leaf.fixed_size)
-        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(_row_bytes(array.flatten(), inner))])
+        inner = dataclasses.replace(leaf, depth=leaf.depth - 1, weights=None)
+        items = array.flatten()
+        if leaf.weights is None:
+            item_bytes = _row_bytes(items, inner)
+        else:
+            keys, weights = items.flatten()
+            item_bytes = _row_bytes(keys, inner) + _row_bytes(weights, dataclasses.replace(leaf.weights, depth=leaf.weights.depth - 1))
+        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(item_bytes)])
         ends = np.cumsum(lengths)
         return np.asarray(8 + sums[ends] - sums[ends - lengths])
     return np.full(len(array), leaf.dtype.itemsize * leaf.values_per_entry, np.int64)

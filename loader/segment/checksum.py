@@ -32,3 +32,20 @@ def page_checksums(data: Any, page_bytes: int) -> np.ndarray[Any, np.dtype[Any]]
     if library is not None:
         return library.crc32c_pages(content, page_bytes)
     return np.array([crc32c(content[at : at + page_bytes]) for at in range(0, content.size, page_bytes)], np.uint32)
+
+
+def first_mismatch(data: np.ndarray[Any, np.dtype[Any]], starts: Any, sizes: Any, checksums: Any, *, threads: int = 1) -> int | None:
+    """The first of some ranges of uint8 whose CRC32C is not the one stated, None where all agree.
+
+    Args:
+        data: uint8, contiguous.
+        starts: int64 `[ranges]`.
+        sizes: int64 `[ranges]`, bytes of each.
+        checksums: uint32 `[ranges]`.
+        threads: How many share the ranges.
+    """
+    library = native.load()
+    if library is not None:
+        return library.first_mismatch(data, np.ascontiguousarray(starts), np.ascontiguousarray(sizes), np.ascontiguousarray(checksums), threads)
+    ranges = enumerate(zip(starts.tolist(), sizes.tolist(), checksums.tolist(), strict=True))
+    return next((number for number, (start, size, stated) in ranges if crc32c(data[start : start + size]) != stated), None)

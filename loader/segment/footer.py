@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,11 @@ from loader.errors import CorruptSegmentError, TruncatedSegmentError, Unsupporte
 from loader.segment.checksum import crc32c, page_checksums
 from loader.segment.layout import (
     ALIGNMENT,
+    BLOCK,
+    CHUNK,
     COLUMN,
+    COLUMN_IS_MAP,
+    COLUMN_NULLABLE,
     DIRECTORY_ENTRY,
     FORMAT_VERSION,
     HEADER,
@@ -22,15 +27,17 @@ from loader.segment.layout import (
     MAGIC,
     NAME_ENTRY,
     SECTION_PAGE_BYTES,
+    STATS,
     TAIL,
     Feature,
     Section,
+    ValueType,
     round_up,
 )
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _CHECKED_TAIL_BYTES = 52
-_RECORD_BYTES = {Section.COLUMNS: 40, Section.NAME_INDEX: 16, Section.BLOCKS: 16, Section.CHUNKS: 24, Section.STATS: 32}
+_RECORDS = {Section.COLUMNS: COLUMN, Section.NAME_INDEX: NAME_ENTRY, Section.BLOCKS: BLOCK, Section.CHUNKS: CHUNK, Section.STATS: STATS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,13 +56,30 @@ def name_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
+@functools.lru_cache(maxsize=1024)
+def stated_leaf(value_type: int, depth: int, fixed_size: int, flags: int, weights: int) -> LeafType:
+    """The physical type that a COLUMN record states.
+
+    Raises:
+        CorruptSegmentError: It states none.
+    """
+    if not flags & COLUMN_IS_MAP:
+        return LeafType(value_type=ValueType(value_type), depth=depth, fixed_size=fixed_size)
+    if not depth or not weights >> 4 or weights & 15 > ValueType.BFLOAT16:
+        raise CorruptSegmentError(f"the COLUMNS section states a map of lists {depth} and {weights >> 4} deep and of weights of type {weights & 15}")
+    second = LeafType(value_type=ValueType(weights & 15), depth=weights >> 4)
+    return LeafType(value_type=ValueType(value_type), depth=depth, fixed_size=fixed_size, weights=second)
+
+
 def _column_sections(columns: Sequence[ColumnEntry]) -> dict[Section, tuple[Array | bytes, int]]:
     records = np.zeros(len(columns), COLUMN)
     names = bytearray()
     for record, column in zip(records, columns, strict=True):
         encoded = column.name.encode()
         leaf = column.leaf
-        record["column_id"], record["schema_index"], record["flags"] = column.column_id, column.schema_index, int(column.nullable)
+        record["column_id"], record["schema_index"] = column.column_id, column.schema_index
+        record["flags"] = column.nullable * COLUMN_NULLABLE | (leaf.weights is not None) * COLUMN_IS_MAP
+        record["weights"] = 0 if leaf.weights is None else leaf.weights.value_type | leaf.weights.depth << 4
         record["value_type"], record["depth"], record["fixed_size"] = leaf.value_type, leaf.depth, leaf.fixed_size
         record["name_offset"], record["name_bytes"], record["name_hash"] = len(names), len(encoded), name_hash(column.name)
         names += encoded
@@ -84,7 +108,7 @@ def write_footer(
     for entry, (kind, (values, count)) in zip(directory, sorted(content.items()), strict=True):
         data = values if isinstance(values, bytes) else values.tobytes()
         checksums = page_checksums(data, SECTION_PAGE_BYTES).tobytes()
-        entry["kind"], entry["record_bytes"], entry["count"] = kind, _RECORD_BYTES.get(kind, 1), count
+        entry["kind"], entry["record_bytes"], entry["count"] = kind, _RECORDS[kind].itemsize if kind in _RECORDS else 1, count
         entry["offset"], entry["num_bytes"], entry["checksums_offset"] = offset + len(footer), len(data), offset + len(footer) + round_up(len(data))
         for part in (data, checksums):
             footer += part

@@ -1,16 +1,7 @@
 """The key index: sorted keys with their rows and a Bloom filter. Owns key words, hashes, the section's bytes and the probe; reads no storage.
 
-A key is one u64 word (a primary key of one integer column) or two (a 128-bit hash of the key's values). FORMAT.md gives the layout; what it
-leaves to this file:
-
-- `mix` is the finaliser x ^= x >> 32; x *= C; x ^= x >> 32; x *= C; x ^= x >> 32 with C = 0xD6E8FEB86659FD93 (modulo 2^64).
-- The word of an unsigned 64-bit key is the key itself; of any other integer its int64 bits with the sign bit flipped.
-- A hashed key starts from two words (LOW_SEED, HIGH_SEED). Each column in turn folds in its words w: h = mix(h * ODD + mix(w + seed)), with the
-  lane's own ODD and seed. Booleans, integers, dates and timestamps give one word, their bits; strings and binaries give their length, then their
-  bytes as little-endian words, the last padded with zeros; a null gives one fixed word.
-- The filter is the split-block Bloom filter of Parquet: with h = mix(low), block (h >> 32) * blocks >> 32, and in its word j bit
-  (u32(h) * SALT[j]) >> 27.
-- The bucket of a key is ((mix(low + BUCKET_SEED) >> 32) * buckets) >> 32.
+A key is one u64 word (a primary key of one integer column) or two (a 128-bit hash of the key's values). FORMAT.md states the layout, the hash and the filter
+with worked examples.
 """
 
 from __future__ import annotations

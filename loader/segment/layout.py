@@ -55,6 +55,7 @@ KNOWN_FEATURES = (
     | Feature.COMPRESSED_BYTES
     | Feature.COLUMN_FILE
     | Feature.OVERLAY
+    | Feature.MAPS
 )
 
 SYSTEM_COLUMN_BASE = 0xFFFF_FF00  # column ids from here on are Headrace's own
@@ -204,10 +205,10 @@ DIRECTORY_ENTRY = np.dtype(
 COLUMN = np.dtype(
     [
         ("column_id", "<u4"),
-        ("value_type", "u1"),
+        ("value_type", "u1"),  # of a map's keys
         ("depth", "u1"),  # of the leaf: 0 for a fixed-width column, 1 for a list of numbers or a string
-        ("flags", "u1"),  # bit 0: nullable
-        ("reserved0", "u1"),
+        ("flags", "u1"),  # bit 0: nullable, bit 1: a map
+        ("weights", "u1"),  # of a map's second list: value type in the low 4 bits, depth of the leaf in the high
         ("name_offset", "<u4"),
         ("name_bytes", "<u4"),
         ("schema_index", "<u4"),  # position of the field in the Arrow schema section
@@ -215,6 +216,8 @@ COLUMN = np.dtype(
         ("name_hash", "<u8"),
     ]
 )
+COLUMN_NULLABLE = 1
+COLUMN_IS_MAP = 2
 NAME_ENTRY = np.dtype([("name_hash", "<u8"), ("column_index", "<u4"), ("reserved", "<u4")])
 BLOCK = np.dtype([("row_start", "<u8"), ("num_rows", "<u4"), ("flags", "<u4")])
 CHUNK = np.dtype([("offset", "<u8"), ("num_bytes", "<u4"), ("checksum", "<u4"), ("arena_bytes", "<u8")])

@@ -18,9 +18,10 @@ from loader.decode.program import MAX_ARENA_BYTES, Program
 from loader.decode.result import DecodedBlock, DecodedColumn, decode_block
 from loader.encodings.leaf import LeafType, leaf_type
 from loader.errors import ColumnNotFoundError, CorruptSegmentError, TruncatedSegmentError, did_you_mean
+from loader.schema import take
 from loader.segment import requests
-from loader.segment.checksum import crc32c
-from loader.segment.footer import check_directory, check_version, name_hash, read_tail
+from loader.segment.checksum import crc32c, first_mismatch
+from loader.segment.footer import check_directory, check_version, name_hash, read_tail, stated_leaf
 from loader.segment.inspect import SegmentLayout, column_layout
 from loader.segment.layout import (
     ALIGNMENT,
@@ -46,19 +47,6 @@ Allocate = Callable[[int], Array]  # uint8 of at least so many bytes, on 8 bytes
 TAIL_READ_BYTES = 64 << 10
 LOOK_UP_ARENA_BYTES = 1 << 20  # a smaller column is decoded faster than it is looked up in
 LOOK_UP_SHARE = 64  # and so is one of which more than this part of the rows is wanted
-
-
-@functools.lru_cache(maxsize=1024)
-def _leaf_type(value_type: int, depth: int, fixed_size: int) -> LeafType:
-    return LeafType(value_type=ValueType(value_type), depth=depth, fixed_size=fixed_size)
-
-
-def _reorder(column: pa.ChunkedArray, rows: Array) -> pa.Array | pa.ChunkedArray:
-    try:
-        return column.take(pa.array(rows))
-    except pa.ArrowNotImplementedError:
-        # Arrow cannot take from string views and lists of them
-        return pa.chunked_array([piece for row in rows.tolist() for piece in column.slice(row, 1).chunks], column.type).combine_chunks()
 
 
 class SegmentReader:
@@ -267,8 +255,8 @@ class SegmentReader:
     def leaves(self, column_ids: Sequence[int]) -> list[LeafType]:
         """The physical types of columns."""
         records = self.columns[self._rows_of(column_ids)]
-        stated = zip(records["value_type"].tolist(), records["depth"].tolist(), records["fixed_size"].tolist(), strict=True)
-        return [_leaf_type(*key) for key in stated]
+        stated = zip(*(records[name].tolist() for name in ("value_type", "depth", "fixed_size", "flags", "weights")), strict=True)
+        return [stated_leaf(*key) for key in stated]
 
     def chunks(self, column_ids: Sequence[int], blocks: Sequence[int] | Array) -> Array:
         """CHUNK records `[column, block]`, bounds checked; only their pages of the footer are read.
@@ -381,10 +369,10 @@ class SegmentReader:
         slab[-PADDING_BYTES:] = 0
         fill(self._source, wanted.ranges, wanted.starts, slab.data)
         if self._verify if verify is None else verify:
-            for index, (start, size) in enumerate(zip(wanted.chunk_offsets.tolist(), sizes.tolist(), strict=True)):
-                if crc32c(slab[start : start + size]) != int(records["checksum"][index]):
-                    what = "its checksum does not match: the bytes changed since they were written"
-                    raise CorruptSegmentError(self._where_chunk(block, column_ids[index], int(records["offset"][index]), what))
+            index = first_mismatch(slab, wanted.chunk_offsets, sizes, records["checksum"])
+            if index is not None:
+                what = "its checksum does not match: the bytes changed since they were written"
+                raise CorruptSegmentError(self._where_chunk(block, column_ids[index], int(records["offset"][index]), what))
         return slab, wanted.chunk_offsets, records
 
     def _located(self, error: CorruptSegmentError, block: int, column_ids: Sequence[int], ranges: Sequence[tuple[int, int]]) -> CorruptSegmentError:
@@ -425,11 +413,9 @@ class SegmentReader:
 
     def _field(self, index: int) -> pa.Field:
         field = self.arrow_schema.field(int(self.columns["schema_index"][index]))
-        record = self.columns[index]
-        stated = (int(record["value_type"]), int(record["depth"]), int(record["fixed_size"]))
-        leaf = leaf_type(field.type, field.name)
-        if (int(leaf.value_type), leaf.depth, leaf.fixed_size) != stated:
-            raise CorruptSegmentError(f"{self.name}: column {field.name!r} is {field.type} in the Arrow schema and type {stated} in the columns")
+        stated = self.leaves([int(self.columns["column_id"][index])])[0]
+        if leaf_type(field.type, field.name) != stated:
+            raise CorruptSegmentError(f"{self.name}: column {field.name!r} is {field.type} in the Arrow schema and {stated} in the columns")
         return field
 
     def _block_table(self, schema: pa.Schema, ids: Sequence[int], block: int, verify: bool | None, rows: Array | None = None) -> pa.Table:
@@ -467,7 +453,8 @@ class SegmentReader:
         whole = pa.concat_tables(parts)
         if np.array_equal(back, np.arange(rows.size)):
             return whole
-        return pa.Table.from_arrays([_reorder(column, back) for column in whole.columns], schema=schema)
+        reordered: pa.Table = take(whole, back)
+        return reordered
 
     def layout(self) -> SegmentLayout:
         """What `headrace inspect` prints."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from loader.encodings.leaf import LeafType, is_bytes, is_list, storage_type
+from loader.encodings.leaf import LeafType, is_bytes, is_list, is_map, storage_type
 from loader.encodings.shred import Leaf, Node
 from loader.segment.layout import STATS, STATS_HAS_RANGE, ValueType
 
@@ -36,14 +36,14 @@ class ColumnStats:
 def has_range(kind: pa.DataType) -> bool:
     """Whether min and max of the leaf mean something: they do not for bytes."""
     kind = storage_type(kind)
-    while is_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind = storage_type(kind.value_type)
-    return not is_bytes(kind) and not pa.types.is_fixed_size_binary(kind)
+    while is_list(kind) or is_map(kind) or pa.types.is_fixed_size_list(kind):
+        kind = storage_type(kind.key_type if is_map(kind) else kind.value_type)
+    return not is_bytes(kind) and not pa.types.is_fixed_size_binary(kind) and not pa.types.is_null(kind)
 
 
 def widen(value: Any, value_type: ValueType) -> int:
-    """The bit pattern of a value widened to int64, uint64 or float64."""
-    wide = np.float64(value) if value_type >= ValueType.FLOAT16 else np.uint64(value) if value_type in _UNSIGNED else np.int64(value)
+    """The bit pattern of a value widened to int64, uint64 or float64; zero has one."""
+    wide = np.float64(value) + 0.0 if value_type >= ValueType.FLOAT16 else np.uint64(value) if value_type in _UNSIGNED else np.int64(value)
     return int(wide.view(np.uint64))
 
 
@@ -59,7 +59,7 @@ def narrow(pattern: int, value_type: ValueType) -> int | float:
 
 
 def measure(node: Node, leaf: LeafType, *, ranged: bool) -> Array:
-    """One STATS record of a block's column.
+    """One STATS record of a block's column; of a map, that of its keys.
 
     Args:
         node: The column, shredded.
@@ -73,8 +73,9 @@ def measure(node: Node, leaf: LeafType, *, ranged: bool) -> Array:
         deepest = deepest.child
     values = deepest.values
     mask = deepest.item_validity
-    if mask is None and deepest.validity is not None:
-        mask = np.repeat(deepest.validity, leaf.fixed_size) if leaf.fixed_size else deepest.validity
+    if deepest.validity is not None:
+        entries = np.repeat(deepest.validity, leaf.fixed_size) if leaf.fixed_size else deepest.validity
+        mask = entries if mask is None else entries & mask
     record["num_values"] = values.size if mask is None else np.count_nonzero(mask)
     if ranged and leaf.value_type != ValueType.BFLOAT16:
         present = values if mask is None else values[mask]
@@ -94,3 +95,27 @@ def merge(records: Iterable[Array], value_type: ValueType) -> ColumnStats:
     return ColumnStats(
         min=min(low, default=None), max=max(high, default=None), null_count=int(rows["null_count"].sum()), num_values=int(rows["num_values"].sum())
     )
+
+
+class SegmentStats(Mapping[int, ColumnStats]):
+    """The statistics of a segment's columns by id, merged over its blocks when asked for: a wide table asks for few."""
+
+    def __init__(self, column_ids: Sequence[int], records: Array, value_types: Sequence[ValueType]) -> None:
+        """
+        Args:
+            column_ids: In the order of the records.
+            records: STATS `[columns, blocks]`.
+            value_types: Of the columns' leaves.
+        """
+        self._places = {column_id: place for place, column_id in enumerate(column_ids)}
+        self._records, self._value_types = records, value_types
+
+    def __getitem__(self, column_id: int) -> ColumnStats:
+        place = self._places[column_id]
+        return merge(self._records[place], self._value_types[place])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

@@ -7,7 +7,6 @@ from typing import Any
 
 from loader.errors import FormatError, NotFoundError, StorageError
 from loader.segment.reader import SegmentReader
-from loader.segment.stream import Arena
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,9 +27,9 @@ class SegmentReport:
 
 
 def verify_segment(source: Any) -> SegmentReport:
-    """Check one segment: header, footer, every chunk's checksum and structure, and that it decodes.
+    """Check one segment: header, footer, every chunk's checksum and structure, and that it reads: lists inside their pools, strings UTF-8.
 
-    Memory stays below two blocks.
+    Memory stays below a block, encoded and as Arrow arrays.
 
     Args:
         source: As for SegmentReader.
@@ -46,11 +45,10 @@ def verify_segment(source: Any) -> SegmentReport:
     except (FormatError, StorageError) as error:
         return SegmentReport(num_chunks=0, num_bytes=int(getattr(source, "num_bytes", 0)), num_rows=0, problems=(str(error),))
     problems: list[str] = []
-    arena = Arena()
     for block in range(num_blocks):
-        if _problem(reader, block, ids, arena) is not None:
+        if _problem(reader, block, ids) is not None:
             # column by column, to name every one that is damaged
-            problems += [found for column in ids if (found := _problem(reader, block, [column], arena)) is not None]
+            problems += [found for column in ids if (found := _problem(reader, block, [column])) is not None]
     reader.close()
     return SegmentReport(num_chunks=len(ids) * num_blocks, num_bytes=reader.num_bytes, num_rows=reader.num_rows, problems=tuple(problems))
 
@@ -59,13 +57,19 @@ def _check_footer(reader: SegmentReader) -> list[int]:
     """Read every page of the footer; the ids of the columns."""
     for kind in reader.section_kinds:
         reader.section(kind)
-    _ = reader.segment_id, reader.blocks, reader.arrow_schema, reader.properties
+    _ = reader.segment_id, reader.blocks, reader.properties
+    reader.read(rows=[])  # the Arrow schema and the columns must agree
     return reader.resolve(None)
 
 
-def _problem(reader: SegmentReader, block: int, ids: list[int], arena: Arena) -> str | None:
+def _problem(reader: SegmentReader, block: int, ids: list[int]) -> str | None:
+    start, num_rows = int(reader.blocks["row_start"][block]), int(reader.block_rows[block])
     try:
-        reader.read_block(block, ids, verify=True, allocate=arena)
+        if num_rows:
+            reader.read(ids, range(start, start + num_rows))
+        else:
+            reader.read_block(block, ids)
     except (FormatError, StorageError) as error:
-        return str(error)
+        name = reader.column_name(reader.column_index(ids[0]))
+        return str(error) if repr(name) in str(error) else f"column {name!r}: {error}"
     return None

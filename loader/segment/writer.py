@@ -10,40 +10,34 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from loader.encodings.chooser import Decision
-from loader.encodings.chunk import encode_chunk
 from loader.encodings.leaf import LeafType, leaf_type
 from loader.encodings.options import EFFORTS, EncodeOptions
 from loader.encodings.quantise import KINDS
-from loader.encodings.shred import shred
 from loader.errors import AlreadyExistsError, NotFoundError, SchemaError, StorageError, StorageFullError
 from loader.segment.blocks import cut_blocks
 from loader.segment.checksum import crc32c
+from loader.segment.encode import EncodedChunks, EncodePlan, encode_columns
 from loader.segment.footer import ColumnEntry, write_footer
 from loader.segment.layout import (
     ALIGNMENT,
     BLOCK,
     CHUNK,
-    CHUNK_HEADER,
     FORMAT_VERSION,
     HEADER,
     MAGIC,
     MAX_BLOCK_ROWS,
-    STATS,
     Feature,
     Section,
     ValueType,
-    round_up,
 )
-from loader.segment.stats import ColumnStats, has_range, measure, merge
+from loader.segment.stats import ColumnStats, SegmentStats
 
 Array = np.ndarray[Any, np.dtype[Any]]
 WRITER = "headrace"
@@ -66,7 +60,8 @@ class WriteOptions:
         compress: Compress strings and blobs with zstd where that makes them smaller.
         quantise: `float16`, `bfloat16` or `int8` by the name of a float32 column: it loses precision and comes back as float32. A field's
             metadata `headrace.quantise` asks for the same.
-        threads: Columns encoded at the same time.
+        threads: Columns encoded at the same time, at most; None for the cores that this process may use. Small tables take one.
+        encode_memory_bytes: What encoding may hold beside the table and the segment, about; fewer threads run where it would be more.
         segment_id: 16 bytes; a random UUID if None.
         properties: Anything else to record, as JSON values.
     """
@@ -80,7 +75,8 @@ class WriteOptions:
     effort: str = "balanced"
     compress: bool = True
     quantise: dict[str, str] = dataclasses.field(default_factory=dict)
-    threads: int = 1
+    threads: int | None = None
+    encode_memory_bytes: int = 4 << 30
     segment_id: bytes | None = None
     properties: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -111,18 +107,9 @@ class EncodedSegment:
     data: memoryview
     num_rows: int
     block_rows: list[int]
-    stats: dict[int, ColumnStats]
+    stats: Mapping[int, ColumnStats]
     column_bytes: dict[int, int]
     segment_id: bytes
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Encoded:
-    data: Array
-    stats: Array
-    decision: Decision
-    checksum: int
-    features: int
 
 
 def _check_blocks(block_rows: Sequence[int], num_rows: int) -> None:
@@ -155,7 +142,7 @@ def encode_segment(
     """Encode a table as one segment.
 
     Args:
-        table: Rows in their final order. Dictionary columns are stored as their values.
+        table: Rows in their final order. Dictionary-encoded columns are stored as their values and encoded again when they are read.
         column_ids: The stable id of each column of the table, below 2^32, each once.
         options: Defaults if None.
         key_index: The bytes of the KEY_INDEX section, if any.
@@ -169,7 +156,6 @@ def encode_segment(
     options = WriteOptions() if options is None else options
     if len(column_ids) != table.num_columns or len(set(column_ids)) != len(column_ids):
         raise ValueError(f"{table.num_columns} columns need as many different ids, got {list(column_ids)[:20]}")
-    table = _plain_columns(table)
     leaves = [leaf_type(field.type, field.name) for field in table.schema]
     if unknown := sorted(set(options.quantise) - set(table.column_names)):
         raise SchemaError(f"quantise names columns that are not there: {', '.join(unknown[:5])}")
@@ -178,12 +164,14 @@ def encode_segment(
         block_rows = cut_blocks(table, leaves, max_rows=options.block_rows, max_bytes=options.block_bytes)
     else:
         _check_blocks(block_rows, table.num_rows)
-    chunks = _encode_blocks(table, leaves, order, block_rows, options)
+    encode = EncodeOptions(dictionary=options.dictionary, list_views=options.list_views, compress=options.compress, effort=options.effort)
+    quantise = [_quantise(field, leaf, options) for field, leaf in zip(table.schema, leaves, strict=True)]
+    plan = EncodePlan(leaves=leaves, order=order, quantise=quantise, options=encode, threads=options.threads, memory_bytes=options.encode_memory_bytes)
+    chunks = encode_columns(table, block_rows, plan)
     segment_id = uuid.uuid4().bytes if options.segment_id is None else options.segment_id
-    features |= _features(table, leaves, chunks)
-    data, placed = _lay_chunks(chunks, _file_order(table, order, options.column_order))
-    stats = np.array([[chunk.stats for chunk in column] for column in chunks], STATS).reshape(len(order), len(block_rows))
-    properties = _properties(chunks, [column_ids[index] for index in order], options)
+    features |= chunks.features | _features(leaves, chunks.stats)
+    placed, footer_offset = _lay_chunks(chunks, _file_order(table, order, options.column_order))
+    ordered_ids = [column_ids[index] for index in order]
     entries = [_entry(table.schema.field(index), column_ids[index], leaves[index], index) for index in order]
     blocks = np.zeros(len(block_rows), BLOCK)
     blocks["num_rows"] = block_rows
@@ -191,68 +179,36 @@ def encode_segment(
     sections: dict[Section, tuple[Array | bytes, int]] = {
         Section.BLOCKS: (blocks, len(blocks)),
         Section.CHUNKS: (placed, placed.size),
-        Section.STATS: (stats, stats.size),
+        Section.STATS: (chunks.stats, chunks.stats.size),
         Section.ARROW_SCHEMA: (table.schema.serialize().to_pybytes(), 1),
-        Section.PROPERTIES: (json.dumps(properties, separators=(",", ":")).encode(), 1),
+        Section.PROPERTIES: (_properties(chunks.notes, ordered_ids, options), 1),
     }
     if key_index is not None:
         sections[Section.KEY_INDEX] = (key_index, 1)
-    footer = write_footer(offset=len(data), columns=entries, sections=sections, features=features, num_rows=table.num_rows, num_blocks=len(block_rows))
-    data[: HEADER.itemsize] = _header(features, segment_id)
-    data += footer
+    footer = write_footer(offset=footer_offset, columns=entries, sections=sections, features=features, num_rows=table.num_rows, num_blocks=len(block_rows))
+    data = np.zeros(footer_offset + len(footer), np.uint8)
+    chunks.copy_to(placed["offset"], data)
+    data[: HEADER.itemsize] = np.frombuffer(_header(features, segment_id), np.uint8)
+    data[footer_offset:] = np.frombuffer(footer, np.uint8)
     return EncodedSegment(
-        data=memoryview(data).toreadonly(),
+        data=memoryview(data.data).toreadonly(),
         num_rows=table.num_rows,
         block_rows=list(block_rows),
-        stats={column_ids[index]: merge(stats[place], leaves[index].value_type) for place, index in enumerate(order)},
-        column_bytes={column_ids[index]: int(placed[place]["num_bytes"].sum()) for place, index in enumerate(order)},
+        stats=SegmentStats(ordered_ids, chunks.stats, [leaves[index].value_type for index in order]),
+        column_bytes=dict(zip(ordered_ids, chunks.num_bytes.sum(axis=1).tolist(), strict=True)),
         segment_id=segment_id,
     )
 
 
-def _plain_columns(table: pa.Table) -> pa.Table:
-    """Dictionary columns as their values; the stored schema names the value type."""
-    for index, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            plain = field.with_type(field.type.value_type)
-            table = table.set_column(index, plain, table.column(index).cast(plain.type))
-    return table
-
-
-def _features(table: pa.Table, leaves: Sequence[LeafType], chunks: list[list[_Encoded]]) -> int:
+def _features(leaves: Sequence[LeafType], stats: Array) -> int:
     features = 0
-    for blocks in chunks:
-        for chunk in blocks:
-            features |= chunk.features
-    if any(column.null_count for column in table.columns):
+    if stats["null_count"].any() or any(leaf.fixed_size for leaf in leaves):
         features |= Feature.NULLS
     if any(leaf.depth for leaf in leaves):
         features |= Feature.LIST_VIEWS | Feature.NULLS
-    if any(leaf.fixed_size for leaf in leaves):
-        features |= Feature.NULLS
+    if any(leaf.weights is not None for leaf in leaves):
+        features |= Feature.MAPS
     return int(features)
-
-
-def _encode_blocks(table: pa.Table, leaves: Sequence[LeafType], order: Sequence[int], block_rows: Sequence[int], options: WriteOptions) -> list[list[_Encoded]]:
-    """`[column][block]`, columns by id."""
-    encode = EncodeOptions(dictionary=options.dictionary, list_views=options.list_views, compress=options.compress, effort=options.effort)
-    starts = [0, *np.cumsum(block_rows).tolist()]
-
-    def run(index: int) -> list[_Encoded]:
-        leaf, column, field = leaves[index], table.column(index), table.schema.field(index)
-        ranged, asked = has_range(field.type), dataclasses.replace(encode, quantise=_quantise(field, leaf, options))
-        done = []
-        for start, rows in zip(starts[:-1], block_rows, strict=True):
-            node = shred(_contiguous(column.slice(start, rows), table.schema.field(index).name), leaf)
-            chunk = encode_chunk(node, leaf, rows, asked)
-            stats, checksum = measure(node, leaf, ranged=ranged), crc32c(chunk.data)
-            done.append(_Encoded(data=chunk.data, stats=stats, decision=chunk.decision, checksum=checksum, features=chunk.features))
-        return done
-
-    if options.threads > 1 and len(order) > 1:
-        with ThreadPoolExecutor(options.threads) as pool:
-            return list(pool.map(run, order))
-    return [run(index) for index in order]
 
 
 def _quantise(field: pa.Field, leaf: LeafType, options: WriteOptions) -> str | None:
@@ -261,17 +217,6 @@ def _quantise(field: pa.Field, leaf: LeafType, options: WriteOptions) -> str | N
     if kind is not None and (kind not in KINDS or leaf.value_type != ValueType.FLOAT32):
         raise SchemaError(f"column {field.name!r} ({field.type}) cannot be quantised to {kind!r}: float32 columns can, to {', '.join(KINDS)}")
     return kind
-
-
-def _contiguous(column: pa.ChunkedArray, name: str) -> pa.Array:
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    merged = column.combine_chunks()
-    if isinstance(merged, pa.ChunkedArray):
-        if merged.num_chunks > 1:
-            raise SchemaError(f"column {name!r}: a block holds more than 2 GiB of {column.type}: use the large type or a smaller block_rows")
-        merged = merged.chunk(0) if merged.num_chunks else pa.array([], column.type)
-    return merged
 
 
 def _file_order(table: pa.Table, order: Sequence[int], first: Sequence[str]) -> list[int]:
@@ -283,31 +228,21 @@ def _file_order(table: pa.Table, order: Sequence[int], first: Sequence[str]) -> 
     return sorted(range(len(order)), key=lambda place: rank.get(names[place], len(rank)))
 
 
-def _lay_chunks(chunks: list[list[_Encoded]], file_order: Sequence[int]) -> tuple[bytearray, Array]:
-    """The bytes from the header (still blank) to the footer, and the CHUNKS records. A block's chunks are neighbours."""
-    num_blocks = len(chunks[0]) if chunks else 0
-    placed = np.zeros((len(chunks), num_blocks), CHUNK)
-    position = HEADER.itemsize
-    for block in range(num_blocks):
-        for column in file_order:
-            chunk = chunks[column][block]
-            arena_bytes = chunk.data[: CHUNK_HEADER.itemsize].view(CHUNK_HEADER)["arena_bytes"][0]
-            placed[column, block] = (position, chunk.data.size, chunk.checksum, arena_bytes)
-            position = round_up(position + chunk.data.size, ALIGNMENT)
-    data = bytearray(position)
-    for record, chunk in zip(placed.reshape(-1), (chunk for blocks in chunks for chunk in blocks), strict=True):
-        data[int(record["offset"]) : int(record["offset"]) + chunk.data.size] = chunk.data.data
-    return data, placed
+def _lay_chunks(chunks: EncodedChunks, file_order: Sequence[int]) -> tuple[Array, int]:
+    """CHUNKS records, and where the footer starts. A block's chunks are neighbours."""
+    placed = np.zeros(chunks.num_bytes.shape, CHUNK)
+    taken = (chunks.num_bytes[list(file_order)].T + np.uint64(ALIGNMENT - 1)) // np.uint64(ALIGNMENT) * np.uint64(ALIGNMENT)
+    ends = HEADER.itemsize + np.cumsum(taken.reshape(-1), dtype=np.uint64).reshape(taken.shape)
+    placed["offset"][list(file_order)] = (ends - taken).T
+    placed["num_bytes"], placed["checksum"], placed["arena_bytes"] = chunks.num_bytes, chunks.checksums, chunks.arena_bytes
+    return placed, int(ends[-1, -1]) if ends.size else HEADER.itemsize
 
 
-def _properties(chunks: list[list[_Encoded]], column_ids: Sequence[int], options: WriteOptions) -> dict[str, Any]:
+def _properties(notes: Sequence[str], column_ids: Sequence[int], options: WriteOptions) -> bytes:
     """What PROPERTIES records; encodings are those of the first block."""
-    encodings = {
-        str(column_id): {"tree": blocks[0].decision.tree, "reason": blocks[0].decision.reason}
-        for column_id, blocks in zip(column_ids, chunks, strict=True)
-        if blocks
-    }
-    return {"writer": WRITER, "cluster_by": list(options.cluster_by), **options.properties, "encodings": encodings}
+    properties = json.dumps({"writer": WRITER, "cluster_by": list(options.cluster_by), **options.properties}, separators=(",", ":"))
+    encodings = ",".join([f'"{column_id}":{note}' for column_id, note in zip(column_ids, notes, strict=False)])
+    return f'{properties[:-1]},"encodings":{{{encodings}}}}}'.encode()
 
 
 def write_segment(

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 
 from loader.catalog.commit import LeaseLostError, Stale, answered, commit
+from loader.catalog.connection import Database
 from loader.catalog.inline import LakeStorage
-from loader.catalog.read import load_head, load_segment_changes
+from loader.catalog.read import load_deletes, load_head, load_segment_changes
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets, TableSpec
-from loader.catalog.sqlite import SqliteCatalog
 from loader.errors import ConflictError
 from loader.segment.key_index import Keys, bucket_of
 from loader.table.files import Stage
@@ -31,7 +31,7 @@ class TableContext:
     """Shared state of a handle's writes; `lock` makes them one at a time in a process."""
 
     spec: TableSpec
-    catalog: SqliteCatalog
+    catalog: Database
     storage: LakeStorage
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
 
@@ -49,8 +49,9 @@ class TableContext:
             if head == self.directory.synced:
                 return head
             added, removed = load_segment_changes(connection, self.spec.id, self.directory.synced, head)
+            deletes = load_deletes(connection, self.spec.id, self.directory.synced, head)
         try:
-            self.directory.apply(head, added, removed)
+            self.directory.apply(head, added, removed, deletes)
         except BaseException:
             self.directory = KeyDirectory(self.storage)  # half applied: begin again at the next refresh
             raise
@@ -77,7 +78,7 @@ class TableContext:
         """
         for attempt_number in range(_MAX_TRIES):
             if attempt_number >= OPTIMISTIC_TRIES:
-                with self.catalog.queue():
+                with self.catalog.queue(self.spec.id):
                     done = self._try(attempt, stage)
             else:
                 done = self._try(attempt, stage)

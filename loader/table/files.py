@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 from loader.catalog.admin import add_stage, drop_stage
 from loader.catalog.commit import STAGED_LEASE_SECONDS, LeaseLostError, renew_stage, throw_away
+from loader.catalog.connection import Database
 from loader.catalog.garbage import staged_path
 from loader.catalog.records import INLINE_PREFIX, CommitPlan
-from loader.catalog.sqlite import SqliteCatalog
 from loader.errors import AlreadyExistsError
 from loader.segment.layout import round_up
 from loader.storage import Buffer, Storage
@@ -39,7 +39,7 @@ class Stage:
     What was written for a commit that went another way is remembered and handed to the next commit as garbage.
     """
 
-    def __init__(self, catalog: SqliteCatalog, storage: Storage, table_id: int) -> None:
+    def __init__(self, catalog: Database, storage: Storage, table_id: int) -> None:
         self._catalog = catalog
         self._storage = storage
         self._table_id = table_id
@@ -70,14 +70,14 @@ class Stage:
             return
         if self._prefix and self._unused:
             try:
-                with self._catalog.write() as connection:
+                with self._catalog.write(self._table_id) as connection:
                     renew_stage(connection, self._prefix, 0)
             except LeaseLostError:
                 self.forget()
                 raise
         else:  # nothing depends on the old name, whose lease may be over
             self._prefix, self._next = f"data/{self._table_id}/{uuid.uuid4().hex}/", 0
-            with self._catalog.write() as connection:
+            with self._catalog.write(self._table_id) as connection:
                 add_stage(connection, self._table_id, self._prefix, f"{socket.gethostname()}:{os.getpid()}")
         self._renewed_at = time.monotonic()
 
@@ -104,7 +104,7 @@ class Stage:
         """Hand what is left over to garbage and give the lease back."""
         if not self._prefix:
             return
-        with self._catalog.write() as connection:
+        with self._catalog.write(self._table_id) as connection:
             throw_away(connection, self._table_id, sorted(self._unused), reason="written and not committed")
             drop_stage(connection, self._prefix)
         self.forget()

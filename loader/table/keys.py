@@ -1,7 +1,7 @@
 """Where the keys of a table's live rows are: merged in-memory runs of the segments' key indexes, kept up with the head.
 
 Owns the runs, their memory bound and the probe. A run holds the keys of several segments; runs of like size are merged, so there are few.
-Entries of dead segments are skipped when found and dropped at the next merge. What does not fit in memory stays cold: it is
+Entries of dead segments and of deleted rows are skipped when found and dropped at the next merge. What does not fit in memory stays cold: it is
 pruned by key range, then by its Bloom filter, and opened through a bounded cache.
 """
 
@@ -13,12 +13,13 @@ from collections import OrderedDict
 import numpy as np
 import numpy.typing as npt
 
-from loader.catalog.records import SegmentRef
+from loader.catalog.records import OverlayRef, SegmentRef
 from loader.errors import CorruptSegmentError
 from loader.segment.key_index import KeyIndex, Keys, search, signed
-from loader.segment.layout import Section
+from loader.segment.layout import ROW_COLUMN_ID, Section
 from loader.segment.reader import SegmentReader
 from loader.storage import Storage
+from loader.table.segments import open_segment, operand_rows, read_by_id
 
 I64 = npt.NDArray[np.int64]
 KEY_MEMORY_BYTES = 512 * 1024 * 1024
@@ -37,11 +38,12 @@ class Hits:
         return self.segment_ids >= 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Run:
     keys: Keys
     ordinals: npt.NDArray[np.uint32]  # which segment, by its place in the directory
     rows: npt.NDArray[np.uint32]
+    newest: int  # the highest of `ordinals`
 
     @property
     def nbytes(self) -> int:
@@ -67,6 +69,8 @@ class KeyDirectory:
         self._cold: list[int] = []
         self._opened: OrderedDict[int, KeyIndex] = OrderedDict()
         self._built: dict[tuple[str, int], KeyIndex] = {}
+        self._deleted: dict[int, npt.NDArray[np.bool_]] = {}  # by place, of segments that have lost rows
+        self._accepted: dict[_Run, npt.NDArray[np.bool_]] = {}  # entries of live rows; begun afresh when something dies
 
     def __len__(self) -> int:
         """Segments seen so far; what comes later has a place from here on."""
@@ -78,8 +82,15 @@ class KeyDirectory:
         while sum(len(kept) * 24 for kept in self._built.values()) > self._memory_bytes // 4:
             self._built.pop(next(iter(self._built)))
 
-    def apply(self, head: int, added: list[SegmentRef], removed: list[int]) -> None:
-        """Follow the catalog to snapshot `head`."""
+    def apply(self, head: int, added: list[SegmentRef], removed: list[int], deletes: list[tuple[int, OverlayRef]]) -> None:
+        """Follow the catalog to snapshot `head`.
+
+        Args:
+            head: The snapshot.
+            added: Segments that came, by number.
+            removed: Numbers of segments that went.
+            deletes: (segment, deletion vector) of those that came, live at `head`.
+        """
         fresh: list[_Run] = []
         for ref in added:
             ordinal = len(self._refs)
@@ -97,21 +108,38 @@ class KeyDirectory:
             if ordinal >= 0:
                 self._refs[ordinal], self._live[ordinal] = None, False
                 self._opened.pop(ordinal, None)
+                self._deleted.pop(ordinal, None)
+        self._delete(deletes)
+        if removed or deletes:
+            self._accepted.clear()
         self._cold = [ordinal for ordinal in self._cold if self._live[ordinal]]
         if fresh:
-            self._runs.append(_merge(fresh, self._live))
+            self._runs.append(self._merge(fresh))
         while len(self._runs) > 1 and len(self._runs[-2].rows) <= 2 * len(self._runs[-1].rows):
             last, before = self._runs.pop(), self._runs.pop()
-            self._runs.append(_merge([before, last], self._live))
+            self._runs.append(self._merge([before, last]))
+            for gone in (before, last):
+                self._accepted.pop(gone, None)
         self.synced = head
         self._built.clear()
+
+    def _delete(self, deletes: list[tuple[int, OverlayRef]]) -> None:
+        for segment_id, overlay in deletes:
+            ordinal = self._ordinal_of.get(segment_id, -1)
+            if ordinal < 0:
+                continue
+            rows = operand_rows(read_by_id(open_segment(self._storage, overlay), [ROW_COLUMN_ID]))
+            bitmap = self._deleted.setdefault(ordinal, np.zeros(self._ref(ordinal).num_rows, bool))
+            if len(rows) and int(rows.max()) >= len(bitmap):
+                raise CorruptSegmentError(f"deletion vector {overlay.overlay_id} at {overlay.path} deletes row {int(rows.max())} of {len(bitmap)}")
+            bitmap[rows] = True
 
     def _nbytes(self, fresh: list[_Run]) -> int:
         return sum(run.nbytes for run in [*self._runs, *fresh])
 
     def _load(self, ordinal: int) -> _Run:
         index = self._index(ordinal)
-        return _Run(index.keys, np.full(len(index), ordinal, np.uint32), index.rows)
+        return _Run(index.keys, np.full(len(index), ordinal, np.uint32), index.rows, ordinal)
 
     def _ref(self, ordinal: int) -> SegmentRef:
         ref = self._refs[ordinal]
@@ -131,6 +159,10 @@ class KeyDirectory:
             raise CorruptSegmentError(f"segment {ref.segment_id} at {ref.path} has {ref.num_rows} rows and {len(index)} keys")
         return index
 
+    def ref(self, segment_id: int) -> SegmentRef:
+        """A live segment, without its overlays."""
+        return self._ref(self._ordinal_of[segment_id])
+
     def probe(self, keys: Keys, since: int = 0) -> Hits:
         """Find keys among the live segments.
 
@@ -140,11 +172,12 @@ class KeyDirectory:
         """
         ordinals = np.full(len(keys), -1, np.int64)
         rows = np.full(len(keys), -1, np.int64)
-        accepted = self._live.copy()
-        accepted[:since] = False
         for run in self._runs:
+            if run.newest < since:
+                continue
             left = np.flatnonzero(ordinals < 0)
-            at = search(run.keys, keys.take(left), accepted[run.ordinals])
+            accepted = self._accept(run)
+            at = search(run.keys, keys.take(left), accepted & (run.ordinals >= since) if since else accepted)
             hit = at >= 0
             ordinals[left[hit]], rows[left[hit]] = run.ordinals[at[hit]], run.rows[at[hit]]
         for ordinal in self._cold:
@@ -167,23 +200,48 @@ class KeyDirectory:
             self._opened.popitem(last=False)
         found = self._opened[ordinal].probe(wanted)
         hit = found >= 0
+        if ordinal in self._deleted:
+            hit &= ~self._deleted[ordinal][found]
         ordinals[left[hit]], rows[left[hit]] = ordinal, found[hit]
 
     def probe_again(self, keys: Keys, hits: Hits, since: int) -> Hits:
-        """Bring earlier hits up to date: only what is not found in a live segment any more is looked for, only in what came since."""
-        alive = np.array([segment_id in self._ordinal_of for segment_id in np.unique(hits.segment_ids).tolist()], bool)
-        known = np.unique(hits.segment_ids)[alive] if len(hits.segment_ids) else hits.segment_ids
-        again = np.flatnonzero(~np.isin(hits.segment_ids, known))
-        found = self.probe(keys.take(again), since)
+        """Bring earlier hits up to date: only what is not found in a live row any more is looked for, only in what came since."""
+        again = np.ones(len(keys), bool)
+        for segment_id in np.unique(hits.segment_ids).tolist():
+            ordinal = self._ordinal_of.get(segment_id, -1)
+            if ordinal >= 0:
+                mine = np.flatnonzero(hits.segment_ids == segment_id)
+                again[mine] = self._deleted[ordinal][hits.rows[mine]] if ordinal in self._deleted else False
+        left = np.flatnonzero(again)
+        found = self.probe(keys.take(left), since)
         segment_ids, rows = hits.segment_ids.copy(), hits.rows.copy()
-        segment_ids[again], rows[again] = found.segment_ids, found.rows
+        segment_ids[left], rows[left] = found.segment_ids, found.rows
         return Hits(segment_ids, rows)
 
+    def _accept(self, run: _Run) -> npt.NDArray[np.bool_]:
+        """Which entries of a run stand for live rows."""
+        if run not in self._accepted:
+            self._accepted[run] = self._alive(run.ordinals, run.rows)
+        return self._accepted[run]
 
-def _merge(runs: list[_Run], live: npt.NDArray[np.bool_]) -> _Run:
-    keys = Keys.concat([run.keys for run in runs])
-    ordinals = np.concatenate([run.ordinals for run in runs])
-    rows = np.concatenate([run.rows for run in runs])
-    kept = np.flatnonzero(live[ordinals])
-    order = kept[np.argsort(keys.low[kept], kind="stable")]
-    return _Run(keys.take(order), ordinals[order], rows[order])
+    def _alive(self, ordinals: npt.NDArray[np.uint32], rows: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+        alive = self._live[ordinals]
+        if not self._deleted:
+            return alive
+        starts = np.full(len(self._refs), -1, np.int64)
+        bitmaps, at = [], 0
+        for ordinal, bitmap in self._deleted.items():
+            starts[ordinal] = at
+            bitmaps.append(bitmap)
+            at += len(bitmap)
+        hit = np.flatnonzero(starts[ordinals] >= 0)
+        alive[hit] &= ~np.concatenate(bitmaps)[starts[ordinals[hit]] + rows[hit]]
+        return alive
+
+    def _merge(self, runs: list[_Run]) -> _Run:
+        keys = Keys.concat([run.keys for run in runs])
+        ordinals = np.concatenate([run.ordinals for run in runs])
+        rows = np.concatenate([run.rows for run in runs])
+        kept = np.flatnonzero(self._alive(ordinals, rows))
+        order = kept[np.argsort(keys.low[kept], kind="stable")]
+        return _Run(keys.take(order), ordinals[order], rows[order], max(run.newest for run in runs))

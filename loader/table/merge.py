@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader.errors import SchemaError
-from loader.schema import MERGE_RULES, Column
+from loader.schema import MERGE_RULES, Column, take
 
 NO_ORDER = int(np.iinfo(np.int64).min)  # order of an operand that came without one
 ORDER_BASE_ID = 0x8000_0000  # hidden column of a compacted segment: the order value of the column with this id less the base
@@ -99,7 +99,7 @@ def fold(rule: str, operands: Operands) -> Folded:
         ends = np.flatnonzero(np.append(rows[1:] != rows[:-1], True)) if len(rows) else np.zeros(0, np.int64)
         starts = np.append(0, ends[:-1] + 1) if len(ends) else ends
         chosen = order[ends if rule == "last" else starts]
-        return Folded(operands.rows[chosen], operands.values.take(pa.array(chosen)), operands.orders[chosen])
+        return Folded(operands.rows[chosen], take(operands.values, chosen), operands.orders[chosen])
     order = np.argsort(operands.rows, kind="stable")
     rows = operands.rows[order]
     starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1])) if len(rows) else np.zeros(0, np.int64)
@@ -139,7 +139,7 @@ def _choose(folded: Folded, base: pa.Array, base_orders: pa.Array | None, *, lat
         return folded
     both = pa.concat_arrays([folded.values, base])
     at = np.arange(len(base)) + np.where(keep, len(base), 0)
-    return Folded(folded.rows, both.take(pa.array(at)), np.where(keep, own, folded.orders))
+    return Folded(folded.rows, take(both, at), np.where(keep, own, folded.orders))
 
 
 def count_operands(values: pa.Array) -> pa.Array:

@@ -16,10 +16,10 @@ import pyarrow as pa
 from loader import failpoints
 from loader.catalog.records import CommitPlan, NewOverlay, NewPending, Snapshot, SourceOffsets, TableSpec
 from loader.errors import ColumnNotFoundError, SchemaError
-from loader.schema import conform
+from loader.schema import conform, take
 from loader.segment.key_index import bucket_of
 from loader.table.context import TableContext
-from loader.table.files import place
+from loader.table.files import Stage, place
 from loader.table.keys import Hits
 from loader.table.merge import count_operands
 from loader.table.pending import pack_keys
@@ -28,6 +28,49 @@ from loader.table.segments import encode_overlay
 from loader.table.times import is_time_type, time_words
 
 ON_MISSING = ("hold", "drop")
+
+
+class PatchVectors:
+    """Operands of one commit by position, an overlay a segment; what is written and still right is left alone by a retry.
+
+    Args:
+        stage: Where files go.
+        operands: By column.
+        column_ids: Of the columns.
+        orders: i64, the order of each operand, or None.
+    """
+
+    def __init__(self, stage: Stage, operands: pa.Table, column_ids: tuple[int, ...], orders: npt.NDArray[np.int64] | None) -> None:
+        self._stage, self._operands, self._column_ids, self._orders = stage, operands, column_ids, orders
+        self._written: dict[int, tuple[NewOverlay, npt.NDArray[np.int64]]] = {}  # segment id -> its overlay and the operands in it
+        self._inline: dict[str, bytes] = {}
+
+    def bring_to(self, hits: Hits) -> list[NewOverlay]:
+        """The overlays that patch the rows where each operand's key is; operands that were not found are left out."""
+        order = np.lexsort((hits.rows, hits.segment_ids))  # stable: several operands of one row stay in the order they came
+        order = order[hits.segment_ids[order] >= 0]
+        segment_ids, starts = np.unique(hits.segment_ids[order], return_index=True)
+        parts = dict(zip(segment_ids.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
+        self._written = {segment_id: kept for segment_id, kept in self._written.items() if segment_id in parts and np.array_equal(kept[1], parts[segment_id])}
+        new = [segment_id for segment_id in parts if segment_id not in self._written]
+        if new:
+            placed = place([self._encode(parts[at], hits.rows[parts[at]]) for at in new], self._stage, self._inline)
+            for segment_id, (offset, num_bytes) in zip(new, placed.sections, strict=True):
+                part = parts[segment_id]
+                overlay = NewOverlay(
+                    segment_id=segment_id, path=placed.path, offset=offset, num_bytes=num_bytes, num_rows=len(part), column_ids=self._column_ids
+                )
+                self._written[segment_id] = (overlay, part)
+        return [overlay for overlay, _ in self._written.values()]
+
+    def _encode(self, part: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> memoryview:
+        return encode_overlay(take(self._operands, part), self._column_ids, rows, None if self._orders is None else self._orders[part])
+
+    @property
+    def inline(self) -> dict[str, bytes]:
+        """What of them lies in the catalog."""
+        used = {overlay.path for overlay, _ in self._written.values()}
+        return {path: data for path, data in self._inline.items() if path in used}
 
 
 class Patch:
@@ -53,14 +96,14 @@ class Patch:
         names = patched_columns(spec, table, columns, order)
         self.orders = None if order is None else order_values(table, order)
         table = table.select([*spec.primary_key, *names])
-        keyed = conform(table, spec.schema, names=[*spec.primary_key, *names]) if not _nullable_patch(spec, names) else _conform_nullable(table, spec, names)
+        keyed = conform_nullable(table, spec, names)
         self.keys = key_words(spec, keyed)
         self.column_ids = tuple(spec.schema.column(name).id for name in names)
-        self.operands = _operands(spec, keyed.select(names).combine_chunks())
+        self.operands = as_operands(spec, keyed.select(names).combine_chunks())
         self.buckets = context.key_buckets(self.keys)
         self.hits: Hits | None = None
         self.seen = 0
-        self.written: dict[int, tuple[NewOverlay, npt.NDArray[np.int64]]] = {}  # segment id -> its overlay and the operands in it
+        self.vectors = PatchVectors(context.stage, self.operands, self.column_ids, self.orders)
         self.payload: tuple[str, int, int] | None = None
         self.payload_rows = np.zeros(0, np.int64)
         self.inline: dict[str, bytes] = {}
@@ -82,11 +125,10 @@ class Patch:
         self.seen = len(directory)
         failpoints.hit("patch.resolved")
         missing = np.flatnonzero(~self.hits.found)
-        self._write_overlays(self.hits)
+        overlays = self.vectors.bring_to(self.hits)
         held = self._hold(missing) if len(missing) and self.on_missing == "hold" else []
         failpoints.hit("patch.staged")
-        overlays = [overlay for overlay, _ in self.written.values()]
-        used = {overlay.path for overlay in overlays} | {pending.path for pending in held}
+        used = {pending.path for pending in held}
         return CommitPlan(
             spec=context.spec,
             kind="patch",
@@ -96,7 +138,7 @@ class Patch:
             pending_changed=tuple(pending.bucket for pending in held),
             overlays=overlays,
             pending=held,
-            inline={path: data for path, data in self.inline.items() if path in used},
+            inline=self.vectors.inline | {path: data for path, data in self.inline.items() if path in used},
             offsets=self.offsets,
             watermark=self.watermark,
             summary={
@@ -106,34 +148,12 @@ class Patch:
             },
         )
 
-    def _write_overlays(self, hits: Hits) -> None:
-        """Bring the overlays in line with where the keys are now; what is written and still right is left alone."""
-        order = np.lexsort((hits.rows, hits.segment_ids))  # stable: several operands of one row stay in the order they came
-        order = order[hits.segment_ids[order] >= 0]
-        segment_ids, starts = np.unique(hits.segment_ids[order], return_index=True)
-        parts = dict(zip(segment_ids.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
-        self.written = {segment_id: kept for segment_id, kept in self.written.items() if segment_id in parts and np.array_equal(kept[1], parts[segment_id])}
-        new = [segment_id for segment_id in parts if segment_id not in self.written]
-        if not new:
-            return
-        sections = [
-            encode_overlay(
-                self.operands.take(pa.array(parts[at])), self.column_ids, hits.rows[parts[at]], None if self.orders is None else self.orders[parts[at]]
-            )
-            for at in new
-        ]
-        placed = place(sections, self.context.stage, self.inline)
-        for segment_id, (offset, num_bytes) in zip(new, placed.sections, strict=True):
-            part = parts[segment_id]
-            overlay = NewOverlay(segment_id=segment_id, path=placed.path, offset=offset, num_bytes=num_bytes, num_rows=len(part), column_ids=self.column_ids)
-            self.written[segment_id] = (overlay, part)
-
     def _hold(self, missing: npt.NDArray[np.int64]) -> list[NewPending]:
         """Entries for labels without a row; their operands are written once, whatever part of them is held in the end."""
         if self.payload is None or not np.isin(missing, self.payload_rows).all():
             self.payload_rows = missing
             orders = None if self.orders is None else self.orders[missing]
-            placed = place([encode_overlay(self.operands.take(pa.array(missing)), self.column_ids, None, orders)], self.context.stage, self.inline)
+            placed = place([encode_overlay(take(self.operands, missing), self.column_ids, None, orders)], self.context.stage, self.inline)
             self.payload = (placed.path, *placed.sections[0])
         path, offset, num_bytes = self.payload
         buckets = bucket_of(self.keys.take(missing), self.context.spec.buckets)
@@ -185,19 +205,15 @@ def order_values(table: pa.Table, order: str) -> npt.NDArray[np.int64]:
     return time_words(column)
 
 
-def _nullable_patch(spec: TableSpec, names: list[str]) -> bool:
-    """Whether a patched column is declared not null: null operands mean untouched, so they are let in all the same."""
-    return any(not spec.schema.column(name).nullable for name in names)
-
-
-def _conform_nullable(table: pa.Table, spec: TableSpec, names: list[str]) -> pa.Table:
+def conform_nullable(table: pa.Table, spec: TableSpec, names: list[str]) -> pa.Table:
+    """The key and the named columns in the schema's types; a null stands for untouched and is let in everywhere."""
     loose = dataclasses.replace(
         spec.schema, columns=tuple(dataclasses.replace(column, nullable=True) if column.name in names else column for column in spec.schema)
     )
     return conform(table, loose, names=[*spec.primary_key, *names])
 
 
-def _operands(spec: TableSpec, table: pa.Table) -> pa.Table:
+def as_operands(spec: TableSpec, table: pa.Table) -> pa.Table:
     """Values as operands of each column's merge rule."""
     for at, name in enumerate(table.column_names):
         if spec.rule(spec.schema.column(name).id) == "count":

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from loader.catalog.records import SegmentRef, SnapshotView
-from loader.schema import Column
+from loader.schema import Column, keep
 from loader.storage import Storage
 from loader.table.resolve import fold, scatter
 from loader.table.segments import one_type, open_segment, read_by_id
 from loader.table.times import closed_limit, time_value, time_words
+
+if TYPE_CHECKING:
+    from loader.scan.predicate import Predicate
 
 Moment = int | str | datetime.date | datetime.datetime
 WATERMARK = "watermark"
@@ -56,11 +61,7 @@ def read_view(
         where: A SQL boolean expression over the table's columns, as rows are shown.
         closed_before: Only rows whose attribution window is closed then.
     """
-    predicate = None
-    if where is not None:
-        from loader.scan.predicate import parse  # a sibling that imports this package
-
-        predicate = parse(where, view.schema.to_arrow())
+    predicate = None if where is None else predicate_of(view, where)
     used = set() if predicate is None else set(predicate.columns)
     wanted = view.schema.select(columns)
     names = {column.name for column in wanted}
@@ -73,10 +74,32 @@ def read_view(
     tables = [read_segment(view, ref, read, storage) for ref in view.segments]
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     if closed is not None:
-        table = table.filter(pa.array(time_words(table[view.spec.time_column.name]) <= closed))  # type: ignore[union-attr]
+        table = keep(table, time_words(table[view.spec.time_column.name]) <= closed)  # type: ignore[union-attr]
     if predicate is not None:
-        table = table.filter(pa.array(predicate.mask(table)))
+        table = keep(table, predicate.mask(table))
     return table.select([column.name for column in wanted])
+
+
+def predicate_of(view: SnapshotView, where: str) -> Predicate:
+    """An expression over a snapshot's columns.
+
+    Raises:
+        ColumnNotFoundError: It names a column that is not there.
+        ValueError: It is not an expression that is allowed.
+    """
+    from loader.scan.predicate import parse  # a sibling that imports this package
+
+    return parse(where, view.schema.to_arrow())
+
+
+def live_rows(view: SnapshotView, ref: SegmentRef, predicate: Predicate, storage: Storage) -> npt.NDArray[np.uint32]:
+    """Numbers of the live rows of a segment that an expression selects, as rows are shown."""
+    columns = [column for column in view.schema if column.name in predicate.columns or _needed(view, column, set(predicate.columns), None)]
+    table, deleted = _stored_rows(view, ref, columns, storage)
+    mask = predicate.mask(table)
+    if deleted is not None:
+        mask &= ~deleted
+    return np.flatnonzero(mask).astype(np.uint32)
 
 
 def _needed(view: SnapshotView, column: Column, names: set[str], closed: int | None) -> bool:
@@ -87,6 +110,12 @@ def _needed(view: SnapshotView, column: Column, names: set[str], closed: int | N
 
 def read_segment(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column], storage: Storage) -> pa.Table:
     """The live rows of one segment; the time column must be among `columns` where the label is."""
+    table, deleted = _stored_rows(view, ref, columns, storage)
+    return table if deleted is None else keep(table, ~deleted)
+
+
+def _stored_rows(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column], storage: Storage) -> tuple[pa.Table, npt.NDArray[np.bool_] | None]:
+    """All rows of one segment as they are shown, and which of them are deleted."""
     schema = pa.schema([column.to_arrow() for column in columns], metadata=view.schema.metadata)
     stored = read_by_id(open_segment(storage, ref), [column.id for column in columns])
     resolved = fold(view, ref, [column.id for column in columns], storage)
@@ -96,8 +125,7 @@ def read_segment(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column],
         patch = resolved.patches.get(column.id)
         arrays.append(array if patch is None else scatter(array, patch.rows, patch.values))
     table = pa.Table.from_arrays(arrays, schema=schema)
-    table = fill_default(view, table)
-    return table if resolved.deleted is None else table.filter(pa.array(~resolved.deleted))
+    return fill_default(view, table), resolved.deleted
 
 
 def fill_default(view: SnapshotView, table: pa.Table) -> pa.Table:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from loader.catalog.records import OverlayRef, SegmentRef, SnapshotView, TableSpec
 from loader.errors import CorruptSegmentError
-from loader.schema import Column
+from loader.schema import Column, take
 from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID
 from loader.segment.reader import SegmentReader
 from loader.storage import Storage
@@ -116,7 +116,7 @@ def _read_operands(ref: SegmentRef, columns: Sequence[Column], storage: Storage)
                 continue
             touched = np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False))
             if len(touched):
-                operands.setdefault(column.id, []).append(Operands(rows[touched], orders[touched], sequences[touched], values.take(pa.array(touched))))
+                operands.setdefault(column.id, []).append(Operands(rows[touched], orders[touched], sequences[touched], take(values, touched)))
     return operands
 
 
@@ -145,4 +145,4 @@ def scatter(base: pa.Array, rows: npt.NDArray[np.integer], values: pa.Array) -> 
         return base
     at = np.arange(len(base))
     at[rows] = len(base) + np.arange(len(rows))
-    return pa.concat_arrays([base, values]).take(pa.array(at))
+    return take(pa.concat_arrays([base, values]), at)

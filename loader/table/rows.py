@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from loader.catalog.records import NewSegment, TableSpec
 from loader.errors import KeyExistsError, NotFoundError, SchemaError
-from loader.schema import conform
+from loader.schema import conform, take
 from loader.segment.key_index import KeyIndex, Keys, bucket_of, build, keys_of, signed
 from loader.segment.layout import SEQUENCE_COLUMN_ID
 from loader.segment.writer import EncodedSegment, WriteOptions, encode_segment
@@ -139,6 +139,11 @@ def prepare(spec: TableSpec, data: pa.Table) -> PreparedRows:
         raise KeyExistsError(
             f"key {describe_key(spec, table, twice[0])} stands twice in the data, in rows {twice[0]} and {twice[1]}: table {spec.name!r} takes each key once"
         )
+    return lay_out(spec, table, keys)
+
+
+def lay_out(spec: TableSpec, table: pa.Table, keys: Keys) -> PreparedRows:
+    """Sort rows that fit the schema into sections; hidden columns come along."""
     if spec.bucket_by_ids == spec.primary_key_ids:
         buckets = bucket_of(keys, spec.buckets)
     else:
@@ -146,7 +151,7 @@ def prepare(spec: TableSpec, data: pa.Table) -> PreparedRows:
     partitions = _partitions(spec, table)
     order = cluster_order(spec, table, buckets, partitions)
     if order is not None:
-        table, keys = table.take(pa.array(order)), keys.take(order)
+        table, keys = take(table, order), keys.take(order)
         buckets, partitions = buckets[order], partitions[order]
     cuts = np.flatnonzero((np.diff(buckets) != 0) | (np.diff(partitions) != 0)) + 1
     bounds = [0, *cuts.tolist(), table.num_rows] if table.num_rows else [0]
@@ -180,15 +185,6 @@ def cluster_order(
     keys = pa.Table.from_arrays(arrays, names=names)
     order: npt.NDArray[np.int64] = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in names]).to_numpy().astype(np.int64)
     return order
-
-
-def encode_sections(spec: TableSpec, rows: PreparedRows) -> list[EncodedRows]:
-    """Encode each section of fresh rows."""
-    ids = [column.id for column in spec.schema]
-    return [
-        encode_rows(spec, rows.table.slice(start, stop - start), rows.keys.slice(start, stop), ids, bucket, partition)
-        for bucket, partition, start, stop in rows.sections
-    ]
 
 
 def encode_rows(spec: TableSpec, table: pa.Table, keys: Keys, column_ids: list[int], bucket: int, partition: int, *, threads: int = 1) -> EncodedRows:

@@ -18,9 +18,12 @@ from loader.table.append import Append
 from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
+from loader.table.delete import delete
+from loader.table.overwrite import Overwrite
 from loader.table.patch import Patch
 from loader.table.rows import Data
 from loader.table.times import time_value
+from loader.table.upsert import Upsert
 
 if TYPE_CHECKING:
     from loader.lake import Lake
@@ -162,6 +165,63 @@ class Table:
                 commit_id=commit_id,
             ).run()
 
+    def upsert(
+        self,
+        data: Data,
+        *,
+        order: str | None = None,
+        watermark: Moment | None = None,
+        offsets: SourceOffsets | None = None,
+        commit_id: str | None = None,
+    ) -> Snapshot:
+        """Insert rows, or change those whose key is there, each column by its merge rule.
+
+        Args:
+            data: The primary key, what says where a row lies (`bucket_by`, the time column), and any other columns: operands of their merge rules, on the
+                row that is there or on an empty one. A null leaves its column untouched. A key may come several times.
+            order: A column of `data` (integer, date or timestamp) that orders operands of the rules `last` and `first`, as for `patch`; it may be a
+                column of the table too.
+            watermark, offsets, commit_id: As for `append`.
+
+        Raises:
+            SchemaError: A column that is needed is missing, does not fit, or a new row would have a null where none may be.
+            ColumnNotFoundError: The table has no column of this name.
+        """
+        with self._writing():
+            return Upsert(self._context, data, order=order, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+
+    def delete(self, keys_or_where: Data, *, offsets: SourceOffsets | None = None, commit_id: str | None = None) -> Snapshot:
+        """Delete rows. Earlier snapshots keep them until they expire; `erase` is what removes them for good.
+
+        Args:
+            keys_or_where: A SQL boolean expression in text; or the primary keys of rows, as data with the key's columns (others are not looked at).
+                Keys that the table does not have are passed over.
+            offsets, commit_id: As for `append`.
+
+        Raises:
+            SchemaError: A column of the key is missing or holds nulls.
+            ColumnNotFoundError: The expression names a column that is not there.
+        """
+        with self._writing():
+            return delete(self._context, keys_or_where, offsets=offsets, commit_id=commit_id)
+
+    def overwrite(
+        self, data: Data, where: str, *, watermark: Moment | None = None, offsets: SourceOffsets | None = None, commit_id: str | None = None
+    ) -> Snapshot:
+        """Delete the rows that an expression selects and append others, in one commit: readers see the old or the new.
+
+        Args:
+            data: The new rows. They need not be selected by `where`.
+            where: A SQL boolean expression: the rows that go.
+            watermark, offsets, commit_id: As for `append`.
+
+        Raises:
+            KeyExistsError: A key of the data is in a row that stays. Nothing was written.
+            SchemaError, ColumnNotFoundError: As for `append` and `delete`.
+        """
+        with self._writing():
+            return Overwrite(self._context, data, where, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+
     def compact(self, *, full: bool = False, options: CompactionOptions | None = None, progress: Progress | None = None) -> CompactionReport:
         """Merge small segments and fold overlays into them, re-clustered; earlier snapshots stay readable.
 
@@ -220,7 +280,7 @@ class Table:
         """
         if not name or name.isdigit():
             raise ValueError(f"{name!r} is not a name for a tag: use letters, so that it is not taken for a number")
-        with self.lake.database.write() as connection:
+        with self.lake.database.write(self.spec.id) as connection:
             snapshot_id = resolve_snapshot(connection, self.spec, snapshot)
             admin.set_tag(connection, self.spec, name, snapshot_id)
         return snapshot_id

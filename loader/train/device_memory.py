@@ -6,6 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from loader.batch.device import TABLE_BYTES, DeviceMemoryPlan
+from loader.batch.device_columns import DeviceColumns
+from loader.batch.window import Columns
 from loader.scan.order import Order
 from loader.segment.layout import PADDING_BYTES
 from loader.train.options import LoaderOptions, window_memory
@@ -27,8 +29,9 @@ def plan_device_memory(plan: Plan, order: Order, options: LoaderOptions) -> Devi
     """
     windows, rows = window_memory(plan, order, options.world_size)
     batch_rows = -(-options.global_batch_size // options.world_size)
-    columns = len(plan.read)
-    plane_bytes = sum(column.leaf.dtype.itemsize * column.leaf.values_per_entry if not column.leaf.depth else 8 for column in plan.read) + columns
+    layout = DeviceColumns.of(Columns.of(plan.read, options.unique))
+    columns = len(layout)
+    plane_bytes = int((layout.item_bytes * layout.width).sum()) + columns
     row_bytes = max(plan.row_bytes, plane_bytes) + 12
     block_rows = max(plan.num_rows / max(plan.num_blocks, 1), 1)
     held_rows, once_rows = (windows + 1) * rows + 2 * batch_rows, rows

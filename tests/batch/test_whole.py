@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -71,3 +73,54 @@ def test_batches_are_the_block_in_pieces() -> None:
         assert [len(piece[0].values) for piece in pieces] == [256, 256, 256, 132]
         for index, column in enumerate(whole):
             assert np.array_equal(np.concatenate([piece[index].values for piece in pieces]), column.values, equal_nan=column.values.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("library", ["", "0"])
+def test_tensors_of_a_batch_are_its_columns(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("HEADRACE_NATIVE", library)
+    rng = np.random.default_rng(5)
+    weighed = [{int(key): float(rng.random()) for key in rng.integers(0, 99, int(rng.integers(0, 4)))} for _ in range(ROWS)]
+    data = table().append_column("weighed", pa.array([list(row.items()) for row in weighed], pa.map_(pa.int64(), pa.float32())))
+    reader = SegmentReader(encode_segment(data, column_ids=list(range(data.num_columns))).data)
+    ids = reader.resolve(None)
+
+    def same(column: PlainColumn, found: tuple[Any, ...]) -> None:
+        values, offsets, validity, *weights = found
+        assert torch.equal(values, torch.from_numpy(column.values))
+        assert len(offsets) == len(column.offsets)
+        assert all(np.array_equal(one.numpy(), other) for one, other in zip(offsets, column.offsets, strict=True))
+        assert (validity is None) == (column.validity is None)
+        assert validity is None or np.array_equal(validity.numpy(), column.validity.astype(bool))
+        assert len(weights) == (column.weights is not None)
+        if column.weights is not None:
+            same(column.weights, weights[0])
+
+    seen = 0
+    for batch in plain_batches(reader.read_block(0, ids), reader.leaves(ids), ROWS, 300, BufferPool()):
+        tensors = batch.tensors()
+        seen += batch.num_rows
+        assert len(tensors) == len(batch) == data.num_columns
+        for column, found in zip(batch, tensors, strict=True):
+            same(column, found)
+    assert seen == ROWS
+
+
+def test_memory_of_a_batch_is_used_again_only_when_nobody_holds_it() -> None:
+    samples = make_samples(4_000)
+    reader = SegmentReader(encode_segment(samples, column_ids=range(1, samples.num_columns + 1)).data)
+    leaves, pool = reader.leaves(reader.resolve(None)), BufferPool()
+    block, place = reader.read_block(0, reader.resolve(None)), samples.schema.get_field_index("history_item")
+    held = []
+    for batch in plain_batches(block, leaves, 4_000, 1_000, pool):
+        column = batch[place]
+        held.append((column.values, column.values.copy()))
+        del batch, column
+    assert len({values.ctypes.data for values, _ in held}) == 4
+    assert all(np.array_equal(values, before) for values, before in held)
+    held.clear()
+    addresses = set()
+    for batch in plain_batches(block, leaves, 4_000, 1_000, pool):
+        addresses.add(batch[place].offsets[0].ctypes.data)  # the offsets lie first
+        del batch
+    assert len(addresses) == 1

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         ("ids", pa.list_(pa.int64())),
         ("text", pa.string()),
         ("flag", pa.bool_()),
+        ("map", pa.map_(pa.int64(), pa.float32())),
     ]
 )
 READ = read_columns(Schema.from_arrow(SCHEMA), SCHEMA.names)
@@ -48,6 +49,7 @@ def block_table(rng, count):
             "ids": [None if rng.random() < 0.2 else [base + int(v) for v in range(int(i) % 3, int(i) % 3 + int(rng.integers(0, 5)))] for i in range(count)],
             "text": [None if rng.random() < 0.2 else "x" * int(i % 4) + "é" for i in range(count)],
             "flag": pa.array(rng.random(count) < 0.5),
+            "map": [None if rng.random() < 0.2 else [(base + int(v), float(v) / (1 + i % 2)) for v in range(int(rng.integers(0, 4)))] for i in range(count)],
         },
         schema=SCHEMA,
     )
@@ -124,6 +126,7 @@ def test_patches_replace_values_lists_and_nulls_in_their_rows_only():
         "ids": [[-1, -2], [], None],
         "text": ["new", None, ""],
         "flag": [True, None, False],
+        "map": [[(5, 0.5), (-6, 1.5)], None, []],
     }
     patches = {SCHEMA.get_field_index(name): BlockPatch(rows=rows, values=pa.array(values, SCHEMA.field(name).type)) for name, values in new.items()}
     encoded = encode(table, 0, patches=patches)
@@ -140,10 +143,10 @@ def test_a_column_younger_than_the_segment_reads_as_null():
     rng = np.random.default_rng(4)
     block = encode(block_table(rng, 5), 0)
     offsets = block.chunk_offsets.copy()
-    offsets[[0, 3, 4, 5]] = -1
+    offsets[[0, 3, 4, 5, 7]] = -1
     block = dataclasses.replace(block, chunk_offsets=offsets)
     batch = Batch(layout(), assemble(Columns.of(READ), [Part(window=fill([block], [(0, 0, 5)], np.arange(5)), start=0, stop=5)]))
-    assert all(row["a"] is row["pair"] is row["ids"] is row["text"] is None for row in batch.to_arrow().to_pylist())
+    assert all(row["a"] is row["pair"] is row["ids"] is row["text"] is row["map"] is None for row in batch.to_arrow().to_pylist())
 
 
 def test_fixed_columns_of_one_type_lie_in_one_matrix():
@@ -165,7 +168,9 @@ def test_nulls_inside_lists_and_lists_of_lists_are_refused_by_column():
 
 
 @pytest.mark.parametrize(
-    ("name", "stored", "patch"), [("ids", [1], [7, None]), ("ids", [1, None], [7]), ("pair", [1, 2], [7, None])], ids=["list", "stored list", "fixed list"]
+    ("name", "stored", "patch"),
+    [("ids", [1], [7, None]), ("ids", [1, None], [7]), ("pair", [1, 2], [7, None]), ("map", [(1, 2.0)], [(7, None)]), ("map", [(1, None)], [(7, 2.0)])],
+    ids=["list", "stored list", "fixed list", "map", "stored map"],
 )
 def test_nulls_inside_patched_lists_are_refused_too(name, stored, patch):
     kind = SCHEMA.field(name).type
@@ -184,6 +189,29 @@ def test_a_patch_that_fills_the_nulls_inside_a_fixed_size_list_makes_it_whole():
     window = fill([encode(table, 0, patches=patches)], [(0, 0, 3)], np.arange(3))
     batch = Batch(layout(), assemble(Columns.of(READ), [Part(window=window, start=0, stop=3)]))
     assert batch.to_arrow()["pair"].to_pylist() == [[7, 8], [2, 3], None]
+
+
+@pytest.mark.parametrize("output", ["numpy", "dict"])
+def test_a_map_is_a_jagged_with_weights(output):
+    rows = [[(7, 0.5), (8, 0.1)], None, [], [(8, 2.0)]] * 30
+    table = block_table(np.random.default_rng(9), 120)
+    table = table.set_column(SCHEMA.get_field_index("map"), SCHEMA.field("map"), pa.array(rows, SCHEMA.field("map").type))
+    window = fill([encode(table, 0)], [(0, 0, 120)], np.arange(120)[::-1])
+    shown = dataclasses.replace(layout(), names=("map",), output=output)
+    batch = Batch(shown, assemble(Columns.of(READ), [Part(window=window, start=0, stop=120)], pad_to=121))
+    column = batch["map"]
+    assert len(column) == 121
+    assert column[0].tolist() == [8] and column[3].tolist() == [7, 8] and column[120].tolist() == []
+    assert np.allclose(column.weights[column.offsets[3] : column.offsets[4]], [0.5, 0.1])
+    assert len(column.weights) == len(column.values)
+    assert batch.validity["map"].tolist()[:3] == [True, True, False]
+
+
+def test_maps_that_no_tensor_holds_are_refused_by_column():
+    for kind in (pa.map_(pa.string(), pa.float32()), pa.map_(pa.int64(), pa.list_(pa.int8()))):
+        schema = pa.schema([("odd", kind)])
+        with pytest.raises(SchemaError, match=r"'odd' is map<.*maps of numbers to numbers"):
+            Columns.of(read_columns(Schema.from_arrow(schema), ["odd"]))
 
 
 def test_a_batch_is_freed_with_its_last_reference():

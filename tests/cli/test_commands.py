@@ -80,6 +80,17 @@ def test_inspect_shows_encodings_and_a_bar_chart(tmp_path: Path, capsys: Capture
     assert noise.count("█") > same.count("█"), "the longer bar is the larger column's"
     assert lines.index(noise) < lines.index(same), "the largest column comes first"
     assert "chosen because" in read_text(capsys, "inspect", str(path), "--why")
+    assert {"segment_id", "features", "columns"} <= set(layout)
+
+
+def test_inspect_of_a_wide_segment_shows_the_largest_columns(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "wide.segment"
+    rng = np.random.default_rng(7)
+    loader.write_segment(path, pa.table({f"c{number:03}": rng.integers(0, 2 + number * 50, 200) for number in range(60)}))
+    lines = read_text(capsys, "inspect", str(path)).splitlines()
+    assert sum(line.startswith("c0") for line in lines) == 40
+    assert lines[-1].startswith("and 20 columns more")
+    assert sum(line.startswith("c0") for line in read_text(capsys, "inspect", str(path), "--columns", "0").splitlines()) == 60
 
 
 def test_inspect_finds_a_segment_of_a_table(shop: Path, capsys: Capture) -> None:

@@ -94,3 +94,21 @@ def test_goes_on_where_it_was_stopped(lake: Path, capsys: Capture, monkeypatch: 
     assert len(checked) == len(set(checked)) == 5, "nothing is checked twice"
     assert run(["verify", "points", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["resumed"] == 0, "a finished run is forgotten"
+
+
+def test_a_segment_file_without_a_lake(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "points.segment"
+    loader.write_segment(path, pa.table({"x": np.arange(5_000), "y": np.random.default_rng(3).random(5_000)}))
+    assert run(["verify", str(path)]) == 0
+    assert "2 chunks, 5,000 rows" in capsys.readouterr().out
+    with loader.SegmentReader(path) as reader:
+        offset = int(reader.chunks(reader.resolve(["y"]), [0])[0, 0]["offset"])
+    data = bytearray(path.read_bytes())
+    data[offset + 300] ^= 1
+    path.write_bytes(data)
+    assert run(["verify", str(path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["chunks"], len(report["problems"])) == (2, 1)
+    assert "'y'" in report["problems"][0]
+    assert run(["verify", str(tmp_path / "gone.segment")]) == 1
+    assert "no segment file" in capsys.readouterr().err

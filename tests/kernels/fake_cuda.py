@@ -60,70 +60,70 @@ class FakeRuntime:
         self.pinned: dict[int, Any] = {}
         self.consumer = self.streams.add(host.consumer_stream())
 
-    def getDevice(self) -> int:  # noqa: N802
+    def getDevice(self) -> int:
         return self.current
 
-    def setDevice(self, device: int) -> None:  # noqa: N802
+    def setDevice(self, device: int) -> None:
         if not 0 <= device < self.device_count:
             raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
         self.current = device
 
-    def driverGetVersion(self) -> int:  # noqa: N802
+    def driverGetVersion(self) -> int:
         return self.driver_version
 
-    def runtimeGetVersion(self) -> int:  # noqa: N802
+    def runtimeGetVersion(self) -> int:
         return 12090
 
-    def getDeviceCount(self) -> int:  # noqa: N802
+    def getDeviceCount(self) -> int:
         if self.driver_version < 12000 or not self.device_count:
             raise CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")
         return self.device_count
 
-    def getDeviceProperties(self, device: int) -> dict[str, Any]:  # noqa: N802
+    def getDeviceProperties(self, device: int) -> dict[str, Any]:
         return {"name": b"NVIDIA Pretence", "major": self.capability[0], "minor": self.capability[1]}
 
-    def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
+    def memGetInfo(self) -> tuple[int, int]:
         return self.free, 1 << 35
 
-    def hostAlloc(self, size: int, flags: int) -> int:  # noqa: N802
+    def hostAlloc(self, size: int, flags: int) -> int:
         assert flags == self.hostAllocPortable
         array = self.host.empty_pinned(size)
         self.pinned[array.ctypes.data] = array
         return int(array.ctypes.data)
 
-    def freeHost(self, ptr: int) -> None:  # noqa: N802
+    def freeHost(self, ptr: int) -> None:
         del self.pinned[ptr]
 
-    def deviceSynchronize(self) -> None:  # noqa: N802
+    def deviceSynchronize(self) -> None:
         self.host._streams.finish()
 
-    def streamCreateWithFlags(self, flags: int) -> int:  # noqa: N802
+    def streamCreateWithFlags(self, flags: int) -> int:
         assert flags == self.streamNonBlocking
         return self.streams.add(self.host.stream(f"stream {len(self.streams)}"))
 
-    def streamDestroy(self, stream: int) -> None:  # noqa: N802
+    def streamDestroy(self, stream: int) -> None:
         self.streams.drop(stream)
 
-    def streamWaitEvent(self, stream: int, event: int, flags: int = 0) -> None:  # noqa: N802
+    def streamWaitEvent(self, stream: int, event: int, flags: int = 0) -> None:
         self.host.wait(self.streams[stream], self.events[event])
 
-    def eventCreateWithFlags(self, flags: int) -> int:  # noqa: N802
+    def eventCreateWithFlags(self, flags: int) -> int:
         assert flags == self.eventDisableTiming
         return self.events.add(self.host.event())
 
-    def eventDestroy(self, event: int) -> None:  # noqa: N802
+    def eventDestroy(self, event: int) -> None:
         self.events.drop(event)
 
-    def eventRecord(self, event: int, stream: int) -> None:  # noqa: N802
+    def eventRecord(self, event: int, stream: int) -> None:
         self.host.record(self.events[event], self.streams[stream])
 
-    def eventQuery(self, event: int) -> int:  # noqa: N802
+    def eventQuery(self, event: int) -> int:
         return 0 if self.host.is_done(self.events[event]) else NOT_READY
 
-    def eventSynchronize(self, event: int) -> None:  # noqa: N802
+    def eventSynchronize(self, event: int) -> None:
         self.host.synchronize(self.events[event])
 
-    def memcpyAsync(self, dst: int, src: int, size: int, kind: int, stream: int) -> None:  # noqa: N802
+    def memcpyAsync(self, dst: int, src: int, size: int, kind: int, stream: int) -> None:
         assert all(type(number) is int for number in (dst, src, size, kind, stream))
         at = src if kind == self.memcpyHostToDevice else dst
         memory = self.host.pinned_memory.find(at, size, "memcpyAsync")
@@ -133,7 +133,7 @@ class FakeRuntime:
         else:
             self.host.copy_to_host(pinned, src, size, self.streams[stream])
 
-    def memsetAsync(self, ptr: int, value: int, size: int, stream: int) -> None:  # noqa: N802
+    def memsetAsync(self, ptr: int, value: int, size: int, stream: int) -> None:
         assert value == 0
         self.host.zero(ptr, size, self.streams[stream])
 
@@ -144,16 +144,16 @@ class FakeDriver:
     def __init__(self, runtime: FakeRuntime) -> None:
         self._runtime, self.modules, self._functions = runtime, list[bytes](), Handles()
 
-    def moduleLoadData(self, image: bytes) -> int:  # noqa: N802
+    def moduleLoadData(self, image: bytes) -> int:
         assert type(image) is bytes and image.startswith(b"\x7fELF")
         self.modules.append(image)
         return len(self.modules)
 
-    def moduleGetFunction(self, module: int, funcname: str) -> int:  # noqa: N802
+    def moduleGetFunction(self, module: int, funcname: str) -> int:
         assert funcname.encode() in self.modules[module - 1]
         return self._functions.add(funcname)
 
-    def launchKernel(  # noqa: N802
+    def launchKernel(
         self, f: int, grid_x: int, grid_y: int, grid_z: int, block_x: int, block_y: int, block_z: int, shared: int, stream: int, params: int, extra: int
     ) -> None:
         assert (grid_z, block_y, block_z, shared, extra) == (1, 1, 1, 0, 0)
@@ -172,30 +172,30 @@ class FakeNvrtc:
     def __init__(self) -> None:
         self.refuses, self.compiled, self._programs = "", list[tuple[str, tuple[str, ...]]](), Handles()
 
-    def getVersion(self) -> tuple[int, int]:  # noqa: N802
+    def getVersion(self) -> tuple[int, int]:
         return 12, 9
 
-    def getSupportedArchs(self) -> tuple[int, ...]:  # noqa: N802
+    def getSupportedArchs(self) -> tuple[int, ...]:
         return 75, 80, 86, 90, 100
 
-    def createProgram(self, src: str, name: str, headers: tuple[str, ...], include_names: tuple[str, ...]) -> int:  # noqa: N802
+    def createProgram(self, src: str, name: str, headers: tuple[str, ...], include_names: tuple[str, ...]) -> int:
         return self._programs.add((src, name))
 
-    def compileProgram(self, prog: int, options: tuple[str, ...]) -> None:  # noqa: N802
+    def compileProgram(self, prog: int, options: tuple[str, ...]) -> None:
         if self.refuses:
             raise NVRTCError("NVRTC_ERROR_COMPILATION (6)")
         self.compiled.append((self._programs[prog][1], options))
 
-    def getProgramLog(self, prog: int) -> str:  # noqa: N802
+    def getProgramLog(self, prog: int) -> str:
         return self.refuses
 
-    def getCUBIN(self, prog: int) -> bytes:  # noqa: N802
+    def getCUBIN(self, prog: int) -> bytes:
         return b"\x7fELF" + self._programs[prog][0].encode()
 
-    def getPTX(self, prog: int) -> str:  # noqa: N802
-        return self._programs[prog][0]
+    def getPTX(self, prog: int) -> bytes:
+        return self._programs[prog][0].encode()
 
-    def destroyProgram(self, prog: int) -> None:  # noqa: N802
+    def destroyProgram(self, prog: int) -> None:
         self._programs.drop(prog)
 
 

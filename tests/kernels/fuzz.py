@@ -52,6 +52,7 @@ def attempt(library: native.NativeLibrary, seed: int) -> bool:
             damage_records(ops if choice < 0.8 or not sources.size else sources, rng)
     if rng.random() < 0.1:
         slab = slab[: PADDING_BYTES + (slab.size - PADDING_BYTES) // 16 * 8].copy()
+    library.force_portable(seed % 2 == 1)
     arena = np.full(built.program.arena_bytes + PADDING_BYTES, 0xA5, np.uint8)
     try:
         library.decode(slab, arena, ops, sources, threads=1 + seed % 3)

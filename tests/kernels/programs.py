@@ -131,7 +131,8 @@ class ProgramBuilder:
         sources = np.concatenate(self.sources) if self.sources else np.zeros(0, PROGRAM_SOURCE)
         starts = np.searchsorted(ops["level"], np.arange(int(ops["level"][-1]) + 2 if ops.size else 1)).astype(np.int64)
         program = Program(
-            ops=ops, sources=sources, level_starts=starts, regions=np.zeros(0, REGION_ITEM), num_rows=np.zeros(0, np.int64), arena_bytes=self.arena_bytes, features=0
+            ops=ops, sources=sources, level_starts=starts, regions=np.zeros(0, REGION_ITEM), num_rows=np.zeros(0, np.int64), arena_bytes=self.arena_bytes,
+            features=0,
         )  # fmt: skip
         return Built(program, aligned(np.concatenate([*self.parts, np.zeros(PADDING_BYTES, np.uint8)])))
 

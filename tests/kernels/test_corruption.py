@@ -32,14 +32,20 @@ def test_damaged_programs_never_crash(library_path: pathlib.Path) -> None:
     assert 0.2 * count < refused < 0.95 * count
 
 
-def test_damaged_programs_are_clean_under_address_and_undefined_behaviour_sanitizers(build_folder: pathlib.Path) -> None:
+@pytest.fixture
+def sanitized(build_folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, str]]:
+    """A library with AddressSanitizer and UBSan, and the environment that it needs."""
     runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False).stdout.strip()
     if not os.path.isabs(runtime):
         pytest.skip("gcc has no libasan")
     target = build_folder / "sanitized.so"
     if not target.exists():
         build.compile_library(target, optimise=build.SANITIZE)
-    options = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    return target, {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
+def test_damaged_programs_are_clean_under_address_and_undefined_behaviour_sanitizers(sanitized: tuple[pathlib.Path, dict[str, str]]) -> None:
+    target, options = sanitized
     overrun = (
         "import numpy as np; from loader.kernels import native; data = np.zeros(4096, np.uint8); "
         f"native.NativeLibrary({str(target)!r})._library.headrace_crc32c(data.ctypes.data, 4097, 0)"
@@ -47,3 +53,14 @@ def test_damaged_programs_are_clean_under_address_and_undefined_behaviour_saniti
     planted = subprocess.run([sys.executable, "-c", overrun], capture_output=True, text=True, env={**os.environ, **options}, cwd=FUZZ.parents[2], check=False)
     assert "heap-buffer-overflow" in planted.stderr, "the sanitizer does not see one byte past an array"
     assert run_fuzz(target, 10_000, int(os.environ.get("HEADRACE_FUZZ", "300")), **options) > 50
+
+
+def test_encoding_tables_is_clean_under_address_and_undefined_behaviour_sanitizers(sanitized: tuple[pathlib.Path, dict[str, str]]) -> None:
+    target, options = sanitized
+    count = int(os.environ.get("HEADRACE_FUZZ", "30"))
+    script = [sys.executable, str(FUZZ.with_name("encode_tables.py")), str(target), "0", str(count)]
+    # Arrow's arrays from malloc, so that the sanitizer sees where they end
+    environment = {**os.environ, **options, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    result = subprocess.run(script, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr[-6000:]
+    assert result.stdout == f"{count} read back\n"

@@ -17,6 +17,7 @@ from loader.decode.program import PROGRAM_OP, PROGRAM_SOURCE
 from loader.encodings import bitpack
 from loader.errors import CorruptSegmentError
 from loader.kernels import build, native
+from loader.kernels.native_lists import ListPool
 from loader.segment import layout
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -187,7 +188,10 @@ def test_native_imports_nothing_but_numpy_and_errors() -> None:
         "loader.kernels.arrays",
         "loader.kernels.build",
         "loader.kernels.native",
+        "loader.kernels.native_columns",
         "loader.kernels.native_encoder",
+        "loader.kernels.native_lists",
+        "loader.kernels.native_program",
     }
     assert not modules & {"pyarrow", "torch", "ray", "cupy", "sqlalchemy"}
 
@@ -202,26 +206,79 @@ def test_build_without_a_compiler_says_what_to_install(monkeypatch: pytest.Monke
         build.compile_library(tmp_path / "library.so")
 
 
-@given(seed=st.integers(0, 999), threads=st.sampled_from([1, 3]))
-def test_many_list_columns_in_one_call_equal_one_by_one(library: native.NativeLibrary, seed: int, threads: int) -> None:
-    rng = np.random.default_rng(seed)
+def list_pools(rng: np.random.Generator, num_lists: int) -> list[ListPool]:
     columns = []
-    for pool_type, dtype in (("u1", "<i8"), ("<u4", "<i8"), ("<u4", "<u4"), ("<u8", "<f8"), ("<u2", "<i4")):
-        pool = rng.integers(0, 200, int(rng.integers(1, 3000))).astype(pool_type)
-        lengths = rng.integers(0, min(pool.size, 90) + 1, int(rng.integers(0, 3000)))
+    for pool_type, dtype in (("u1", "<i8"), ("<u4", "<i8"), ("<u4", "<u4"), ("<u8", "<f8"), ("<u2", "<i4"), ("i1", "i1")):
+        pool = rng.integers(0, 100, int(rng.integers(1, 3000))).astype(pool_type)
+        lengths = rng.integers(0, min(pool.size, 90) + 1, num_lists)
         starts = rng.integers(0, pool.size - lengths + 1)
         narrow = np.dtype(dtype).itemsize > pool.itemsize
         views = (starts | lengths << 32).astype(np.uint64)
-        columns.append(native.ListPool(pool=pool, base=int(rng.integers(-(1 << 40), 1 << 40)) if narrow else 0, views=views, dtype=np.dtype(dtype)))
-    for column, (values, offsets) in zip(columns, library.expand_lists(columns, np.empty, threads), strict=True):
-        np.testing.assert_array_equal(offsets, library.list_offsets(column.views))
-        want = np.empty(int(offsets[-1]), column.dtype)
-        library.gather_lists(column.pool, column.base, column.views, want)
-        assert values.tobytes() == want.tobytes()
+        columns.append(ListPool(pool=pool, base=int(rng.integers(-(1 << 40), 1 << 40)) if narrow else 0, views=views, dtype=np.dtype(dtype)))
+    return columns
+
+
+def lay_out(library: native.NativeLibrary, columns: list[ListPool], bounds: list[int], threads: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(offsets, bytes, where each column's items start in them)."""
+    table, edges = library.list_table(columns), np.array(bounds)
+    sums = library.list_sums(table, edges, threads)
+    sizes = sums.sum(axis=1) * [column.dtype.itemsize for column in columns]
+    starts = np.cumsum(-(-sizes // 8) * 8) - -(-sizes // 8) * 8
+    offsets, out = np.empty((len(columns), bounds[-1] - bounds[0] + 1), np.int64), np.empty(int(starts[-1] + sizes[-1]), np.uint8)
+    library.list_rows(table, edges, sums, offsets, out, starts, threads)
+    return offsets, out, starts
+
+
+@given(seed=st.integers(0, 999), threads=st.sampled_from([1, 3]))
+def test_many_list_columns_in_one_call_equal_one_by_one(library: native.NativeLibrary, seed: int, threads: int) -> None:
+    rng = np.random.default_rng(seed)
+    columns = list_pools(rng, int(rng.integers(1, 9000)))
+    num_lists = columns[0].views.size
+    bounds = np.sort(rng.integers(0, num_lists + 1, int(rng.integers(2, 9)))).tolist()
+    offsets, out, starts = lay_out(library, columns, bounds, threads)
+    for column, ends, start in zip(columns, offsets, starts.tolist(), strict=True):
+        views = column.views[bounds[0] : bounds[-1]]
+        np.testing.assert_array_equal(ends, library.list_offsets(views))
+        want = np.empty(int(ends[-1]), column.dtype)
+        library.gather_lists(column.pool, column.base, views, want)
+        assert out[start : start + want.nbytes].tobytes() == want.tobytes()
 
 
 def test_many_list_columns_name_the_one_that_leaves_its_pool(library: native.NativeLibrary) -> None:
-    good = native.ListPool(pool=np.zeros(9, np.uint32), base=0, views=np.array([2 << 32], np.uint64), dtype=np.dtype("<i8"))
-    bad = native.ListPool(pool=np.zeros(9, np.uint32), base=0, views=np.array([2 << 32, 8 | 2 << 32], np.uint64), dtype=np.dtype("<i8"))
+    good = ListPool(pool=np.zeros(9, np.uint32), base=0, views=np.array([2 << 32, 0], np.uint64), dtype=np.dtype("<i8"))
+    bad = ListPool(pool=np.zeros(9, np.uint32), base=0, views=np.array([2 << 32, 8 | 2 << 32], np.uint64), dtype=np.dtype("<i8"))
     with pytest.raises(CorruptSegmentError, match="list column 1 of the request is corrupt: list 1 reaches outside"):
-        library.expand_lists([good, bad], np.empty)
+        lay_out(library, [good, bad], [0, 2])
+    with pytest.raises(CorruptSegmentError, match="list 1 reaches outside"):
+        lay_out(library, [good, bad], [1, 2])
+
+
+def test_list_columns_that_do_not_fit_are_refused(library: native.NativeLibrary) -> None:
+    columns = list_pools(np.random.default_rng(1), 50)
+    table, bounds = library.list_table(columns), np.array([0, 20, 50])
+    sums, offsets, out = library.list_sums(table, bounds), np.empty((6, 51), np.int64), np.empty(1 << 20, np.uint8)
+    starts = np.arange(6) * (1 << 16)
+    for wrong in (
+        {"bounds": np.array([0, 51])},
+        {"bounds": np.array([20, 0, 50])},
+        {"offsets": offsets[:, :50].copy()},
+        {"out": out[: 1 << 18]},
+        {"starts": starts + 1},
+    ):
+        arguments = {"bounds": bounds, "sums": sums, "offsets": offsets, "out": out, "starts": starts} | wrong
+        with pytest.raises(ValueError, match="fit|ascend"):
+            library.list_rows(table, **arguments)
+    with pytest.raises(ValueError, match="50 and 3 lists"):
+        library.list_table([columns[0], ListPool(pool=columns[0].pool, base=0, views=columns[0].views[:3], dtype=columns[0].dtype)])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_first_range_with_another_checksum_is_found(library: native.NativeLibrary, threads: int) -> None:
+    data = np.random.default_rng(2).integers(0, 256, 9_000_000, dtype=np.uint8)
+    starts, sizes = np.array([0, 64, 4096, 0, 9_000_000]), np.array([64, 4_000_000, 8_000_000, 0, 0])
+    sums = np.array([library.crc32c(data[start : start + size]) for start, size in zip(starts, sizes, strict=True)], np.uint32)
+    assert library.first_mismatch(data, starts, sizes, sums, threads) is None
+    sums[[1, 4]] ^= 1
+    assert library.first_mismatch(data, starts, sizes, sums, threads) == 1
+    with pytest.raises(ValueError, match="do not fit"):
+        library.first_mismatch(data, starts, sizes + 9_000_000, sums)

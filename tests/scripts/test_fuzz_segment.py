@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
+import operator
 import pathlib
 import subprocess
 import sys
@@ -10,6 +13,8 @@ import sys
 import pytest
 
 from loader.kernels import build
+from loader.segment.layout import KNOWN_FEATURES, Feature
+from loader.segment.reader import SegmentReader
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "fuzz_segment"
 
@@ -37,3 +42,16 @@ def test_corrupted_segments_are_refused_or_read_right(tmp_path: pathlib.Path, li
     assert report["failures"] == []
     assert sum(report["counts"].values()) == report["files"] == 1000
     assert report["counts"]["refused"] > 400
+
+
+def test_the_segments_to_damage_have_every_feature_together(tmp_path: pathlib.Path) -> None:
+    spec = importlib.util.spec_from_file_location("fuzz_segment_bases", SCRIPT.with_name("fuzz_segment_bases.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    bases = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = bases
+    spec.loader.exec_module(bases)
+    made = [bases.make(number) for number in range(bases.NUM_BASES)]
+    files = [data for base in made for data in (base.data, base.column_file) if data is not None]
+    found = functools.reduce(operator.or_, (SegmentReader(data).features for data in files))
+    assert Feature(int(KNOWN_FEATURES)) & ~Feature(found) == Feature.OVERLAY  # patches are read by tables

@@ -12,7 +12,7 @@ from typing import Any
 
 MAGIC = b"HEADRACE"
 VECTOR = 1024
-KNOWN_FEATURES = 0b11_0011_1111_1111  # NULLS to COMPRESSED_BYTES, COLUMN_FILE, OVERLAY
+KNOWN_FEATURES = 0b111_0011_1111_1111  # NULLS to COMPRESSED_BYTES, COLUMN_FILE, OVERLAY, MAPS
 VALUE_CODES = "BbhiqBHIQefdH"  # of struct, by value type; bool a byte, bfloat16 its 16 bits
 COPY, DIRECT, NULLS, RANK, SPLIT, RUNS = range(6)
 CONSTANT, PACKED, PLAIN, BITS, PACKED_EXCEPTIONS = range(5)
@@ -20,6 +20,7 @@ ZIGZAG_SUM, SUM, EXCLUSIVE_SUM = 1, 2, 3
 VIEW, F32_DECIMAL, F64_DECIMAL, F32_FROM_F16, F32_FROM_BF16, F32_SCALED_I8 = 4, 5, 6, 7, 8, 9
 OUT_BYTES = (1, 2, 4, 8, 8, 4, 8, 4, 4, 4)
 VALUES, VALIDITY, VIEWS = 0, 1, 2
+WEIGHTS = 4  # what roles of the second list of a map are above those of the first
 M32, M64 = (1 << 32) - 1, (1 << 64) - 1
 
 
@@ -69,13 +70,16 @@ class Segment:
                 check(crc32c(section[page : page + 4096]) == struct.unpack_from("<I", data, checksums + page // 1024)[0], f"checksum of section {kind}")
             self.sections[kind] = section
         self.blocks = [row[:2] for row in struct.iter_unpack("<QII", self.sections[4])]
-        self.columns = [self._column(record) for record in struct.iter_unpack("<IBBBxIIIIQ", self.sections[1])]
+        self.columns = [self._column(record) for record in struct.iter_unpack("<IBBBBIIIIQ", self.sections[1])]
 
     def _column(self, record: tuple[int, ...]) -> dict[str, Any]:
-        column_id, value_type, depth, flags, name_offset, name_bytes, schema_index, fixed_size, name_hash = record
+        column_id, value_type, depth, flags, weights, name_offset, name_bytes, schema_index, fixed_size, name_hash = record
         name = self.sections[3][name_offset : name_offset + name_bytes].decode()
         check(hashlib.blake2b(name.encode(), digest_size=8).digest() == struct.pack("<Q", name_hash), f"hash of the name {name}")
-        return {"id": column_id, "value_type": value_type, "depth": depth, "name": name, "schema_index": schema_index, "fixed_size": fixed_size}
+        column = {"id": column_id, "value_type": value_type, "depth": depth, "name": name, "schema_index": schema_index, "fixed_size": fixed_size}
+        if flags & 2:
+            column["weights"] = {"value_type": weights & 15, "depth": weights >> 4, "fixed_size": 0}
+        return column
 
     def locate(self, name: str) -> int:
         """Row of COLUMNS, by the name index."""
@@ -96,6 +100,63 @@ class Segment:
             check(decoded.num_rows == num_rows, "rows of a chunk")
             found += decoded.column(self.columns[row])
         return found
+
+
+def mix(x: int) -> int:
+    x = (x ^ x >> 32) * 0xD6E8FEB86659FD93 & M64
+    x = (x ^ x >> 32) * 0xD6E8FEB86659FD93 & M64
+    return x ^ x >> 32
+
+
+LANES = (0x9E3779B97F4A7C15, 0xFF51AFD7ED558CCD), (0xC2B2AE3D27D4EB4F, 0xC4CEB9FE1A85EC53)
+NULL_WORD = 0x27D4EB2F165667C5
+SALT = 0x47B6137B, 0x44974D91, 0x8824AD5B, 0xA2B7289D, 0x705495C7, 0x2DF1424B, 0x9EFC4947, 0x5C6BFB31
+
+
+def key_words(values: Sequence[tuple[int | bytes, bool]]) -> tuple[int, int]:
+    """The hash of a key's (value, is null) pairs; whatever integer or bytes stand for the type of a null."""
+    lanes = []
+    for seed, odd in LANES:
+        state = seed
+        for value, null in values:
+            if isinstance(value, bytes):
+                value = b"" if null else value
+                words = [len(value), *(int.from_bytes(value[at : at + 8], "little") for at in range(0, len(value), 8))]
+            else:
+                words = [NULL_WORD if null else value & M64]
+            for word in words:
+                state = mix(state * odd + mix(word + seed & M64) & M64)
+            state = mix(state + NULL_WORD & M64) if null else state
+        lanes.append(state)
+    return lanes[0], lanes[1]
+
+
+def filter_bits(low: int, num_blocks: int) -> tuple[int, list[int]]:
+    """The block of a key in the Bloom filter, and its bit in each of the block's words."""
+    hashed = mix(low)
+    return (hashed >> 32) * num_blocks >> 32, [((hashed & M32) * salt & M32) >> 27 for salt in SALT]
+
+
+class KeyIndex:
+    """The key index of a segment."""
+
+    def __init__(self, section: bytes) -> None:
+        version, key_bytes, count, self.num_blocks, low, high = struct.unpack_from("<IIQQQQ", section)
+        check(version == 1, "version of the key index")
+        at, self.words = 64, []
+        for _ in range(key_bytes // 8):
+            self.words.append(struct.unpack_from(f"<{count}Q", section, at))
+            at += -(-8 * count // 64) * 64
+        self.rows = struct.unpack_from(f"<{count}I", section, at)
+        self.filter = struct.unpack_from(f"<{8 * self.num_blocks}I", section, at + -(-4 * count // 64) * 64)
+        check(not count or (low, high) == (self.words[0][0], self.words[0][-1]), "range of the key index")
+
+    def find(self, *words: int) -> int | None:
+        """The row of a key."""
+        block, bits = filter_bits(words[0], self.num_blocks)
+        if not all(self.filter[8 * block + word] >> bit & 1 for word, bit in enumerate(bits)):
+            return None
+        return next((row for row, *key in zip(self.rows, *self.words, strict=True) if tuple(key) == words), None)
 
 
 class Chunk:
@@ -228,25 +289,38 @@ class Chunk:
                 return item, value_type, count, base, memory
         return None
 
-    def _flags(self, depth: int, count: int) -> list[int]:
-        region = self._region(VALIDITY, depth)
+    def _flags(self, depth: int, count: int, group: int) -> list[int]:
+        region = self._region(VALIDITY + group, depth)
         return [1] * count if region is None else list(region[4])
 
     def column(self, record: dict[str, Any]) -> list[Any]:
-        """The rows as Python values."""
-        entries = self._leaf(record)
+        """The rows as Python values; a map as a list of pairs."""
+        keys = self._list(record, 0)
+        if "weights" not in record:
+            return keys
+        weights = self._list(record["weights"], WEIGHTS)
+        rows: list[Any] = []
+        for row, values in zip(keys, weights, strict=True):
+            check(row is None or len(row) == len(values), "keys and weights")
+            rows.append(None if row is None else [list(pair) for pair in zip(row, values, strict=True)])
+        return rows
+
+    def _list(self, record: dict[str, Any], group: int) -> list[Any]:
+        entries = self._leaf(record, group)
         for depth in reversed(range(record["depth"])):
-            region = self._region(VIEWS, depth)
+            region = self._region(VIEWS + group, depth)
+            if region is None and group and not depth:
+                region = self._region(VIEWS, depth)
             check(region is not None, "views are missing")
             assert region is not None
             views = struct.unpack(f"<{region[2]}Q", region[4])
-            present = self._flags(depth, len(views))
+            present = self._flags(depth, len(views), group)
             entries = [entries[view & M32 : (view & M32) + (view >> 32)] if here else None for view, here in zip(views, present, strict=True)]
         return entries
 
-    def _leaf(self, record: dict[str, Any]) -> list[Any]:
+    def _leaf(self, record: dict[str, Any], group: int) -> list[Any]:
         depth, fixed = record["depth"], record["fixed_size"]
-        region = self._region(VALUES, depth)
+        region = self._region(VALUES + group, depth)
         check(region is not None, "values are missing")
         assert region is not None
         item, value_type, count, base, memory = region
@@ -258,9 +332,9 @@ class Chunk:
             memory = b"".join((base + value & (1 << 8 * size) - 1).to_bytes(size, "little") for value in narrow)
         values: list[Any] = list(struct.unpack(f"<{count}{code}", memory))
         if fixed:
-            items = [value if here else None for value, here in zip(values, self._flags(depth + 1, count), strict=True)]
+            items = [value if here else None for value, here in zip(values, self._flags(depth + 1, count, group), strict=True)]
             values = [items[start : start + fixed] for start in range(0, count, fixed)]
-        return [value if here else None for value, here in zip(values, self._flags(depth, len(values)), strict=True)]
+        return [value if here else None for value, here in zip(values, self._flags(depth, len(values), group), strict=True)]
 
 
 class Op:

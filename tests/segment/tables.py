@@ -10,14 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from hypothesis import strategies as st
 
+from loader.encodings.shred import as_lists
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 LEAVES = [
     pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(),
     pa.timestamp("us"), pa.timestamp("ns", tz="Europe/Berlin"), pa.date32(), pa.date64(), pa.time32("ms"), pa.time64("ns"), pa.duration("s"),
 ]  # fmt: skip
+ODD = [pa.null(), pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.int64())]
 BYTES = [pa.string(), pa.binary(), pa.large_string(), pa.large_binary(), pa.string_view(), pa.binary_view(), pa.binary(3)]
 LISTS = [pa.list_, pa.large_list, pa.list_view, pa.large_list_view]
+VIEWS = [pa.string_view(), pa.binary_view()]
 DAY_MS = 86_400_000
 SHAPES = ["constant", "few", "narrow", "any", "extreme"]
 ROW_COUNTS = [0, 1, 2, 31, 33, 700, 1023, 1024, 1025, 2500]
@@ -55,6 +59,13 @@ class Maker:
             values = self.array(kind.value_type, count * kind.list_size)
             mask = self.mask(count)
             return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=None if mask is None else pa.array(mask))
+        if pa.types.is_null(kind):
+            return pa.nulls(count)
+        if pa.types.is_dictionary(kind):
+            few = Maker(self.rng, "few", self.null_share)
+            return few.array(kind.value_type, count).dictionary_encode().cast(kind)
+        if pa.types.is_map(kind):
+            return self.maps(kind, count)
         if hasattr(kind, "value_type"):
             return self.lists(kind, count)
         if kind in BYTES:
@@ -100,6 +111,21 @@ class Maker:
         ends = ends.astype(np.int64 if pa.types.is_large_list(kind) else np.int32)
         return pa.Array.from_buffers(kind, count, [nulls, pa.py_buffer(ends)], children=[flat])
 
+    def maps(self, kind: pa.DataType, count: int) -> pa.Array:
+        """Maps whose keys repeat as lists do; in half of them the weights do, too, and in the others they change with every row."""
+        keys = Maker(self.rng, self.shape, 0.0).lists(pa.list_(kind.key_type), count)
+        entries = keys.flatten()
+        if self.rng.random() < 0.5:
+            # what a key weighs hangs on where in its row it stands
+            at = np.arange(len(entries)) % 7
+            weights = self.array(kind.item_type, 7).take(pa.array(at)) if kind.item_type not in VIEWS else self.array(kind.item_type, len(entries))
+        else:
+            weights = self.array(kind.item_type, len(entries))
+        mask = self.mask(count)
+        nulls = None if mask is None else pa.py_buffer(np.packbits(~mask, bitorder="little"))
+        pairs = pa.StructArray.from_arrays([entries, weights], fields=[kind.key_field, kind.item_field])
+        return pa.Array.from_buffers(kind, count, [nulls, keys.buffers()[1]], children=[pairs])
+
     def bytes(self, kind: pa.DataType, count: int) -> pa.Array:
         words = ["", "a", "bc", "ü", "longer than the twelve bytes of a view", "x" * 300]
         if pa.types.is_fixed_size_binary(kind):
@@ -116,14 +142,26 @@ class Maker:
 @st.composite
 def types(draw: st.DrawFn) -> pa.DataType:
     """Any type that segments store."""
-    kind = draw(st.sampled_from(LEAVES + BYTES))
-    if kind in (pa.string_view(), pa.binary_view()):
+    if draw(st.integers(0, 5)) == 0:
+        return draw(maps())
+    kind = draw(st.sampled_from(LEAVES + BYTES + ODD))
+    if kind in VIEWS:
         return kind
-    if kind not in BYTES and draw(st.booleans()):
+    if kind not in BYTES + ODD and draw(st.booleans()):
         kind = pa.list_(kind, draw(st.integers(1, 5)))
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2, 3]))):
         kind = draw(st.sampled_from(LISTS))(kind)
     return kind
+
+
+@st.composite
+def maps(draw: st.DrawFn) -> pa.DataType:
+    """Any map that segments store."""
+    names = [kind for kind in LEAVES + BYTES if kind not in VIEWS]
+    weight = draw(st.sampled_from(LEAVES + names[-3:-1]))
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+        weight = draw(st.sampled_from(LISTS))(weight)
+    return pa.map_(draw(st.sampled_from(names)), weight)
 
 
 @st.composite
@@ -141,8 +179,14 @@ def same(left: pa.Array, right: pa.Array) -> bool:
     """Whether two arrays hold the same values: nulls, empty lists and every bit of a float told apart."""
     if isinstance(left, pa.ExtensionArray):
         left, right = left.storage, right.storage
+    if isinstance(left, pa.DictionaryArray) and left.type.equals(right.type):
+        left, right = left.dictionary_decode(), right.dictionary_decode()
     if not left.type.equals(right.type) or len(left) != len(right) or not left.is_valid().equals(right.is_valid()):
         return False
+    if pa.types.is_map(left.type):
+        one, two = (as_lists(array) for array in (left, right))
+        parts = zip(one.flatten().flatten(), two.flatten().flatten(), strict=True)
+        return bool(pc.list_value_length(one).equals(pc.list_value_length(two))) and all(same(mine, theirs) for mine, theirs in parts)
     if hasattr(left.type, "value_type"):
         if not pa.types.is_fixed_size_list(left.type) and not pc.list_value_length(left).equals(pc.list_value_length(right)):
             return False

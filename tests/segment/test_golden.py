@@ -72,3 +72,13 @@ def test_cascades_show_every_later_encoding() -> None:
         assert part in trees[name], f"{name}: {trees[name]}"
     later = Feature.EXCEPTIONS | Feature.DELTA | Feature.CLASS_SPLIT | Feature.RUN_ENDS | Feature.DECIMAL_FLOATS | Feature.QUANTISED | Feature.COMPRESSED_BYTES
     assert reader.features & later == later
+
+
+def test_maps_repeat_together_and_apart() -> None:
+    reader = SegmentReader(FOLDER / "v1-maps.segment")
+    trees = {column.name: column.encoding for column in reader.layout().columns}
+    assert trees["together"].startswith("map views(")
+    assert trees["sliding"].startswith("map sliding views(")
+    assert trees["apart"].startswith("map(views(")
+    assert trees["int64 float"].startswith("map lists(")
+    assert reader.features & Feature.MAPS

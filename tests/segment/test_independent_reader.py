@@ -10,6 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from loader.encodings.shred import as_lists
+from loader.segment import writer
+from loader.segment.key_index import build, keys_of
 from loader.segment.writer import encode_segment
 from scripts.bench_samples import make_samples
 from tests.segment import independent_reader
@@ -23,6 +26,11 @@ def physical(array: pa.Array) -> list[Any]:
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
         return physical(array.storage)
+    if isinstance(array, pa.DictionaryArray):
+        return physical(array.dictionary_decode())
+    if pa.types.is_map(kind):
+        entries = physical_maps(array)
+        return [None if row is None else entries[row.start : row.stop] for row in row_ranges(array)]
     if hasattr(kind, "value_type") or hasattr(kind, "list_size"):
         flat, found, at = physical(array.flatten()), [], 0
         for row in array:
@@ -37,6 +45,22 @@ def physical(array: pa.Array) -> list[Any]:
     if pa.types.is_temporal(kind):
         array = array.view(pa.int32() if kind.bit_width == 32 else pa.int64())
     return array.to_pylist()
+
+
+def row_ranges(array: pa.Array) -> list[range | None]:
+    """Which entries, of those of all rows that are not null, each row has."""
+    found: list[range | None] = []
+    at = 0
+    for row in array:
+        found.append(range(at, at + len(row)) if row.is_valid else None)
+        at += len(row) if row.is_valid else 0
+    return found
+
+
+def physical_maps(array: pa.Array) -> list[Any]:
+    """The entries of maps as pairs."""
+    keys, weights = as_lists(array).flatten().flatten()
+    return [list(pair) for pair in zip(physical(keys), physical(weights), strict=True)]
 
 
 def inflate(frame: bytes, num_bytes: int) -> bytes:
@@ -68,6 +92,43 @@ def test_reads_what_is_written_today() -> None:
     segment = independent_reader.Segment(bytes(encode_segment(table, column_ids=range(1, table.num_columns + 1)).data))
     for column in table.column_names:
         assert same(segment.read(column), physical(table[column].combine_chunks())), column
+
+
+ABC, EMPTY = (b"abc", False), (b"", False)
+VECTORS = {
+    '""': [EMPTY],
+    '"abc"': [ABC],
+    '"0123456789"': [(b"0123456789", False)],
+    "true; or date 1; or timestamp 1": [(1, False)],
+    '(int64 7, "abc")': [(7, False), ABC],
+    '(int64 null, "a")': [(0, True), (b"a", False)],
+    "(int64 7, string null)": [(7, False), (b"", True)],
+}
+
+
+def test_hashes_keys_as_the_page_shows() -> None:
+    """The worked examples of FORMAT.md, by the hash that it describes."""
+    page = (Path(writer.__file__).parent / "FORMAT.md").read_text()
+    for name, values in VECTORS.items():
+        low, high = independent_reader.key_words(values)
+        assert f"| {name} | 0x{low:016X} | 0x{high:016X} |" in page
+    assert f"0x{independent_reader.mix(1):016X}" in page
+    for low in (1 << 63 | 7, independent_reader.key_words([ABC])[0]):
+        block, bits = independent_reader.filter_bits(low, 1000)
+        assert f"has block {block} and bits {' '.join(map(str, bits))}" in page.replace("\n", " ")
+
+
+def test_finds_rows_by_their_keys() -> None:
+    numbers = pa.array([5, -3, 1 << 40, 12], pa.int64())
+    pairs = [pa.array([5, None, 7, 7]), pa.array(["x", "y", None, "zz" * 9])]
+    table = pa.table({"a": numbers})
+    one, two = (
+        independent_reader.KeyIndex(independent_reader.Segment(bytes(encode_segment(table, column_ids=[1], key_index=build(keys)).data)).sections[8])
+        for keys in (keys_of([numbers]), keys_of(pairs))
+    )
+    assert [one.find((number ^ 1 << 63) & (1 << 64) - 1) for number in (5, -3, 1 << 40, 12, 6)] == [0, 1, 2, 3, None]
+    wanted = [[(5, False), (b"x", False)], [(0, True), (b"y", False)], [(7, False), (b"", True)], [(7, False), (b"zz" * 9, False)], [(5, False), (b"y", False)]]
+    assert [two.find(*independent_reader.key_words(values)) for values in wanted] == [0, 1, 2, 3, None]
 
 
 def test_refuses_a_changed_byte() -> None:

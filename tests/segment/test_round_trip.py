@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loader.errors import SchemaError
 from loader.segment.reader import SegmentReader
 from loader.segment.writer import WriteOptions, encode_segment
-from tests.segment.tables import BYTES, LEAVES, LISTS, SHAPES, Maker, columns, same, same_table, types
+from tests.segment.tables import BYTES, LEAVES, LISTS, ODD, SHAPES, Maker, columns, same, same_table, types
 
 
 def round_trip(table: pa.Table, **options: Any) -> pa.Table:
@@ -34,7 +34,9 @@ def test_any_column(column: pa.Array, block_rows: int) -> None:
 @pytest.mark.parametrize("null_share", [0.0, 0.3])
 def test_every_type_in_one_table(shape: str, null_share: float) -> None:
     maker = Maker(np.random.default_rng(7), shape, null_share)
-    kinds = [*LEAVES, *BYTES, *(make(leaf) for make in LISTS for leaf in LEAVES), *(pa.list_(leaf, 3) for leaf in LEAVES), pa.list_(pa.list_(pa.string()))]
+    maps = [pa.map_(pa.int64(), pa.float32()), pa.map_(pa.string(), pa.list_(pa.int8())), pa.map_(pa.binary(3), pa.string())]
+    lists = [*(make(leaf) for make in LISTS for leaf in LEAVES), *(pa.list_(leaf, 3) for leaf in LEAVES), pa.list_(pa.list_(pa.string()))]
+    kinds = [*LEAVES, *BYTES, *ODD, *maps, *lists]
     table = pa.table({f"{index}: {kind}": maker.array(kind, 1100) for index, kind in enumerate(kinds)})
     assert same_table(round_trip(table, block_rows=600, threads=2), table)
 
@@ -96,11 +98,20 @@ def test_blocks_are_cut_by_bytes() -> None:
     assert same_table(SegmentReader(encoded.data).read(), table)
 
 
-def test_dictionary_columns_come_back_as_values() -> None:
-    table = pa.table({"word": pa.array(["a", "b", None, "a"]).dictionary_encode()})
+def test_dictionary_columns_come_back_as_dictionaries() -> None:
+    words = pa.array(["a", "b", None, "a"]).dictionary_encode()
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, None, 2, 4], pa.int32()), words)
+    table = pa.table({"word": words, "words": lists})
     read = round_trip(table)
-    assert read.schema.field("word").type == pa.string()
+    assert read.schema.equals(table.schema)
     assert read["word"].to_pylist() == ["a", "b", None, "a"]
+    assert read["words"].to_pylist() == lists.to_pylist()
+
+
+def test_columns_of_nothing_but_nulls() -> None:
+    table = pa.table({"null": pa.nulls(5), "list": pa.array([[None], None, [], [None, None], []], pa.list_(pa.null()))})
+    assert round_trip(table).to_pydict() == table.to_pydict()
+    assert round_trip(table).schema.equals(table.schema)
 
 
 def test_metadata_survives() -> None:
@@ -122,18 +133,21 @@ def test_values_hidden_under_nulls_do_not_show() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "advice"),
     [
-        pa.struct([("a", pa.int64())]),
-        pa.map_(pa.string(), pa.int64()),
-        pa.null(),
-        pa.decimal128(10, 2),
-        pa.list_(pa.list_(pa.int8()), 2),
-        pa.list_(pa.string_view()),
+        (pa.struct([("a", pa.int64())]), "split it into a column for each field"),
+        (pa.decimal128(10, 2), "cast it to float64, or to int64"),
+        (pa.list_(pa.list_(pa.int8()), 2), "to variable-length lists"),
+        (pa.list_(pa.string_view()), "cast the items to large_string"),
+        (pa.list_(pa.map_(pa.int64(), pa.int64())), "a column of keys and one of weights"),
+        (pa.map_(pa.int64(), pa.list_(pa.float32(), 4)), "weights of the map, .* to variable-length lists"),
+        (pa.map_(pa.int64(), pa.struct([("a", pa.int64())])), "split it into a column for each field"),
+        (pa.run_end_encoded(pa.int32(), pa.int64()), "run_end_decode"),
+        (pa.month_day_nano_interval(), "cast it to a duration"),
     ],
 )
-def test_other_types_are_refused_by_name(kind: pa.DataType) -> None:
-    with pytest.raises(SchemaError, match="column 'odd'.*cast the column or split it") as refused:
+def test_other_types_are_refused_with_what_to_do(kind: pa.DataType, advice: str) -> None:
+    with pytest.raises(SchemaError, match=f"column 'odd': .*{advice}") as refused:
         encode_segment(pa.schema([("odd", kind)]).empty_table(), column_ids=[1])
     assert str(kind) in str(refused.value)
 

@@ -50,6 +50,28 @@ class Model:
                 self.operands.setdefault(key, []).append((at, self.sequence + 1, values))
         self._commit()
 
+    def upsert(self, rows: list[dict[str, Any]], *, order: str | None) -> None:
+        for row in rows:
+            key = (row["user"], row["item"])
+            whole = self.rows.setdefault(key, dict.fromkeys(SCHEMA.names) | {"user": key[0], "item": key[1]})
+            whole["ts"] = row["ts"]
+            values = {name: value for name, value in row.items() if name in RULES and value is not None}
+            self.operands.setdefault(key, []).append((UNORDERED if order is None else row[order], self.sequence + 1, values))
+        self._commit()
+
+    def delete(self, chosen: list[tuple[Any, ...]]) -> None:
+        self._remove(chosen)
+        self._commit()
+
+    def overwrite(self, gone: list[tuple[Any, ...]], rows: list[dict[str, Any]]) -> None:
+        self._remove(gone)
+        self.append(rows)
+
+    def _remove(self, chosen: list[tuple[Any, ...]]) -> None:
+        for key in set(chosen) & set(self.rows):
+            del self.rows[key]
+            self.operands.pop(key, None)
+
     def compact(self, commits: int) -> None:
         for _ in range(commits):
             self._commit()

@@ -78,6 +78,7 @@ def test_memory_bounds_the_pieces_and_keys_still_resolve(lake: Lake) -> None:
     assert table.to_arrow(["clicks"])["clicks"].to_numpy().sum() == 6
 
 
+@pytest.mark.parametrize("catalog", ["sqlite"], indirect=True)  # it is about memory, and slow
 def test_what_a_task_held_is_let_go_with_it(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     table = create(lake, buckets=1, partition_by="hour")
     data = rows(0, 3000)
@@ -230,7 +231,7 @@ def other(lake: Lake) -> Any:
     """A handle of a second opening of the lake: shares nothing with the first."""
     import loader
 
-    return loader.connect(lake.location, create=False).table("samples")
+    return loader.connect(lake.location, catalog=lake.catalog_url, create=False).table("samples")
 
 
 def _once(action: Any) -> Any:

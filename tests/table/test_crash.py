@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import loader
@@ -18,17 +20,74 @@ from loader.table.table import Table
 from tests.table import processes
 from tests.table.samples import create, labels, rows
 
-# (rows appended, items whose clicks a patch raises, by how much); None compacts
-Step = tuple[range, list[int], int] | None
-STEPS: list[Step] = [
-    (range(40), [], 0),
-    (range(0), [1, 2, 45], 1),
-    (range(40, 80), [], 0),
+Clicks = dict[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One write, and what it does to a dict of clicks by item. None compacts."""
+
+    write: Callable[[Table, str], object]
+    apply: Callable[[Clicks], object]
+
+
+def appended(start: int, stop: int) -> Step:
+    def write(table: Table, commit_id: str) -> None:
+        offsets = SourceOffsets("pipe", "events", {0: (5, 6)}) if start == 80 else None
+        table.append(rows(start, stop), commit_id=commit_id, offsets=offsets)
+
+    return Step(write, lambda clicks: clicks.update(dict.fromkeys(range(start, stop), 0)))
+
+
+def raised(items: list[int], by: int) -> Step:
+    def apply(clicks: Clicks) -> None:
+        clicks.update({item: clicks[item] + by for item in items if item in clicks})
+
+    return Step(lambda table, commit_id: table.patch(labels(items, clicks=[by] * len(items)), commit_id=commit_id, on_missing="drop"), apply)
+
+
+def upserted(start: int, stop: int, by: int, shift: int) -> Step:
+    """Raises, inserts, and moves: the time of those that are there changes where `shift` is not 0."""
+
+    def write(table: Table, commit_id: str) -> None:
+        new = rows(start, stop).select(["user", "item", "ts"])
+        times = pa.compute.add(new["ts"], pa.scalar(shift, pa.duration("s")))
+        table.upsert(new.set_column(2, "ts", times).append_column("clicks", pa.array([by] * new.num_rows)), commit_id=commit_id)
+
+    return Step(write, lambda clicks: clicks.update({item: clicks.get(item, 0) + by for item in range(start, stop)}))
+
+
+def deleted(items: list[int]) -> Step:
+    def apply(clicks: Clicks) -> None:
+        for item in items:
+            clicks.pop(item, None)
+
+    return Step(lambda table, commit_id: table.delete(f"item in ({', '.join(map(str, items))})", commit_id=commit_id), apply)
+
+
+def overwritten(start: int, stop: int) -> Step:
+    """Rows of these items go and come again, without their clicks."""
+
+    def write(table: Table, commit_id: str) -> None:
+        table.overwrite(rows(start, stop), f"item >= {start} and item < {stop}", commit_id=commit_id)
+
+    return Step(write, lambda clicks: clicks.update(dict.fromkeys(range(start, stop), 0)))
+
+
+STEPS: list[Step | None] = [
+    appended(0, 40),
+    raised([1, 2, 45], 1),
+    appended(40, 80),
     None,
-    (range(0), list(range(0, 80, 5)), 10),
-    (range(80, 100), [], 0),
+    raised(list(range(0, 80, 5)), 10),
+    appended(80, 100),
     None,
-    (range(0), [2, 45, 99], 100),
+    upserted(90, 120, 3, 0),
+    deleted([2, 95, 110]),
+    upserted(100, 105, 7, 3600),
+    overwritten(60, 70),
+    raised([3, 45, 65, 99, 101], 100),
+    None,
 ]
 
 
@@ -36,23 +95,17 @@ def run_step(table: Table, number: int) -> None:
     step = STEPS[number]
     if step is None:
         table.compact(full=True)
-        return
-    new, patched, clicks = step
-    offsets = SourceOffsets("pipe", "events", {0: (number, number + 1)}) if number == 5 else None
-    if patched:
-        table.patch(labels(patched, clicks=[clicks] * len(patched)), commit_id=f"step-{number}")
     else:
-        table.append(rows(new.start, new.stop), commit_id=f"step-{number}", offsets=offsets)
+        step.write(table, f"step-{number}")
 
 
-def expected(steps: set[int]) -> dict[int, int]:
+def expected(steps: set[int]) -> Clicks:
     """Clicks by item after some of the steps."""
-    clicks = {item: 0 for number in steps for item in (STEPS[number] or (range(0), [], 0))[0]}
-    for number in steps:
-        _, patched, raised = STEPS[number] or (range(0), [], 0)
-        for item in patched:
-            if item in clicks:
-                clicks[item] += raised
+    clicks: Clicks = {}
+    for number in sorted(steps):
+        step = STEPS[number]
+        if step is not None:
+            step.apply(clicks)
     return clicks
 
 
@@ -62,7 +115,7 @@ def found(table: Table) -> dict[int, int]:
     return dict(zip(read["item"].to_pylist(), read["clicks"].to_pylist(), strict=True))
 
 
-def work(folder: Path, failpoint: str, times: int) -> Callable[[], None]:
+def work(folder: Path, catalog: str | None, failpoint: str, times: int) -> Callable[[], None]:
     """Do the steps one by one, noting each that was acknowledged, and die at the failpoint."""
 
     def run() -> None:
@@ -73,7 +126,7 @@ def work(folder: Path, failpoint: str, times: int) -> Callable[[], None]:
             if left[0] == 0:
                 processes.kill_self()
 
-        table = loader.connect(folder).table("samples")
+        table = loader.connect(folder, catalog=catalog).table("samples")
         with failpoints.armed(failpoint, count_down), open(folder / "acknowledged", "a", buffering=1) as log:
             for number in range(len(STEPS)):
                 run_step(table, number)
@@ -103,13 +156,13 @@ PLACES += [("commit.begun", 6), ("commit.written", 4), ("commit.written", 7), ("
 
 @pytest.mark.parametrize(("failpoint", "times"), PLACES)
 @pytest.mark.usefixtures("small_files")
-def test_killed_anywhere_nothing_acknowledged_is_lost_and_nothing_is_doubled(tmp_path: Path, failpoint: str, times: int) -> None:
-    with loader.connect(tmp_path) as lake:
+def test_killed_anywhere_nothing_acknowledged_is_lost_and_nothing_is_doubled(tmp_path: Path, catalog: str | None, failpoint: str, times: int) -> None:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         create(lake, buckets=1)
-    code = processes.wait(processes.start(work(tmp_path, failpoint, times)))
+    code = processes.wait(processes.start(work(tmp_path, catalog, failpoint, times)))
     assert code == -9, "the failpoint was passed"
     acknowledged = {int(line) for line in (tmp_path / "acknowledged").read_text().split()}
-    lake = loader.connect(tmp_path, create=False)
+    lake = loader.connect(tmp_path, catalog=catalog, create=False)
     table = lake.table("samples")
     committed = [int(entry.commit_id[5:]) for entry in table.history() if entry.commit_id.startswith("step-")]
     assert len(committed) == len(set(committed))
@@ -124,20 +177,20 @@ def test_killed_anywhere_nothing_acknowledged_is_lost_and_nothing_is_doubled(tmp
 
 
 @pytest.mark.usefixtures("small_files")
-def test_killed_while_garbage_is_deleted(tmp_path: Path) -> None:
-    with loader.connect(tmp_path) as lake:
+def test_killed_while_garbage_is_deleted(tmp_path: Path, catalog: str | None) -> None:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         table = create(lake)
         table.append(rows(0, 100))
         lake.drop_table("samples")
     later = now_micros() + 2 * STAGED_LEASE_SECONDS * 1_000_000
 
     def collecting() -> None:
-        lake = loader.connect(tmp_path)
+        lake = loader.connect(tmp_path, catalog=catalog)
         with failpoints.armed("garbage.deleted", processes.kill_self):
             collect(lake.database, lake.storage.files, now=later)
 
     assert processes.wait(processes.start(collecting)) == -9
-    with loader.connect(tmp_path) as lake:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         assert collect(lake.database, lake.storage.files, now=later).deleted_paths == 1
         assert create(lake).to_arrow().num_rows == 0
 
@@ -157,14 +210,14 @@ def test_a_failpoint_can_be_armed_from_the_environment(monkeypatch: pytest.Monke
         failpoints._arm_from_environment("commit.bgun=kill")
 
 
-def test_two_writers_on_one_lake_lose_no_update(tmp_path: Path) -> None:
+def test_two_writers_on_one_lake_lose_no_update(tmp_path: Path, catalog: str | None) -> None:
     turns, keys = 8, list(range(30))
-    with loader.connect(tmp_path) as lake:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         create(lake).append(rows(0, 20))
 
     def writer(number: int) -> Callable[[], None]:
         def run() -> None:
-            table = loader.connect(tmp_path).table("samples")
+            table = loader.connect(tmp_path, catalog=catalog).table("samples")
             for turn in range(turns):
                 table.patch(labels(keys, clicks=[10**number] * len(keys)))
                 start = 1000 * (number + 1) + turn * 5
@@ -173,13 +226,13 @@ def test_two_writers_on_one_lake_lose_no_update(tmp_path: Path) -> None:
         return run
 
     def compactor() -> None:
-        table = loader.connect(tmp_path).table("samples")
+        table = loader.connect(tmp_path, catalog=catalog).table("samples")
         for _ in range(3):
             table.compact(full=True)
 
     children = [processes.start(writer(0)), processes.start(writer(1)), processes.start(compactor)]
     assert [processes.wait(child) for child in children] == [0, 0, 0]
-    with loader.connect(tmp_path) as lake:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         table = lake.table("samples")
         table.append(rows(20, 30))  # the labels of these rows were all waiting
         clicks = found(table)
@@ -190,12 +243,12 @@ def test_two_writers_on_one_lake_lose_no_update(tmp_path: Path) -> None:
         assert history[-1].num_rows == len(clicks) == table.view().num_rows
 
 
-def test_two_writers_of_the_same_new_keys_do_not_both_write_them(tmp_path: Path) -> None:
-    with loader.connect(tmp_path) as lake:
+def test_two_writers_of_the_same_new_keys_do_not_both_write_them(tmp_path: Path, catalog: str | None) -> None:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         create(lake)
 
     def writer() -> None:
-        table = loader.connect(tmp_path).table("samples")
+        table = loader.connect(tmp_path, catalog=catalog).table("samples")
         for start in range(0, 60, 3):
             try:
                 table.append(rows(start, start + 3))
@@ -207,19 +260,19 @@ def test_two_writers_of_the_same_new_keys_do_not_both_write_them(tmp_path: Path)
     children = [processes.start(writer) for _ in range(2)]
     assert [processes.wait(child) for child in children] == [0, 0]
     assert sorted((tmp_path / "log").read_text()) == sorted("wr" * 20), "each key was written by one and refused to the other"
-    with loader.connect(tmp_path) as lake:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
         assert sorted(found(lake.table("samples"))) == list(range(60))
 
 
-def test_many_lakes_opened_at_once_are_one(tmp_path: Path) -> None:
+def test_many_lakes_opened_at_once_are_one(tmp_path: Path, catalog: str | None) -> None:
     def opener() -> None:
-        loader.connect(tmp_path / "new").close()
+        loader.connect(tmp_path / "new", catalog=catalog).close()
 
     children = [processes.start(opener) for _ in range(4)]
     assert [processes.wait(child) for child in children] == [0] * 4
-    assert _tables(tmp_path / "new") == []
+    assert _tables(tmp_path / "new", catalog) == []
 
 
-def _tables(folder: Path) -> list[Any]:
-    with loader.connect(folder, create=False) as lake:
+def _tables(folder: Path, catalog: str | None) -> list[Any]:
+    with loader.connect(folder, catalog=catalog, create=False) as lake:
         return lake.tables()

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import loader
 from loader import CompactionOptions
+from tests import postgres
 from tests.table.model import RULES, SCHEMA, Model, by_key
 
 KEYS = [(user, item) for user in range(4) for item in ("a", "bb", "a long item name")]
@@ -45,10 +46,14 @@ def check_same(got: dict[Any, Any], wanted: dict[Any, Any]) -> None:
 
 
 class TableMachine(RuleBasedStateMachine):
+    def new_catalog(self) -> str | None:
+        return None
+
     @initialize(buckets=st.sampled_from([1, 3]), by_user=st.booleans(), partition=st.sampled_from([None, "day"]))
     def create(self, buckets: int, by_user: bool, partition: str | None) -> None:
         self.folder = tempfile.mkdtemp(prefix="headrace-model-")
-        self.lake = loader.connect(self.folder)
+        self.catalog = self.new_catalog()
+        self.lake = loader.connect(self.folder, catalog=self.catalog)
         self.table = self.lake.create_table(
             "t",
             SCHEMA,
@@ -66,6 +71,8 @@ class TableMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "lake"):
             self.lake.close()
+            if self.catalog is not None:
+                postgres.drop_catalog(self.catalog)
             shutil.rmtree(self.folder)
 
     @rule(data=st.data(), chosen=st.lists(keys, min_size=1, max_size=6, unique=True), trust=st.booleans())
@@ -98,10 +105,45 @@ class TableMachine(RuleBasedStateMachine):
         assert report.num_abandoned == 0
         self.model.compact(len(report.snapshots))
 
+    @rule(
+        data=st.data(),
+        chosen=st.lists(keys, min_size=1, max_size=6),
+        ordered=st.booleans(),
+        names=st.sets(st.sampled_from(sorted(RULES)), min_size=1),
+    )
+    def upsert(self, data: Any, chosen: list[tuple[int, str]], ordered: bool, names: set[str]) -> None:
+        rows, times = [], {}
+        for user, item in chosen:
+            time = times.setdefault((user, item), START + datetime.timedelta(hours=data.draw(st.integers(0, 60))))
+            row = {"user": user, "item": item, "ts": time} | {name: data.draw(st.none() | value[name]) for name in names}
+            rows.append(row | ({"at": data.draw(st.integers(0, 20))} if ordered else {}))
+        fields = [SCHEMA.field(name) for name in ("user", "item", "ts", *sorted(names))] + ([pa.field("at", pa.int64())] if ordered else [])
+        order = "at" if ordered else None
+        self.table.upsert(pa.Table.from_pylist(rows, pa.schema(fields)), order=order)
+        self.model.upsert(rows, order=order)
+
+    @rule(chosen=st.lists(keys, max_size=4))
+    def delete_keys(self, chosen: list[tuple[int, str]]) -> None:
+        self.table.delete(pa.table({"user": [key[0] for key in chosen], "item": pa.array([key[1] for key in chosen], pa.string())}))
+        self.model.delete(chosen)
+
+    @rule(data=st.data(), chosen=st.lists(keys, min_size=1, max_size=4, unique=True), low=st.integers(-5, 100))
+    def overwrite(self, data: Any, chosen: list[tuple[int, str]], low: int) -> None:
+        gone = [key for key, row in self.model.shown().items() if row["oldest"] is not None and row["oldest"] < low]
+        new = [row_of(key, data.draw) for key in chosen if key not in self.model.rows or key in gone]
+        self.table.overwrite(pa.Table.from_pylist(new, SCHEMA), f"oldest < {low}")
+        self.model.overwrite(gone, new)
+
+    @rule(low=st.integers(-5, 100))
+    def delete_where(self, low: int) -> None:
+        self.table.delete(f"oldest >= {low} and item <> 'bb'")
+        shown = self.model.shown()
+        self.model.delete([key for key, row in shown.items() if row["oldest"] is not None and row["oldest"] >= low and key[1] != "bb"])
+
     @rule()
     def reopen(self) -> None:
         self.lake.close()
-        self.lake = loader.connect(self.folder, create=False)
+        self.lake = loader.connect(self.folder, catalog=self.catalog, create=False)
         self.table = self.lake.table("t")
 
     @precondition(lambda self: hasattr(self, "model"))
@@ -117,5 +159,12 @@ class TableMachine(RuleBasedStateMachine):
         assert [entry.id for entry in self.table.history()] == list(range(1, self.model.sequence + 1))
 
 
+class SharedTableMachine(TableMachine):
+    def new_catalog(self) -> str | None:
+        return postgres.new_catalog()
+
+
 TestTable = TableMachine.TestCase
 TestTable.settings = settings(max_examples=25, stateful_step_count=14, deadline=None, derandomize=True)
+TestSharedTable = SharedTableMachine.TestCase
+TestSharedTable.settings = settings(max_examples=10, stateful_step_count=14, deadline=None, derandomize=True)

@@ -14,17 +14,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader import failpoints
-from loader.catalog.records import NewSegment, SegmentRef, TableSpec
+from loader.catalog.records import NewSegment, TableSpec
+from loader.schema import take
 from loader.segment.key_index import KeyIndex
 from loader.segment.layout import SEQUENCE_COLUMN_ID, VALUE_DTYPES, ValueType
 from loader.segment.reader import SegmentReader
 from loader.table.compaction.pick import CompactionOptions, CompactionTask
 from loader.table.context import TableContext
 from loader.table.files import Stage, place
-from loader.table.merge import NO_ORDER, ORDER_BASE_ID, ORDERED_RULES, Folded
-from loader.table.resolve import deleted_rows, fold_overlays, scatter
+from loader.table.resolve import deleted_rows
 from loader.table.rows import cluster_order, encode_rows, hidden_name, key_words
-from loader.table.segments import column_ids_of, one_type, open_segment, read_by_id
+from loader.table.segments import one_type, read_by_id
+from loader.table.stored import StoredRows, open_rows, order_columns, read_rows
 
 I64 = npt.NDArray[np.int64]
 
@@ -52,13 +53,6 @@ class Rewritten:
     key_buckets: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Input:
-    ref: SegmentRef
-    reader: SegmentReader
-    folded: dict[int, Folded]
-
-
 def rewrite(context: TableContext, task: CompactionTask, options: CompactionOptions, stage: Stage, progress: Callable[[int], None]) -> Rewritten:
     """Write the run of a task under a stage; nothing is committed.
 
@@ -69,7 +63,7 @@ def rewrite(context: TableContext, task: CompactionTask, options: CompactionOpti
         stage: Where files go.
         progress: Called with the rows written so far.
     """
-    inputs = [_open(context, ref) for ref in task.segments]
+    inputs = [open_rows(context.spec, ref, context.storage) for ref in task.segments]
     source, rows = _merged_order(context, inputs)
     places = {item.ref.segment_id: np.full(item.ref.num_rows, -1, np.int64) for item in inputs}
     for item, mine in zip(inputs, _by_input(source, len(inputs)), strict=True):
@@ -101,14 +95,7 @@ def rewrite(context: TableContext, task: CompactionTask, options: CompactionOpti
     )
 
 
-def _open(context: TableContext, ref: SegmentRef) -> _Input:
-    reader = open_segment(context.storage, ref)
-    ids = [column.id for column in context.spec.schema]
-    folded = fold_overlays(context.spec, ref, ids, context.storage, reader, keep_orders=True) if ref.overlays else {}
-    return _Input(ref=ref, reader=reader, folded=folded)
-
-
-def _merged_order(context: TableContext, inputs: list[_Input]) -> tuple[I64, I64]:
+def _merged_order(context: TableContext, inputs: list[StoredRows]) -> tuple[I64, I64]:
     """For each row of the run, which input it comes from and which row of it."""
     spec = context.spec
     source, rows, tables = [], [], []
@@ -120,7 +107,7 @@ def _merged_order(context: TableContext, inputs: list[_Input]) -> tuple[I64, I64
         columns = spec.columns(spec.cluster_by_ids)
         read = read_by_id(item.reader, [column.id for column in columns])
         arrays = [one_type(read[column.id], column.type) if column.id in read else pa.nulls(item.ref.num_rows, column.type) for column in columns]
-        tables.append(pa.Table.from_arrays(arrays, names=[column.name for column in columns]).take(pa.array(alive)) if arrays else None)
+        tables.append(take(pa.Table.from_arrays(arrays, names=[column.name for column in columns]), alive) if arrays else None)
     sources, positions = np.concatenate(source), np.concatenate(rows)
     if not spec.cluster_by_ids:
         return sources, positions
@@ -128,7 +115,7 @@ def _merged_order(context: TableContext, inputs: list[_Input]) -> tuple[I64, I64
     return (sources, positions) if order is None else (sources[order], positions[order])
 
 
-def _cuts(num_rows: int, inputs: list[_Input], options: CompactionOptions) -> I64:
+def _cuts(num_rows: int, inputs: list[StoredRows], options: CompactionOptions) -> I64:
     """Where the run is cut into segments of like size: within memory, and of about the target size."""
     if num_rows == 0:
         return np.zeros(1, np.int64)
@@ -151,9 +138,9 @@ def _decoded_bytes(reader: SegmentReader) -> int:
     return total
 
 
-def _gather(spec: TableSpec, inputs: list[_Input], source: I64, rows: I64) -> tuple[pa.Table, list[int], tuple[int, int]]:
+def _gather(spec: TableSpec, inputs: list[StoredRows], source: I64, rows: I64) -> tuple[pa.Table, list[int], tuple[int, int]]:
     """The rows of one piece, in order: table with hidden columns, its column ids, and the range of their commit sequences."""
-    hidden = _order_columns(spec, inputs)
+    hidden = order_columns(spec, inputs)
     ids = [column.id for column in spec.schema]
     parts: list[dict[int, pa.Array]] = []
     back = np.empty(len(source), np.int64)
@@ -162,9 +149,8 @@ def _gather(spec: TableSpec, inputs: list[_Input], source: I64, rows: I64) -> tu
         if len(mine):
             back[mine] = at + np.arange(len(mine))
             at += len(mine)
-            parts.append(_read_part(spec, item, hidden, rows[mine]))
-    take = pa.array(back)
-    columns = {column_id: pa.concat_arrays([part[column_id] for part in parts]).take(take) for column_id in parts[0]}
+            parts.append(read_rows(spec, item, hidden, rows[mine]))
+    columns = {column_id: take(pa.concat_arrays([part[column_id] for part in parts]), back) for column_id in parts[0]}
     sequences = columns[SEQUENCE_COLUMN_ID].to_numpy(zero_copy_only=False)
     low, high = int(sequences.min()), int(sequences.max())
     kept = ids + ([SEQUENCE_COLUMN_ID] if low != high else []) + [column_id for column_id in hidden if columns[column_id].null_count < len(source)]
@@ -176,51 +162,3 @@ def _by_input(source: I64, num_inputs: int) -> list[I64]:
     """Positions in `source` of each input's rows, ascending."""
     order = np.argsort(source, kind="stable")
     return np.split(order, np.searchsorted(source[order], np.arange(1, num_inputs)))
-
-
-def _order_columns(spec: TableSpec, inputs: list[_Input]) -> list[int]:
-    """Hidden order columns that some input has, or that its operands bring."""
-    found = []
-    for column in spec.schema:
-        if spec.rule(column.id) not in ORDERED_RULES:
-            continue
-        hidden = ORDER_BASE_ID + column.id
-        for item in inputs:
-            orders = item.folded[column.id].orders if column.id in item.folded else None
-            if hidden in column_ids_of(item.reader) or (orders is not None and (orders != NO_ORDER).any()):
-                found.append(hidden)
-                break
-    return found
-
-
-def _read_part(spec: TableSpec, item: _Input, hidden: list[int], rows: I64) -> dict[int, pa.Array]:
-    """Some rows of one input, all columns, patches applied."""
-    columns = {column.id: column for column in spec.schema}
-    whole = len(rows) == item.ref.num_rows and bool((np.diff(rows) == 1).all())
-    read = read_by_id(item.reader, [*columns, SEQUENCE_COLUMN_ID, *hidden], rows=None if whole else rows)
-    part = {}
-    for column_id, column in columns.items():
-        array = one_type(read[column_id], column.type) if column_id in read else pa.nulls(len(rows), column.type)
-        at, patched = _patched(item, column_id, rows)
-        part[column_id] = scatter(array, at, item.folded[column_id].values.take(pa.array(patched))) if len(at) else array
-    for column_id in hidden:
-        array = read.get(column_id, pa.nulls(len(rows), pa.int64()))
-        at, patched = _patched(item, column_id - ORDER_BASE_ID, rows)
-        if len(at):
-            orders = item.folded[column_id - ORDER_BASE_ID].orders
-            assert orders is not None
-            array = scatter(array, at, pa.array(orders[patched], mask=orders[patched] == NO_ORDER))
-        part[column_id] = array
-    part[SEQUENCE_COLUMN_ID] = read.get(SEQUENCE_COLUMN_ID, pa.array(np.full(len(rows), item.ref.sequence_min)))
-    return part
-
-
-def _patched(item: _Input, column_id: int, rows: I64) -> tuple[I64, I64]:
-    """Positions in `rows` that are patched, and the position of each one's patch."""
-    if column_id not in item.folded:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    patched = item.folded[column_id].rows.astype(np.int64)
-    where = np.searchsorted(patched, rows)
-    inside = np.flatnonzero(where < len(patched))
-    hit = inside[patched[where[inside]] == rows[inside]]
-    return hit, where[hit]

@@ -14,6 +14,7 @@ import pyarrow as pa
 from loader import failpoints
 from loader.catalog.read import load_head, load_overlays_since, load_view
 from loader.catalog.records import CommitPlan, NewOverlay, NewSegment, OverlayRef
+from loader.schema import take
 from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID
 from loader.table.compaction.pick import CompactionOptions, CompactionTask, pick, total_bytes
 from loader.table.compaction.rewrite import Rewritten, rewrite
@@ -189,7 +190,7 @@ def _moved(context: TableContext, rewritten: Rewritten, place_of: np.ndarray, ov
     order = order[rows[order] >= 0]
     rows = rows[order]
     orders = operand_orders(read, len(place_of))[order] if ORDER_COLUMN_ID in read else None
-    columns = pa.table({reader.column_name(reader.column_index(column_id)): read[column_id].take(pa.array(order)) for column_id in overlay.column_ids})
+    columns = pa.table({reader.column_name(reader.column_index(column_id)): take(read[column_id], order) for column_id in overlay.column_ids})
     cuts = np.searchsorted(rows, rewritten.starts)
     found = []
     for at, (first, last) in enumerate(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)):

@@ -1,6 +1,7 @@
 """Writes golden segments, once: `python -m tests.segment.golden.make`. Files that exist are never touched.
 
-`v1` was written when version 1 knew packing, dictionaries and views; `v1-cascades` shows the features that came after.
+`v1` was written when version 1 knew packing, dictionaries and views; `v1-cascades` shows the features that came after,
+`v1-maps` maps.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from loader.segment.writer import WriteOptions, write_segment
-from tests.segment.tables import BYTES, LEAVES, LISTS, Maker
+from tests.segment.tables import BYTES, LEAVES, LISTS, ODD, Maker
 
 FOLDER = Path(__file__).parent
 ROWS = 1050
@@ -81,6 +82,30 @@ def cascades() -> pa.Table:
     return pa.table(columns)
 
 
+def maps() -> pa.Table:
+    """Maps whose lists repeat together, slide together, repeat apart and not at all, null or not; columns of nulls and of dictionaries."""
+    rng = np.random.default_rng(20_261_124)
+    ids, weights = rng.integers(0, 1 << 40, 4 * ROWS), rng.random(4 * ROWS, np.float32)
+    session, window = np.arange(ROWS)[:, None] // 16 * 12 + np.arange(12), np.arange(ROWS)[:, None] + np.arange(12)
+    ends = np.arange(0, 12 * ROWS + 1, 12, dtype=np.int32)
+    columns: dict[str, pa.Array] = {}
+    for name, at in (("together", session), ("sliding", window)):
+        columns[name] = pa.MapArray.from_arrays(ends, pa.array(ids[at.reshape(-1)]), pa.array(weights[at.reshape(-1)]))
+    columns["apart"] = pa.MapArray.from_arrays(ends, pa.array(ids[session.reshape(-1)]), pa.array(rng.random(12 * ROWS, np.float32)))
+    kinds = [
+        (pa.int64(), pa.float32()),
+        (pa.uint16(), pa.float16()),
+        (pa.string(), pa.float64()),
+        (pa.binary(3), pa.list_(pa.int8())),
+        (pa.int32(), pa.string()),
+    ]
+    for number, (key, weight) in enumerate(kinds):
+        columns[f"{key} {weight}"] = Maker(rng, ("any", "few")[number % 2], 0.2).array(pa.map_(key, weight), ROWS)
+    for kind in ODD:
+        columns[str(kind)] = Maker(rng, "few", 0.1).array(kind, ROWS)
+    return pa.table(columns)
+
+
 def write(name: str, table: pa.Table, options: WriteOptions) -> None:
     """Write <name>.segment and <name>.arrow beside this file, unless they are there."""
     segment, expected = FOLDER / f"{name}.segment", FOLDER / f"{name}.arrow"
@@ -98,6 +123,7 @@ def main() -> None:
     write("v1", golden_table(), options)
     lossy = {f"{kind}{null}": kind for kind in ("float16", "bfloat16", "int8") for null in ("", " null")}
     write("v1-cascades", cascades(), WriteOptions(block_rows=1030, segment_id=bytes(range(16)), quantise=lossy))
+    write("v1-maps", maps(), WriteOptions(block_rows=1030, segment_id=bytes(range(16))))
 
 
 if __name__ == "__main__":

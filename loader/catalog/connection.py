@@ -1,0 +1,74 @@
+"""What a catalog's database must offer: connections inside transactions, and the two places to get them. Owns names only; SQLite and PostgreSQL fill them.
+
+Statements are parameterised with `?` and written so that both understand them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+
+class Cursor(Protocol):
+    """The answer to one statement."""
+
+    @property
+    def rowcount(self) -> int:
+        """Rows that it changed."""
+
+    def fetchone(self) -> Any:
+        """The next row as a sequence, or None."""
+
+    def fetchall(self) -> list[Any]:
+        """All rows that are left."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """A connection inside a transaction. A batching one sends statements on as they come and waits for the server where an answer is asked for."""
+
+    def execute(self, statement: str, parameters: Sequence[Any] = ..., /) -> Cursor: ...
+
+    def executemany(self, statement: str, rows: list[Sequence[Any]], /) -> object: ...
+
+
+class Database(Protocol):
+    """An open catalog. Safe to share between threads; refuses to work in a forked child.
+
+    Attributes:
+        place: Where it is, for messages, without a password.
+        lake_id: Of the lake that it describes.
+        busy_timeout_seconds: How long a writer waits for the ones before it.
+    """
+
+    place: str
+    lake_id: str
+    busy_timeout_seconds: float
+
+    def check_process(self) -> None:
+        """Raise ForkedProcessError in a forked child, StorageError once closed."""
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """A transaction that sees one state of the catalog. Inside another of this thread, that one."""
+
+    def write(self, table_id: int | None = None, *, durability: str = "strict") -> AbstractContextManager[Connection]:
+        """A write transaction: committed when the block ends, rolled back when it raises.
+
+        Args:
+            table_id: The one table that it is about; others may be written meanwhile. None shuts out all other writers.
+            durability: "relaxed" does not wait for the disk.
+
+        Raises:
+            CatalogBusyError: Others hold the lock for longer than the time-out.
+        """
+
+    def queue(self, table_id: int | None = None) -> AbstractContextManager[None]:
+        """Shut out other writers without a transaction, so that nobody can come between what this thread reads and writes. May be nested."""
+
+    def outcome(self, table_id: int) -> AbstractContextManager[Connection]:
+        """A transaction in which an earlier write to the table, whose answer was lost, has ended one way or the other."""
+
+    def close(self) -> None:
+        """Close all connections; the object is of no use after it."""

@@ -1,0 +1,52 @@
+"""The catalog's version: created once, checked at every opening, refused by name where it is newer. Migrations of older ones belong here."""
+
+from __future__ import annotations
+
+import uuid
+
+from loader.catalog.connection import Connection, Database
+from loader.errors import NotFoundError, UnsupportedVersionError
+
+CATALOG_VERSION = 1
+
+
+def open_version(database: Database, dialect: str, *, create: bool) -> str:
+    """Create an empty catalog's tables, or check what is there; returns the lake's id.
+
+    Raises:
+        NotFoundError: It is no catalog, and `create` is False.
+        UnsupportedVersionError: A newer Headrace wrote it.
+    """
+    with database.read() as connection:
+        there = _has_version(connection, dialect)
+    if not there and not create:
+        raise NotFoundError(f"{database.place} is not a Headrace catalog: check the location")
+    if not there:
+        _create(database, dialect)
+    with database.read() as connection:
+        version, lake_id, written_by = connection.execute("select version, lake_id, written_by from catalog_version").fetchone()
+    if version > CATALOG_VERSION:
+        raise UnsupportedVersionError(
+            f"catalog {database.place} has version {version}, written by {written_by}; this Headrace reads up to version {CATALOG_VERSION}: "
+            "upgrade with `pip install --upgrade headrace`"
+        )
+    return str(lake_id)
+
+
+def _has_version(connection: Connection, dialect: str) -> bool:
+    if dialect == "sqlite":
+        return connection.execute("select 1 from sqlite_master where name = 'catalog_version'").fetchone() is not None
+    # a query of the table itself: to_regclass may answer from a cache that another process's commit has not reached
+    found = connection.execute("select 1 from pg_catalog.pg_tables where schemaname = current_schema() and tablename = 'catalog_version'")
+    return found.fetchone() is not None
+
+
+def _create(database: Database, dialect: str) -> None:
+    from loader.catalog.tables import ddl
+
+    with database.write() as connection:
+        if _has_version(connection, dialect):
+            return  # another process was first
+        for statement in ddl(dialect):
+            connection.execute(statement)
+        connection.execute("insert into catalog_version values (1, ?, ?, ?)", (CATALOG_VERSION, uuid.uuid4().hex, "headrace"))

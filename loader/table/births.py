@@ -1,0 +1,159 @@
+"""New rows of a commit: encoded and staged once, and the labels that were waiting for them as overlays that the new segments are born with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from loader.catalog.read import load_pending
+from loader.catalog.records import NewOverlay, NewSegment
+from loader.segment.key_index import bucket_of
+from loader.table.context import TableContext
+from loader.table.files import Placed, place
+from loader.table.pending import Meeting, meet
+from loader.table.resolve import DELETES
+from loader.table.rows import EncodedRows, PreparedRows, encode_rows
+from loader.table.segments import encode_overlay
+
+I64 = npt.NDArray[np.int64]
+
+
+class Births:
+    """The new rows of one commit. A retry writes none of them again: a row that another writer inserted first is deleted at birth.
+
+    Args:
+        context: The table.
+        rows: The new rows, sorted into sections.
+        column_ids: Of their columns; default the schema's.
+        level: Of their segments: 1 where values bring an order of their own, as after a compaction.
+        sequences: The lowest and highest commit sequence of rows that bring theirs; None for the commit's own.
+    """
+
+    def __init__(
+        self, context: TableContext, rows: PreparedRows, *, column_ids: Sequence[int] | None = None, level: int = 0, sequences: tuple[int, int] | None = None
+    ) -> None:
+        self.rows = rows
+        self._context, self._level, self._sequences = context, level, sequences
+        self._ids = [column.id for column in context.spec.schema] if column_ids is None else list(column_ids)
+        self._encoded: list[EncodedRows] = []
+        self._placed: Placed | None = None
+        self._inline: dict[str, bytes] = {}
+        self._meetings: list[Meeting] = []
+        self._met_overlays: list[NewOverlay] = []
+        self._met_inline: dict[str, bytes] = {}
+        self._dead_overlays: list[NewOverlay] = []
+        self._dead_inline: dict[str, bytes] = {}
+        self._dead = np.zeros(0, np.int64)
+
+    def write(self) -> None:
+        """Encode all sections and stage them, once."""
+        if self._placed is not None or not self.rows.sections:
+            return
+        spec, rows = self._context.spec, self.rows
+        self._encoded = [
+            encode_rows(spec, rows.table.slice(start, stop - start), rows.keys.slice(start, stop), self._ids, bucket, partition)
+            for bucket, partition, start, stop in rows.sections
+        ]
+        self._placed = place([encoded.segment.data for encoded in self._encoded], self._context.stage, self._inline)
+
+    def meet(self, key_buckets: tuple[int, ...]) -> None:
+        """Find the labels that wait for these rows, and make them overlays of the new sections; written again only where they changed."""
+        context = self._context
+        with context.catalog.read() as connection:
+            waiting = load_pending(connection, context.spec.id, key_buckets)
+        if not waiting and not self._meetings:
+            return
+        meetings = meet(waiting, self.rows.keys, bucket_of(self.rows.keys, context.spec.buckets), context.storage)
+        if [(m.pending_id, m.positions) for m in meetings] == [(m.pending_id, m.positions) for m in self._meetings]:
+            return
+        self._meetings, self._met_overlays, self._met_inline = meetings, [], {}
+        targets, sections = [], []
+        for at, (_, _, start, stop) in enumerate(self.rows.sections):
+            for meeting in meetings:
+                part = meeting.overlay(start, stop)
+                if part is not None:
+                    targets.append((at, meeting, part.num_rows))
+                    sections.append(part.data)
+        if not sections:
+            return
+        placed = place(sections, context.stage, self._met_inline)
+        self._met_overlays = [
+            NewOverlay(
+                new_segment=at,
+                path=placed.path,
+                offset=offset,
+                num_bytes=num_bytes,
+                num_rows=num_rows,
+                column_ids=meeting.column_ids,
+                sequence=meeting.sequence,
+            )
+            for (at, meeting, num_rows), (offset, num_bytes) in zip(targets, placed.sections, strict=True)
+        ]
+
+    def delete_at_birth(self, dead: I64) -> None:
+        """Rows, by their place in `rows`, sorted, that are not to be: another writer was first."""
+        if np.array_equal(dead, self._dead):
+            return
+        self._dead, self._dead_overlays, self._dead_inline = dead, [], {}
+        targets, sections = [], []
+        for at, (_, _, start, stop) in enumerate(self.rows.sections):
+            first, last = np.searchsorted(dead, [start, stop]).tolist()
+            if first < last:
+                targets.append((at, last - first))
+                sections.append(encode_overlay(pa.table({}), (), dead[first:last] - start, None))
+        if sections:
+            placed = place(sections, self._context.stage, self._dead_inline)
+            self._dead_overlays = [
+                NewOverlay(
+                    new_segment=at,
+                    kind=DELETES,
+                    path=placed.path,
+                    offset=offset,
+                    num_bytes=num_bytes,
+                    num_rows=num_rows,
+                    num_deleted=num_rows,
+                    column_ids=(),
+                )
+                for (at, num_rows), (offset, num_bytes) in zip(targets, placed.sections, strict=True)
+            ]
+
+    @property
+    def segments(self) -> list[NewSegment]:
+        if self._placed is None:
+            return []
+        return [
+            encoded.new_segment(self._placed.path, offset, num_bytes, level=self._level, sequences=self._sequences)
+            for encoded, (offset, num_bytes) in zip(self._encoded, self._placed.sections, strict=True)
+        ]
+
+    @property
+    def overlays(self) -> list[NewOverlay]:
+        """What the new segments are born with; `new_segment` counts within `segments`."""
+        return self._met_overlays + self._dead_overlays
+
+    @property
+    def inline(self) -> dict[str, bytes]:
+        return self._inline | self._met_inline | self._dead_inline
+
+    @property
+    def met(self) -> dict[int, bytes]:
+        """Pending id -> which of its keys are met."""
+        return {meeting.pending_id: meeting.positions for meeting in self._meetings}
+
+    @property
+    def met_buckets(self) -> tuple[int, ...]:
+        """Key buckets of the labels that are met."""
+        return tuple(sorted({meeting.bucket for meeting in self._meetings}))
+
+    @property
+    def num_met(self) -> int:
+        return sum(len(meeting.positions) // 4 for meeting in self._meetings)
+
+    def remember(self) -> None:
+        """After the commit: keep the key indexes, so that the next write need not read them back."""
+        if self._placed is not None:
+            for encoded, (offset, _) in zip(self._encoded, self._placed.sections, strict=True):
+                self._context.directory.remember(self._placed.path, offset, encoded.index)

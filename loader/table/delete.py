@@ -1,0 +1,185 @@
+"""Deleting rows: found by key through the key index, or by an expression over each segment's rows, and recorded by position as deletion vectors.
+
+Owns both ways of finding and the writing of vectors. A retry looks again only where something changed, and writes again only the vectors that changed with it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from loader import failpoints
+from loader.catalog.read import load_head, load_view
+from loader.catalog.records import CommitPlan, NewOverlay, Snapshot, SnapshotView, SourceOffsets
+from loader.errors import SchemaError
+from loader.schema import conform
+from loader.storage import Storage
+from loader.table.context import TableContext
+from loader.table.files import Stage, place
+from loader.table.keys import Hits
+from loader.table.reading import live_rows, predicate_of
+from loader.table.resolve import DELETES
+from loader.table.rows import Data, as_table, key_words
+from loader.table.segments import encode_overlay
+
+Rows = npt.NDArray[np.uint32]
+
+
+class DeletionVectors:
+    """The vectors of one commit, by segment; what is written and still right is left alone by a retry."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._written: dict[int, tuple[NewOverlay, Rows]] = {}
+        self._inline: dict[str, bytes] = {}
+
+    def bring_to(self, wanted: Mapping[int, Rows]) -> list[NewOverlay]:
+        """The overlays that delete these rows: sorted row numbers, each once, by segment."""
+        self._written = {segment_id: kept for segment_id, kept in self._written.items() if segment_id in wanted and np.array_equal(kept[1], wanted[segment_id])}
+        new = {segment_id: rows for segment_id, rows in wanted.items() if segment_id not in self._written}
+        if new:
+            placed = place([encode_overlay(pa.table({}), (), rows, None) for rows in new.values()], self._stage, self._inline)
+            for (segment_id, rows), (offset, num_bytes) in zip(new.items(), placed.sections, strict=True):
+                overlay = NewOverlay(
+                    segment_id=segment_id,
+                    kind=DELETES,
+                    path=placed.path,
+                    offset=offset,
+                    num_bytes=num_bytes,
+                    num_rows=len(rows),
+                    num_deleted=len(rows),
+                    column_ids=(),
+                )
+                self._written[segment_id] = (overlay, rows)
+        return [overlay for overlay, _ in self._written.values()]
+
+    @property
+    def inline(self) -> dict[str, bytes]:
+        """What of them lies in the catalog."""
+        used = {overlay.path for overlay, _ in self._written.values()}
+        return {path: data for path, data in self._inline.items() if path in used}
+
+
+class Matches:
+    """The rows that an expression selects, looked at once for each state of a segment."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._seen: dict[tuple[int, tuple[int, ...]], Rows] = {}
+
+    def find(self, view: SnapshotView, storage: Storage) -> dict[int, Rows]:
+        """Selected live rows by segment; segments without any are left out."""
+        predicate = predicate_of(view, self._where)
+        still: dict[tuple[int, tuple[int, ...]], Rows] = {}
+        for ref in view.segments:
+            state = (ref.segment_id, tuple(overlay.overlay_id for overlay in ref.overlays))
+            still[state] = self._seen[state] if state in self._seen else live_rows(view, ref, predicate, storage)
+        self._seen = still
+        return {segment_id: rows for (segment_id, _), rows in still.items() if len(rows)}
+
+
+class DeleteKeys:
+    """One delete of rows by their keys. Keys that the table does not have are counted and passed over."""
+
+    def __init__(self, context: TableContext, data: Data, *, offsets: SourceOffsets | None, commit_id: str | None) -> None:
+        spec, table = context.spec, as_table(data)
+        absent = [name for name in spec.primary_key if name not in table.column_names]
+        if absent:
+            raise SchemaError(f"a delete from table {spec.name!r} finds its rows by {spec.primary_key}: the data lacks {absent}")
+        self.context, self.offsets, self.commit_id = context, offsets, commit_id or uuid.uuid4().hex
+        self.keys = key_words(spec, conform(table.select(spec.primary_key), spec.schema, names=spec.primary_key))
+        self.buckets = context.key_buckets(self.keys)
+        self.vectors = DeletionVectors(context.stage)
+        self.hits: Hits | None = None
+        self.seen = 0
+
+    def run(self) -> Snapshot:
+        known = self.context.answered(self.commit_id, self.offsets)
+        if known is not None:
+            return known
+        done = self.context.commit(self._attempt, self.context.stage)
+        assert done is not None, "a delete is never abandoned"
+        return done
+
+    def _attempt(self) -> CommitPlan:
+        context = self.context
+        base = context.refresh()
+        directory = context.directory
+        self.hits = directory.probe(self.keys) if self.hits is None else directory.probe_again(self.keys, self.hits, self.seen)
+        self.seen = len(directory)
+        failpoints.hit("delete.resolved")
+        overlays = self.vectors.bring_to(rows_by_segment(self.hits))
+        failpoints.hit("delete.staged")
+        return CommitPlan(
+            spec=context.spec,
+            kind="delete",
+            commit_id=self.commit_id,
+            base=base,
+            rows_buckets=self.buckets,
+            rows_changed=self.buckets if overlays else (),
+            overlays=overlays,
+            inline=self.vectors.inline,
+            offsets=self.offsets,
+            summary={"rows_deleted": sum(overlay.num_deleted for overlay in overlays), "keys_missing": int((~self.hits.found).sum())},
+        )
+
+
+class DeleteWhere:
+    """One delete of all rows that an expression selects, at the very snapshot before it."""
+
+    def __init__(self, context: TableContext, where: str, *, offsets: SourceOffsets | None, commit_id: str | None) -> None:
+        self.context, self.offsets, self.commit_id = context, offsets, commit_id or uuid.uuid4().hex
+        self.matches = Matches(where)
+        self.vectors = DeletionVectors(context.stage)
+
+    def run(self) -> Snapshot:
+        known = self.context.answered(self.commit_id, self.offsets)
+        if known is not None:
+            return known
+        done = self.context.commit(self._attempt, self.context.stage)
+        assert done is not None, "a delete is never abandoned"
+        return done
+
+    def _attempt(self) -> CommitPlan:
+        context = self.context
+        view = head_view(context)
+        failpoints.hit("delete.resolved")
+        overlays = self.vectors.bring_to(self.matches.find(view, context.storage))
+        failpoints.hit("delete.staged")
+        return CommitPlan(
+            spec=context.spec,
+            kind="delete",
+            commit_id=self.commit_id,
+            base=view.snapshot_id,
+            is_exact=True,
+            rows_changed=tuple(range(context.spec.buckets)) if overlays else (),
+            overlays=overlays,
+            inline=self.vectors.inline,
+            offsets=self.offsets,
+            summary={"rows_deleted": sum(overlay.num_deleted for overlay in overlays)},
+        )
+
+
+def delete(context: TableContext, keys_or_where: Data, *, offsets: SourceOffsets | None, commit_id: str | None) -> Snapshot:
+    """See `Table.delete`."""
+    if isinstance(keys_or_where, str) and not os.fspath(keys_or_where).endswith(".parquet"):
+        return DeleteWhere(context, keys_or_where, offsets=offsets, commit_id=commit_id).run()
+    return DeleteKeys(context, keys_or_where, offsets=offsets, commit_id=commit_id).run()
+
+
+def head_view(context: TableContext) -> SnapshotView:
+    """All that is live now."""
+    with context.catalog.read() as connection:
+        return load_view(connection, context.spec, load_head(connection, context.spec))
+
+
+def rows_by_segment(hits: Hits) -> dict[int, Rows]:
+    """The rows that were found, sorted, each once, by segment."""
+    found = np.flatnonzero(hits.found)
+    segment_ids, rows = hits.segment_ids[found], hits.rows[found]
+    return {segment_id: np.unique(rows[segment_ids == segment_id]).astype(np.uint32) for segment_id in np.unique(segment_ids).tolist()}

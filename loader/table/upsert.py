@@ -1,0 +1,290 @@
+"""Upserting rows: a key that exists is an operand patch of the given columns, a new one is inserted, and a row whose place changes is moved.
+
+Every given value is an operand of its column's merge rule, on the row that is there or on an empty one. So an upsert commutes with labels and with other
+upserts of the same key, reads nothing of rows that stay where they are, and a key may come several times. Only a change of bucket, cluster or time
+reads the row, folds it, and puts it in its new place with the order and the commit sequence that it had.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from loader import failpoints
+from loader.catalog.read import load_overlays_since
+from loader.catalog.records import CommitPlan, NewOverlay, Snapshot, SourceOffsets, TableSpec
+from loader.errors import SchemaError
+from loader.schema import conform, take
+from loader.segment.layout import SEQUENCE_COLUMN_ID
+from loader.table.births import Births
+from loader.table.context import TableContext
+from loader.table.delete import DeletionVectors, rows_by_segment
+from loader.table.keys import Hits
+from loader.table.merge import NO_ORDER, ORDER_BASE_ID, ORDERED_RULES, Operands, fold, fold_base
+from loader.table.patch import PatchVectors, as_operands, conform_nullable, order_values
+from loader.table.resolve import scatter
+from loader.table.rows import Data, as_table, hidden_name, key_words, lay_out
+from loader.table.segments import one_type, open_segment, read_by_id
+from loader.table.stored import StoredRows, open_rows, order_columns, read_rows
+
+I64 = npt.NDArray[np.int64]
+
+
+class Upsert:
+    """One upsert, from the caller's data to its snapshot. A *group* is a key of the data with all the rows that give it."""
+
+    def __init__(
+        self, context: TableContext, data: Data, *, order: str | None, watermark: int | None, offsets: SourceOffsets | None, commit_id: str | None
+    ) -> None:
+        spec, table = context.spec, as_table(data)
+        self.context, self.spec = context, spec
+        self.watermark, self.offsets, self.commit_id = watermark, offsets, commit_id or uuid.uuid4().hex
+        self.orders = None if order is None else order_values(table, order)
+        names = _given(spec, table, order)
+        keyed = conform_nullable(table.select([*spec.primary_key, *names]), spec, names)
+        self.keys = key_words(spec, keyed)
+        self.key_columns = keyed.select(spec.primary_key).combine_chunks()
+        self.fixed = [name for name in names if name in _fixed(spec)]
+        self.given = keyed.select(self.fixed).combine_chunks()
+        self.operands = as_operands(spec, keyed.select([name for name in names if name not in self.fixed]).combine_chunks())
+        self._group()
+        self.buckets = context.key_buckets(self.unique)
+        self.patches = PatchVectors(context.stage, self.operands, tuple(spec.schema.column(name).id for name in self.operands.column_names), self.orders)
+        self.vectors = DeletionVectors(context.stage)
+        self.inserts: Births | None = None
+        self.inserted = np.zeros(0, np.int64)  # groups, in the order of the inserts' rows
+        self.hits: Hits | None = None
+        self.seen = 0
+
+    def _group(self) -> None:
+        """`group` of each row, and of each group its first row and its key."""
+        order = self.keys.order()
+        sorted_keys = self.keys.take(order)
+        begins = np.ones(len(order), bool)
+        if len(order):
+            begins[1:] = sorted_keys.low[1:] != sorted_keys.low[:-1]
+            if sorted_keys.high is not None:
+                begins[1:] |= sorted_keys.high[1:] != sorted_keys.high[:-1]
+        self.group = np.empty(len(order), np.int64)
+        self.group[order] = np.cumsum(begins) - 1
+        self.first = order[begins]
+        self.unique = self.keys.take(self.first)
+
+    def run(self) -> Snapshot:
+        context = self.context
+        known = context.answered(self.commit_id, self.offsets)
+        if known is not None:
+            return known
+        done = context.commit(self._attempt, context.stage)
+        assert done is not None, "an upsert is never abandoned"
+        if self.inserts is not None:
+            self.inserts.remember()
+        return done
+
+    def _attempt(self) -> CommitPlan:
+        context = self.context
+        base = context.refresh()
+        directory = context.directory
+        self.hits = directory.probe(self.unique) if self.hits is None else directory.probe_again(self.unique, self.hits, self.seen)
+        self.seen = len(directory)
+        failpoints.hit("upsert.resolved")
+        missing = np.flatnonzero(~self.hits.found)
+        inserts = self._insert(missing)
+        moved = self._moved(self.hits)
+        moves, latest_overlay = self._move(moved, self.hits)
+        patched = self.hits.found.copy()
+        patched[moved] = False
+        of_rows = Hits(np.where(patched, self.hits.segment_ids, -1)[self.group], self.hits.rows[self.group])
+        overlays = self.patches.bring_to(of_rows) if self.operands.num_columns else []
+        gone = np.isin(np.arange(len(self.unique)), moved)
+        vectors = self.vectors.bring_to(rows_by_segment(Hits(np.where(gone, self.hits.segment_ids, -1), self.hits.rows)))
+        failpoints.hit("upsert.staged")
+        births = [born for born in (inserts, moves) if born is not None]
+        return CommitPlan(
+            spec=self.spec,
+            kind="upsert",
+            commit_id=self.commit_id,
+            base=base,
+            rows_buckets=self.buckets,
+            rows_changed=context.key_buckets(self.unique.take(np.concatenate([missing, moved]))),
+            pending_buckets=context.key_buckets(self.unique.take(missing)),
+            pending_changed=() if inserts is None else inserts.met_buckets,
+            segments=[segment for born in births for segment in born.segments],
+            overlays=[*_born_overlays(births), *overlays, *vectors],
+            met={} if inserts is None else inserts.met,
+            inline=self.patches.inline | self.vectors.inline | {path: data for born in births for path, data in born.inline.items()},
+            read_segments=tuple(sorted(set(self.hits.segment_ids[moved].tolist()))),
+            latest_overlay=latest_overlay,
+            offsets=self.offsets,
+            watermark=self.watermark,
+            summary={"rows_inserted": len(missing), "rows_patched": int(patched.sum()), "rows_moved": len(moved)},
+        )
+
+    def _insert(self, missing: I64) -> Births | None:
+        """The new rows. Those that were encoded before and have come another way since are deleted at birth; others that went make it begin afresh."""
+        if not np.isin(missing, self.inserted).all():
+            table, hidden = self._folded(missing, None)
+            self.inserts = self._born(table, hidden, missing)
+        if self.inserts is None:
+            return None
+        self.inserts.write()
+        self.inserts.delete_at_birth(np.flatnonzero(~np.isin(self.inserted, missing)))
+        self.inserts.meet(self.context.key_buckets(self.unique.take(missing)))
+        return self.inserts
+
+    def _born(self, table: pa.Table, hidden: list[int], groups: I64) -> Births:
+        """Births of these rows, and which group each became."""
+        at = table.append_column(_GROUP, pa.array(groups))
+        prepared = lay_out(self.spec, at, self.unique.take(groups))
+        self.inserted = prepared.table[_GROUP].to_numpy()
+        prepared = dataclasses.replace(prepared, table=prepared.table.drop_columns([_GROUP]))
+        ids = [column.id for column in self.spec.schema] + hidden
+        return Births(self.context, prepared, column_ids=ids, level=1 if hidden else 0)
+
+    def _moved(self, hits: Hits) -> I64:
+        """Found groups whose given bucket, cluster or time differs from the stored one."""
+        found = np.flatnonzero(hits.found)
+        if not self.fixed or not len(found):
+            return np.zeros(0, np.int64)
+        given = self._last_fixed(found)
+        moved = np.zeros(len(found), bool)
+        for segment_id, mine in _by_segment(hits.segment_ids[found]):
+            ref = self.context.directory.ref(segment_id)
+            ids = [self.spec.schema.column(name).id for name in self.fixed]
+            rows = hits.rows[found[mine]]
+            read = read_by_id(open_segment(self.context.storage, ref), ids, rows=rows)
+            for name, column_id in zip(self.fixed, ids, strict=True):
+                kind = self.spec.schema.column(name).type
+                stored = one_type(read[column_id], kind) if column_id in read else pa.nulls(len(rows), kind)
+                moved[mine] |= _differs(take(given[name].combine_chunks(), mine), stored)
+        return found[moved]
+
+    def _last_fixed(self, groups: I64) -> pa.Table:
+        """The last given bucket, cluster and time values of each group; null where none was given."""
+        arrays = [self._fold_column(groups, self.given[name].combine_chunks(), "last", None, None)[0] for name in self.fixed]
+        return pa.Table.from_arrays(arrays, names=self.fixed)
+
+    def _move(self, moved: I64, hits: Hits) -> tuple[Births | None, int]:
+        """Rows that change their place, folded with what is given; and the highest overlay that was folded in."""
+        if not len(moved):
+            return None, 0
+        inputs, order, latest = self._stored(moved, hits)
+        hidden = order_columns(self.spec, [item for item, _ in inputs])
+        parts = [read_rows(self.spec, item, hidden, rows) for item, rows in inputs]
+        back = np.argsort(order, kind="stable")
+        base = {column_id: take(pa.concat_arrays([part[column_id] for part in parts]), back) for column_id in parts[0]}
+        table, own = self._folded(moved, base)
+        sequences = base[SEQUENCE_COLUMN_ID].to_numpy(zero_copy_only=False)
+        table = table.append_column(hidden_name(SEQUENCE_COLUMN_ID), pa.array(sequences))
+        prepared = lay_out(self.spec, table, self.unique.take(moved))
+        ids = [*(column.id for column in self.spec.schema), *own, SEQUENCE_COLUMN_ID]
+        births = Births(self.context, prepared, column_ids=ids, level=1, sequences=(int(sequences.min()), int(sequences.max())))
+        births.write()
+        return births, latest
+
+    def _stored(self, moved: I64, hits: Hits) -> tuple[list[tuple[StoredRows, I64]], I64, int]:
+        """The stored rows of moved groups by segment, the place in `moved` of each, and the highest overlay of these segments."""
+        ids = hits.segment_ids[moved]
+        with self.context.catalog.read() as connection:
+            overlays = load_overlays_since(connection, self.spec.id, ids.tolist(), 0)
+        inputs, order = [], []
+        for segment_id, mine in _by_segment(ids):
+            own = tuple(overlay for at, overlay in overlays if at == segment_id)
+            ref = dataclasses.replace(self.context.directory.ref(segment_id), overlays=own)
+            by_row = mine[np.argsort(hits.rows[moved[mine]])]
+            inputs.append((open_rows(self.spec, ref, self.context.storage), hits.rows[moved[by_row]]))
+            order.append(by_row)
+        return inputs, np.concatenate(order), max((overlay.overlay_id for _, overlay in overlays), default=0)
+
+    def _folded(self, groups: I64, base: dict[int, pa.Array] | None) -> tuple[pa.Table, list[int]]:
+        """Whole rows of groups: everything given folded, on stored rows (by column id, hidden ones included) or on none.
+
+        Returns:
+            The rows, hidden order columns after the schema's, and the ids of the hidden ones.
+        """
+        spec, arrays, hidden = self.spec, [], {}
+        fixed = self._last_fixed(groups)
+        for column in spec.schema:
+            own = pa.nulls(len(groups), column.type) if base is None else base[column.id]
+            if column.name in spec.primary_key:
+                arrays.append(take(self.key_columns[column.name].combine_chunks(), self.first[groups]))
+            elif column.name in self.fixed:
+                given = fixed[column.name].combine_chunks()
+                arrays.append(pa.compute.if_else(given.is_valid(), given, own) if given.null_count else given)
+            else:
+                own_orders = None if base is None else base.get(ORDER_BASE_ID + column.id)
+                if column.name in self.operands.column_names:
+                    operands = self.operands[column.name].combine_chunks()
+                    own, own_orders = self._fold_column(groups, operands, spec.rule(column.id), own, own_orders)
+                arrays.append(own)
+                if own_orders is not None and own_orders.null_count < len(own_orders):
+                    hidden[ORDER_BASE_ID + column.id] = own_orders
+        names = [column.name for column in spec.schema]
+        rows = conform(pa.Table.from_arrays(arrays, names=names), spec.schema)
+        for column_id, orders in hidden.items():
+            rows = rows.append_column(hidden_name(column_id), orders)
+        return rows, list(hidden)
+
+    def _fold_column(self, groups: I64, operands: pa.Array, rule: str, base: pa.Array | None, base_orders: pa.Array | None) -> tuple[pa.Array, pa.Array | None]:
+        """One column of groups: its operands folded on the base; and the order of each value, for the rules that have one."""
+        mine = np.flatnonzero(np.isin(self.group, groups) & operands.is_valid().to_numpy(zero_copy_only=False))
+        own = pa.nulls(len(groups), operands.type) if base is None else base
+        if not len(mine):
+            return own, base_orders
+        rows = np.searchsorted(groups, self.group[mine]).astype(np.uint32)
+        orders = np.full(len(mine), NO_ORDER) if self.orders is None else self.orders[mine]
+        folded = fold(rule, Operands(rows, orders, np.zeros(len(mine), np.int64), take(operands, mine)))
+        if base is not None:
+            folded = fold_base(rule, folded, take(base, folded.rows), None if base_orders is None else take(base_orders, folded.rows))
+        out = None
+        if rule in ORDERED_RULES and folded.orders is not None:
+            before = pa.nulls(len(groups), pa.int64()) if base_orders is None else base_orders
+            out = scatter(before, folded.rows, pa.array(folded.orders, mask=folded.orders == NO_ORDER))
+        return scatter(own, folded.rows, folded.values), out
+
+
+_GROUP = "__group"
+
+
+def _given(spec: TableSpec, table: pa.Table, order: str | None) -> list[str]:
+    """The given columns beside the key, those that place a row among them.
+
+    Raises:
+        SchemaError: The key, the bucket or the time is not there.
+    """
+    time_column = [] if spec.time_column is None else [spec.time_column.name]
+    absent = [name for name in dict.fromkeys([*spec.primary_key, *spec.bucket_by, *time_column]) if name not in table.column_names]
+    if absent:
+        raise SchemaError(f"an upsert into table {spec.name!r} may insert rows and needs what says where they lie (key, bucket, time): the data lacks {absent}")
+    known = {column.name for column in spec.schema}
+    return [name for name in table.column_names if name not in spec.primary_key and (name != order or name in known)]
+
+
+def _fixed(spec: TableSpec) -> set[str]:
+    """Columns that say where a row lies; a patch cannot change them."""
+    return {*spec.bucket_by, *spec.cluster_by, *([] if spec.time_column is None else [spec.time_column.name])} - set(spec.primary_key)
+
+
+def _by_segment(segment_ids: I64) -> list[tuple[int, I64]]:
+    """(segment, positions) of each segment."""
+    return [(segment_id, np.flatnonzero(segment_ids == segment_id)) for segment_id in np.unique(segment_ids).tolist()]
+
+
+def _differs(given: pa.Array, stored: pa.Array) -> npt.NDArray[np.bool_]:
+    """Where a value was given that is not the stored one."""
+    same = pa.compute.equal(given, stored).fill_null(False)
+    differs: npt.NDArray[np.bool_] = pa.compute.and_(given.is_valid(), pa.compute.invert(same)).to_numpy(zero_copy_only=False)
+    return differs
+
+
+def _born_overlays(births: list[Births]) -> list[NewOverlay]:
+    """The overlays of all births, counted within the segments of all of them."""
+    found, before = [], 0
+    for born in births:
+        found += [dataclasses.replace(overlay, new_segment=before + (overlay.new_segment or 0)) for overlay in born.overlays]
+        before += len(born.segments)
+    return found

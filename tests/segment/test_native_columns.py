@@ -1,0 +1,107 @@
+"""The whole-column encoder writes what NumPy writes, to the last byte, whatever the types, nulls, slices and lists; and it can be read again."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loader.kernels import native
+from loader.segment.encode import num_threads
+from loader.segment.reader import SegmentReader
+from loader.segment.writer import WriteOptions, encode_segment
+from tests.segment.tables import LEAVES, Maker, columns, same, types
+
+pytestmark = pytest.mark.skipif(native.load() is None, reason="the native library is not built")
+
+
+def both(table: pa.Table, **options: object) -> tuple[bytes, bytes]:
+    """The segment by NumPy, and natively."""
+    written = []
+    with pytest.MonkeyPatch.context() as patch:
+        for value in ("0", ""):
+            patch.setenv("HEADRACE_NATIVE", value)
+            asked = WriteOptions(segment_id=bytes(16), threads=1, **options)  # type: ignore[arg-type]
+            written.append(bytes(encode_segment(table, column_ids=range(1, table.num_columns + 1), options=asked).data))
+    return written[0], written[1]
+
+
+@settings(max_examples=120)
+@given(array=columns(), effort=st.sampled_from(["size", "balanced", "speed"]), block_rows=st.sampled_from([300, 65_536]))
+def test_any_column_is_the_same(array: pa.Array, effort: str, block_rows: int) -> None:
+    reference, made = both(pa.table({"a": array}), effort=effort, block_rows=block_rows)
+    assert made == reference
+
+
+@settings(max_examples=40)
+@given(
+    kind=st.sampled_from([kind for kind in LEAVES if not pa.types.is_boolean(kind)]),
+    shape=st.sampled_from(["zipf", "steps", "runs", "cents", "rare", "clusters"]),
+    count=st.sampled_from([100, 999, 5000, 20_000]),
+    nulls=st.sampled_from([0.0, 0.0, 0.3]),
+    in_lists=st.booleans(),
+    seed=st.integers(0, 1 << 20),
+)
+def test_values_that_cascade_are_the_same(kind: pa.DataType, shape: str, count: int, nulls: float, in_lists: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    bits = kind.bit_width
+    made = {
+        "zipf": lambda: np.minimum(rng.zipf(1.2, count), 1 << 60),
+        "steps": lambda: np.cumsum(rng.integers(-1, 6, count)),
+        "runs": lambda: np.repeat(rng.integers(0, 1 << 40, count), rng.integers(1, 40, count))[:count],
+        "cents": lambda: np.round(rng.gamma(2, 30, count), 2),
+        "rare": lambda: np.where(rng.random(count) < 0.01, rng.integers(0, 1 << 50, count), rng.integers(0, 9, count)),
+        "clusters": lambda: rng.choice(rng.integers(0, 1 << 60, 3), count) + rng.integers(0, 50, count),
+    }[shape]()
+    if pa.types.is_floating(kind):
+        values = made.astype(f"<f{bits // 8}") if bits > 16 else made.astype(np.float32).clip(-6e4, 6e4).astype("<f2")
+    else:
+        values = made.astype(np.int64).astype(f"<u{bits // 8}")
+    mask = rng.random(count) < nulls if nulls else None
+    validity = None if mask is None else pa.py_buffer(np.packbits(~mask, bitorder="little"))
+    array = pa.Array.from_buffers(kind, count, [validity, pa.py_buffer(values)])
+    if in_lists:
+        array = pa.ListArray.from_arrays(pa.array(np.append(np.sort(rng.integers(0, count, count // 5)), count).astype(np.int32)), array)
+    reference, native_bytes = both(pa.table({"a": array}))
+    assert native_bytes == reference
+
+
+def test_all_types_in_one_table_come_back_on_several_threads() -> None:
+    maker = Maker(np.random.default_rng(3), "few", 0.1)
+    kinds = [pa.list_(kind) if number % 3 == 0 else kind for number, kind in enumerate(LEAVES * 4)]
+    table = pa.table({str(number): maker.array(kind, 900) for number, kind in enumerate(kinds)})
+    made = encode_segment(table, column_ids=range(1, table.num_columns + 1), options=WriteOptions(threads=3, block_rows=400))
+    read = SegmentReader(made.data).read()
+    assert all(same(left.combine_chunks(), right.combine_chunks()) for left, right in zip(table.columns, read.columns, strict=True))
+
+
+@settings(max_examples=30)
+@given(kind=types(), seed=st.integers(0, 1 << 20))
+def test_a_table_in_pieces_is_the_same_as_whole(kind: pa.DataType, seed: int) -> None:
+    maker = Maker(np.random.default_rng(seed), "few", 0.2)
+    parts = [pa.table({"a": maker.array(kind, rows), "b": maker.array(pa.int32(), rows)}) for rows in (70, 1, 300)]
+    table = pa.concat_tables(parts)
+    whole = table.combine_chunks()
+    for options in ({}, {"block_rows": 100}):
+        asked = WriteOptions(segment_id=bytes(16), **options)
+        pieces, joined = (bytes(encode_segment(rows, column_ids=[1, 2], options=asked).data) for rows in (table, whole))
+        assert pieces == joined
+
+
+def test_a_buffer_that_is_not_aligned_is_read_all_the_same() -> None:
+    raw = np.zeros(8 * 500 + 3, np.uint8)
+    raw[3:] = np.arange(500, dtype="<i8").view(np.uint8)
+    array = pa.Array.from_buffers(pa.int64(), 500, [None, pa.py_buffer(raw)[3:]])
+    made = encode_segment(pa.table({"a": array}), column_ids=[1])
+    assert SegmentReader(io.BytesIO(bytes(made.data)).getvalue()).read()["a"].to_pylist() == list(range(500))
+
+
+def test_threads_are_bounded_by_work_and_memory() -> None:
+    assert num_threads(8, 1000, 1000, 1 << 30) == 1
+    assert num_threads(8, 100_000_000, 1000, 1 << 30) == 8
+    assert num_threads(8, 100_000_000, 65_536, 3 * 160 * 65_536) == 3
+    assert num_threads(8, 100_000_000, 65_536, 1) == 1

@@ -1,0 +1,183 @@
+"""Upsert and delete as a caller sees them, and what other writers may do between resolving and committing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import loader
+from loader import failpoints
+from loader.errors import ColumnNotFoundError, KeyExistsError, SchemaError
+from loader.lake import Lake
+from loader.table.table import Table
+from tests.table import processes
+from tests.table.samples import create, labels, rows
+
+
+def clicks(table: Table) -> dict[int, int | None]:
+    read = table.to_arrow(["item", "clicks"])
+    assert len(set(read["item"].to_pylist())) == read.num_rows, "a row stands twice"
+    assert table.view().num_rows == read.num_rows == table.history()[-1].num_rows
+    return dict(zip(read["item"].to_pylist(), read["clicks"].to_pylist(), strict=True))
+
+
+def events(start: int, stop: int, by: int) -> pa.Table:
+    new = rows(start, stop).select(["user", "item", "ts"])
+    return new.append_column("clicks", pa.array([by] * new.num_rows))
+
+
+def once(action: Callable[[], object]) -> Callable[[], None]:
+    left = [action]
+
+    def run() -> None:
+        if left:
+            left.pop()()
+
+    return run
+
+
+def test_an_upsert_inserts_and_changes_and_takes_a_key_several_times(lake: Lake) -> None:
+    table = create(lake)
+    table.append(rows(0, 10))
+    twice = pa.concat_tables([events(5, 15, 1), events(12, 15, 10)])
+    snapshot = table.upsert(twice)
+    assert snapshot.summary == {"rows_inserted": 5, "rows_patched": 5, "rows_moved": 0}
+    assert clicks(table) == dict.fromkeys(range(5), 0) | dict.fromkeys(range(5, 12), 1) | dict.fromkeys(range(12, 15), 11)
+    table.compact(full=True)
+    assert clicks(table)[14] == 11
+
+
+def test_a_row_whose_place_changes_keeps_what_it_held(lake: Lake) -> None:
+    table = create(lake, partition_by="hour")
+    table.append(rows(0, 10))
+    table.patch(labels([3], clicks=[5], label=[1], at=[50]), order="at")
+    before = table.to_arrow(where="item = 3").to_pylist()[0]
+    later = pa.compute.add(rows(3, 4)["ts"], pa.scalar(86400, pa.duration("s")))
+    moved = events(3, 4, 2).set_column(2, "ts", later)
+    assert table.upsert(moved).summary["rows_moved"] == 1
+    after = table.to_arrow(where="item = 3").to_pylist()[0]
+    assert after == before | {"ts": later[0].as_py(), "clicks": 7}
+    table.patch(labels([3], label=[0], at=[49]), order="at")
+    assert table.to_arrow(where="item = 3")["label"].to_pylist() == [1], "the moved value kept its order"
+    assert clicks(table)[3] == 7
+
+
+def test_an_order_decides_whatever_arrives_first(lake: Lake) -> None:
+    table = create(lake)
+    new = rows(0, 1).select(["user", "item", "ts"]).append_column("label", pa.array([1], pa.int8())).append_column("at", pa.array([10]))
+    table.upsert(new, order="at")
+    older = new.set_column(3, "label", pa.array([0], pa.int8())).set_column(4, "at", pa.array([9]))
+    table.upsert(older, order="at")
+    assert table.to_arrow()["label"].to_pylist() == [1]
+    table.compact(full=True)
+    table.upsert(older, order="at")
+    assert table.to_arrow()["label"].to_pylist() == [1]
+
+
+def test_labels_that_waited_meet_an_inserted_row(lake: Lake) -> None:
+    table = create(lake)
+    table.patch(labels([7], clicks=[5]))
+    table.upsert(events(5, 9, 1))
+    assert clicks(table) == {5: 1, 6: 1, 7: 6, 8: 1}
+
+
+@pytest.mark.parametrize("place", ["upsert.resolved", "upsert.staged"])
+def test_what_others_write_meanwhile_counts_too(lake: Lake, make_lake: Callable[..., Lake], place: str) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 20))
+    later = pa.compute.add(rows(0, 30)["ts"], pa.scalar(3600, pa.duration("s")))
+    shifted = events(0, 30, 1).set_column(2, "ts", later)  # moves 20 rows, inserts 10
+
+    def meanwhile() -> None:
+        other.patch(labels([1], clicks=[100]))
+        other.upsert(events(25, 28, 1000))
+        other.delete("item = 5")
+        other.compact(full=True)
+
+    with failpoints.armed(place, once(meanwhile)):
+        table.upsert(shifted)
+    wanted = dict.fromkeys(range(30), 1) | {1: 101} | dict.fromkeys(range(25, 28), 1001)
+    assert clicks(table) == wanted
+
+
+@pytest.mark.parametrize("place", ["delete.resolved", "delete.staged"])
+def test_a_delete_by_expression_sees_the_very_snapshot_before_it(lake: Lake, make_lake: Callable[..., Lake], place: str) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 10))
+    other.patch(labels([1, 2], clicks=[5, 5]))
+
+    def meanwhile() -> None:
+        other.patch(labels([1, 3], clicks=[-5, 5]))
+        other.upsert(events(20, 22, 9))
+
+    with failpoints.armed(place, once(meanwhile)):
+        snapshot = table.delete("clicks >= 5")
+    assert snapshot.summary == {"rows_deleted": 4}
+    assert sorted(clicks(table)) == [0, 1, 4, 5, 6, 7, 8, 9]
+
+
+def test_deleted_keys_are_free_and_their_history_is_not(lake: Lake) -> None:
+    table = create(lake)
+    table.append(rows(0, 10))
+    table.patch(labels([4], clicks=[3]))
+    table.tag("before")
+    summary = table.delete(rows(3, 12).select(["user", "item"])).summary
+    assert summary == {"rows_deleted": 7, "keys_missing": 2}
+    assert table.delete(rows(3, 12)).summary == {"rows_deleted": 0, "keys_missing": 9}
+    table.patch(labels([4], clicks=[1]))  # waits for the next row of this key
+    table.append(rows(4, 5))
+    assert clicks(table) == {0: 0, 1: 0, 2: 0, 4: 1}
+    assert table.to_arrow(snapshot="before").num_rows == 10
+    scanned = [len(batch) for batch in loader.DataLoader(table.scan(columns=["item"]), global_batch_size=2, remainder="uneven")]
+    assert sum(scanned) == 4
+    table.compact(full=True)
+    assert clicks(table) == {0: 0, 1: 0, 2: 0, 4: 1}
+
+
+def test_an_overwrite_swaps_rows_in_one_commit(lake: Lake, make_lake: Callable[..., Lake]) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 20))
+    table.patch(labels([12], clicks=[4]))
+    with pytest.raises(KeyExistsError, match=r"1 of 6 keys are in table 'samples' already, the first is \(user \d+, item 9\)"):
+        table.overwrite(rows(9, 15), "item >= 10")
+
+    def meanwhile() -> None:
+        other.append(rows(30, 35))
+        other.patch(labels([11, 31], clicks=[1, 1]))
+
+    with failpoints.armed("overwrite.resolved", once(meanwhile)):
+        summary = table.overwrite(rows(10, 15), "item >= 10").summary
+    assert summary == {"rows_deleted": 15, "rows_appended": 5, "labels_met": 0}
+    assert clicks(table) == dict.fromkeys(range(15), 0)
+
+
+def test_concurrent_upserts_of_the_same_new_keys_all_count(tmp_path: Path, catalog: str | None) -> None:
+    with loader.connect(tmp_path, catalog=catalog) as lake:
+        create(lake)
+
+    def writer() -> None:
+        table = loader.connect(tmp_path, catalog=catalog).table("samples")
+        for start in range(0, 40, 4):
+            table.upsert(events(start, start + 12, 1))
+
+    children = [processes.start(writer) for _ in range(3)]
+    assert [processes.wait(child) for child in children] == [0, 0, 0]
+    with loader.connect(tmp_path, catalog=catalog) as lake:
+        found = clicks(lake.table("samples"))
+    assert found == {item: 3 * sum(start <= item < start + 12 for start in range(0, 40, 4)) for item in range(48)}
+
+
+def test_what_is_wrong_is_named(lake: Lake) -> None:
+    table = create(lake)
+    with pytest.raises(SchemaError, match=r"an upsert into table 'samples' .*the data lacks \['ts'\]"):
+        table.upsert(labels([1], clicks=[1]))
+    with pytest.raises(ColumnNotFoundError, match="'clacks'"):
+        table.upsert(events(0, 1, 1).rename_columns(["user", "item", "ts", "clacks"]))
+    with pytest.raises(SchemaError, match=r"a delete from table 'samples' finds its rows by \['user', 'item'\]: the data lacks \['item'\]"):
+        table.delete(pa.table({"user": [1]}))
+    with pytest.raises(ColumnNotFoundError, match="colour"):
+        table.delete("colour = 'red'")
+    assert table.history() == []
