@@ -123,13 +123,17 @@ class Lake:
         Raises:
             TableNotFoundError: There is none of this name; the message names the closest.
         """
+        return Table(self, self.context(name))
+
+    def context(self, name: str) -> TableContext:
+        """What all handles of a table in this process share, by its present schema."""
         with self.database.read() as connection:
             spec = load_spec(connection, name)
         with self._lock:
             context = self._contexts.get(spec.id)
             if context is None or context.spec.schema_id != spec.schema_id:
                 context = self._contexts[spec.id] = TableContext(spec=spec, catalog=self.database, storage=self.storage)
-        return Table(self, context)
+            return context
 
     def tables(self) -> list[str]:
         """Names of the tables, sorted."""

@@ -29,6 +29,7 @@ class Column:
         type: Logical Arrow type.
         nullable: Whether nulls are allowed.
         metadata: Arrow field metadata, carried through untouched.
+        default: What a row reads as that was written without the column, before it was there or since; None is null.
     """
 
     id: int
@@ -36,9 +37,14 @@ class Column:
     type: pa.DataType
     nullable: bool = True
     metadata: dict[bytes, bytes] | None = None
+    default: pa.Scalar | None = None
 
     def to_arrow(self) -> pa.Field:
         return pa.field(self.name, self.type, nullable=self.nullable, metadata=self.metadata)
+
+    def missing(self, num_rows: int) -> pa.Array:
+        """So many rows that were written without the column."""
+        return pa.nulls(num_rows, self.type) if self.default is None else pa.repeat(self.default, num_rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,16 +109,32 @@ class Schema:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back without loss; types travel as Arrow's own IPC schema message."""
         message = self.to_arrow().serialize().to_pybytes()
-        return {"version": 1, "ids": [column.id for column in self.columns], "next_id": self.next_id, "arrow": base64.b64encode(message).decode()}
+        value = {"version": 1, "ids": [column.id for column in self.columns], "next_id": self.next_id, "arrow": base64.b64encode(message).decode()}
+        defaults = {str(column.id): column.default for column in self.columns if column.default is not None}
+        if defaults:
+            batch = pa.record_batch([pa.array([default.as_py()], default.type) for default in defaults.values()], names=list(defaults))
+            value["defaults"] = base64.b64encode(_ipc_stream(batch)).decode()
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Schema:
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value["arrow"])))
+        defaults: dict[str, pa.Scalar] = {}
+        if "defaults" in value:
+            batch = pa.ipc.open_stream(pa.py_buffer(base64.b64decode(value["defaults"]))).read_next_batch()
+            defaults = {name: batch.column(at)[0] for at, name in enumerate(batch.schema.names)}
         columns = tuple(
-            Column(id=column_id, name=field.name, type=field.type, nullable=field.nullable, metadata=field.metadata)
+            Column(id=column_id, name=field.name, type=field.type, nullable=field.nullable, metadata=field.metadata, default=defaults.get(str(column_id)))
             for column_id, field in zip(value["ids"], schema, strict=True)
         )
         return cls(columns=columns, next_id=value["next_id"], metadata=schema.metadata)
+
+
+def _ipc_stream(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
 
 
 def take(data: Any, rows: npt.NDArray[Any]) -> Any:
@@ -137,7 +159,7 @@ def conform(data: pa.Table, schema: Schema, *, names: Iterable[str] | None = Non
     Args:
         data: Rows with columns by name, in any order.
         schema: What they must fit.
-        names: The columns that must be there; default all. A missing nullable column becomes null.
+        names: The columns that must be there; default all. A missing column becomes its default, or null.
 
     Raises:
         ColumnNotFoundError: `data` has a column that the schema lacks.
@@ -149,9 +171,9 @@ def conform(data: pa.Table, schema: Schema, *, names: Iterable[str] | None = Non
     arrays = []
     for column in wanted:
         if column.name not in data.column_names:
-            if not column.nullable:
+            if not column.nullable and column.default is None:
                 raise SchemaError(f"column {column.name!r} ({column.type}) is missing from the data and may not be null")
-            arrays.append(pa.nulls(data.num_rows, column.type))
+            arrays.append(column.missing(data.num_rows))
             continue
         array = data[column.name]
         try:

@@ -36,6 +36,8 @@ def collect(report: Report, found: dict[tuple[str, str, str, int, int], dict[str
             _append(figure, values)
         elif job == "memory" and turn:
             part["files"][str(turn)][str(cores)] = values
+        elif job == "stages":
+            figure.setdefault(str(cores), {}).update({key: value for key, value in values.items() if key in ("stage_seconds", "scan_seconds")})
         elif job == "memory":
             figure.setdefault(str(cores), {})["peak_bytes"] = values["peak_bytes"]
         elif job == "repeated":
@@ -161,6 +163,7 @@ def show(report: Report) -> None:
         (_wide_lines if title == "wide" else _lines)(table, part, names, report["cores"])
     console.print(table)
     _show_limits(console, report)
+    _show_stages(console, report)
     _show_targets(console, report)
 
 
@@ -196,6 +199,7 @@ def _median(figure: Report, cores: str, key: str) -> float:
 def _wide_lines(table: Table, part: Report, names: Sequence[str], _: Sequence[int]) -> None:
     line = _line(table, part, names)
     line("MB", lambda figure: f"{figure['num_bytes'] / 1e6:.2f}")
+    line("write, columns/s", lambda figure: f"{part['num_columns'] / figure['write_once_seconds']:.0f}")
     line("open + locate 100 columns, ms", lambda figure: f"{statistics.median(figure['locate_seconds']) * 1e3:.2f}")
     line("read those 100, ms", lambda figure: f"{statistics.median(figure['wide_scan_seconds']) * 1e3:.2f}")
 
@@ -215,6 +219,19 @@ def _show_limits(console: Console, report: Report) -> None:
                 console.print(
                     f"  to write its {output / 1e6:.0f} MB alone takes {floor * 1e3:.1f} ms, decoding takes {spent * 1e3:.1f} ms, {spent / floor:.2f} ×"
                 )
+
+
+def _show_stages(console: Console, report: Report) -> None:
+    """Where Headrace's decode spends its time, each stage measured alone."""
+    for title, part in report["data"].items():
+        for count in map(str, report["cores"]):
+            seconds = part.get("formats", {}).get(HEADRACE, {}).get(count, {}).get("stage_seconds")
+            if seconds:
+                total = sum(seconds.values())
+                shown = ", ".join(f"{name} {value * 1e3:.2f}" for name, value in seconds.items())
+                console.print(f"{title}, {count} core(s), stages of a decode alone, ms: {shown}; together {total * 1e3:.1f}")
+                scans = part["formats"][HEADRACE][count]["scan_seconds"]
+                console.print("  whole scans, ms: " + ", ".join(f"{name} {value * 1e3:.1f}" for name, value in scans.items()))
 
 
 def _show_targets(console: Console, report: Report) -> None:

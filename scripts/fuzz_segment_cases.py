@@ -24,12 +24,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import fuzz_segment_bases as bases
 
+from loader.batch.buffers import BufferPool
+from loader.batch.whole import plain_batches
 from loader.errors import HeadraceError
 from loader.schema import take
 from loader.segment.checksum import crc32c, page_checksums
 from loader.segment.column_files import JoinedReader
 from loader.segment.layout import CHUNK, DIRECTORY_ENTRY, SECTION_PAGE_BYTES, TAIL, Section
 from loader.segment.reader import SegmentReader
+from loader.segment.stream import stream_blocks
 from loader.segment.verify import verify_segment
 from tests.segment.tables import same_table
 
@@ -139,36 +142,42 @@ def some_recipe(good: bytes, directory: np.ndarray, rng: np.random.Generator) ->
     return int(chunk["offset"]), int(chunk["offset"]) + min(int(chunk["num_bytes"]), RECIPE_BYTES)
 
 
-def read_whole(base: bases.Base, files: Files, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+def read_whole(base: bases.Base, files: Files, rng: np.random.Generator) -> bool:
     with SegmentReader(files[0]) as reader:
-        return reader.read(), base.table
+        return same(reader.read(), base.table)
 
 
-def read_rows(base: bases.Base, files: Files, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+def read_rows(base: bases.Base, files: Files, rng: np.random.Generator) -> bool:
     """A few rows by number, of some columns or all."""
     names = [name for name in base.table.column_names if rng.random() < 0.7] or base.table.column_names
     rows = rng.integers(0, max(base.table.num_rows, 1), int(rng.choice([1, 5, 40])))
     with SegmentReader(files[0]) as reader:
         read = reader.read(names if rng.random() < 0.5 else None, rows)
     expected = base.table.select(read.column_names) if set(read.column_names) <= set(base.table.column_names) else base.table
-    return read, take(expected, rows)
+    return same(read, take(expected, rows))
 
 
-def read_columns(base: bases.Base, files: Files, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+def read_columns(base: bases.Base, files: Files, rng: np.random.Generator) -> bool:
     names = [name for name in base.table.column_names if rng.random() < 0.5] or base.table.column_names[:1]
     with SegmentReader(files[0]) as reader:
-        return reader.read(names), base.table.select(names)
+        return same(reader.read(names), base.table.select(names))
 
 
-def read_joined(base: bases.Base, files: Files, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+def read_joined(base: bases.Base, files: Files, rng: np.random.Generator) -> bool:
     """The segment with its column file, where it has one."""
     if files[1] is None or base.joined is None:
         return read_whole(base, files, rng)
     with SegmentReader(files[0]) as reader, SegmentReader(files[1]) as file:
-        return JoinedReader(reader, [file]).read(), base.joined
+        return same(JoinedReader(reader, [file]).read(), base.joined)
 
 
-def read_verified(base: bases.Base, files: Files, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+def read_batches(base: bases.Base, files: Files, rng: np.random.Generator) -> bool:
+    """As training reads: block by block, lists laid end to end, some rows at a time."""
+    batch_rows = int(rng.choice([100, 1_000, 5_000]))
+    return batches(files[0], batch_rows) == batches(base.data, batch_rows)
+
+
+def read_verified(base: bases.Base, files: Files, rng: np.random.Generator) -> bool:
     """What `verify_segment` finds nothing wrong with must be readable; it also finds what reading does not touch."""
     problems = verify_segment(_Bytes(files[0])).problems
     try:
@@ -176,6 +185,41 @@ def read_verified(base: bases.Base, files: Files, rng: np.random.Generator) -> t
     except HeadraceError as error:
         assert problems, f"verify finds nothing wrong, but reading says: {error}"
         raise
+
+
+def same(read: pa.Table, expected: pa.Table) -> bool:
+    """Whether a table that was read is the expected one.
+
+    Raises:
+        pa.ArrowInvalid: It does not hold together.
+    """
+    try:
+        read.validate(full=True)
+    except pa.ArrowInvalid as error:
+        # a time of day past midnight is a wrong value, not a broken array
+        if "acceptable range" in str(error) or "whole number of days" in str(error):
+            return False
+        raise
+    try:
+        return same_table(read, expected)
+    except (pa.ArrowException, AttributeError, KeyError):
+        return False  # types that cannot even be compared
+
+
+def batches(data: bytes, batch_rows: int) -> list[tuple[str, tuple[int, ...], bytes]]:
+    """Every array of every batch, as type, shape and bytes."""
+    found = []
+    pool = BufferPool()
+    with SegmentReader(data) as reader:
+        ids = reader.resolve(None)
+        leaves = reader.leaves(ids)
+        for number, block in stream_blocks(reader, ids):
+            for batch in plain_batches(block, leaves, int(reader.block_rows[number]), batch_rows, pool):
+                for plain in batch:
+                    for part in (plain, plain.weights):
+                        arrays = () if part is None else (part.values, *part.offsets, part.validity)
+                        found += [(str(array.dtype), array.shape, array.tobytes()) for array in arrays if array is not None]
+    return found
 
 
 class _Bytes:
@@ -188,8 +232,8 @@ class _Bytes:
         return [self._data[offset : offset + size] for offset, size in ranges]
 
 
-Reading = Callable[[bases.Base, Files, np.random.Generator], tuple[pa.Table, pa.Table]]
-READINGS: tuple[tuple[Reading, float], ...] = ((read_whole, 0.5), (read_rows, 0.25), (read_columns, 0.12), (read_joined, 0.1), (read_verified, 0.03))
+Reading = Callable[[bases.Base, Files, np.random.Generator], bool]  # whether what was read is what was written
+READINGS: dict[Reading, float] = {read_whole: 0.4, read_rows: 0.25, read_columns: 0.1, read_joined: 0.1, read_batches: 0.12, read_verified: 0.03}
 
 
 def attempt(folder: pathlib.Path, seed: int) -> str:
@@ -201,7 +245,7 @@ def attempt(folder: pathlib.Path, seed: int) -> str:
     """
     rng = np.random.default_rng(seed)
     base = bases.read(folder, int(rng.integers(bases.NUM_BASES)))
-    reading = READINGS[int(rng.choice(len(READINGS), p=[share for _, share in READINGS]))][0]
+    reading = list(READINGS)[int(rng.choice(len(READINGS), p=list(READINGS.values())))]
     if reading is read_joined and base.column_file is not None and rng.random() < 0.5:
         data, checked = corrupt(base.column_file, rng)
         files: Files = (base.data, data)
@@ -209,27 +253,11 @@ def attempt(folder: pathlib.Path, seed: int) -> str:
         data, checked = corrupt(base.data, rng)
         files = (data, base.column_file)
     try:
-        read, expected = reading(base, files, rng)
+        equal = reading(base, files, rng)
     except HeadraceError:
         return "refused"
-    try:
-        read.validate(full=True)
-    except pa.ArrowInvalid as error:
-        # a time of day past midnight is a wrong value, not a broken array
-        if not checked and ("acceptable range" in str(error) or "whole number of days" in str(error)):
-            return "other values"
-        raise
-    if _same(read, expected):
-        return "equal"
-    assert not checked, f"seed {seed}: other values though checksums were compared"
-    return "other values"
-
-
-def _same(read: pa.Table, expected: pa.Table) -> bool:
-    try:
-        return same_table(read, expected)
-    except (pa.ArrowException, AttributeError, KeyError):
-        return False  # types that cannot even be compared
+    assert equal or not checked, f"seed {seed}: other values though checksums were compared"
+    return "equal" if equal else "other values"
 
 
 def main() -> None:

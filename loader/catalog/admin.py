@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 
 from loader.catalog.commit import STAGED_LEASE_SECONDS, TABLES_WITH_PATHS, now_micros, throw_away
 from loader.catalog.connection import Connection
-from loader.catalog.read import from_micros, load_spec
+from loader.catalog.read import attribution_json, from_micros, load_spec
 from loader.catalog.records import Pin, TableSpec
 from loader.errors import AlreadyExistsError, ConflictError, SnapshotNotFoundError
 
@@ -21,7 +20,6 @@ def create_table(connection: Connection, spec: TableSpec) -> TableSpec:
     """
     if connection.execute("select 1 from tables where name = ? and dropped_at is null", (spec.name,)).fetchone():
         raise AlreadyExistsError(f"table {spec.name!r} is already there: open it with lake.table({spec.name!r}), or drop it first")
-    attribution = None if spec.attribution is None else json.dumps(dataclasses.asdict(spec.attribution))
     rows = connection.execute(
         "insert into tables (name, head, schema_id, primary_key, bucket_by, buckets, cluster_by, time_column, partition_by, merge, attribution, durability, "
         "properties, created_at) values (?, 0, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, '{}', ?) returning id",
@@ -34,7 +32,7 @@ def create_table(connection: Connection, spec: TableSpec) -> TableSpec:
             spec.time_column_id,
             spec.partition_by,
             json.dumps(dict(spec.merge_by_id)),
-            attribution,
+            attribution_json(spec),
             spec.durability,
             now_micros(),
         ),

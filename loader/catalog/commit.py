@@ -15,7 +15,7 @@ import numpy as np
 
 from loader import failpoints
 from loader.catalog.connection import Connection, Cursor, Database
-from loader.catalog.read import BUCKETS, OFFSETS, SNAPSHOT, find_commit, load_head, load_offsets, load_snapshot, make_snapshot
+from loader.catalog.read import BUCKETS, OFFSETS, SNAPSHOT, attribution_json, find_commit, load_head, load_offsets, load_snapshot, make_snapshot
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets, TableSpec
 from loader.errors import CatalogUnavailableError, ConflictError, FencedError, HeadraceError, StorageError, TableNotFoundError, UnknownOutcomeError
 
@@ -232,7 +232,8 @@ def _stale(plan: CommitPlan, answers: _Answers, before: _Before) -> Stale | None
 
 
 def _write(connection: Connection, plan: CommitPlan, before: _Before, met: dict[int, tuple[int, bytes | None]]) -> Snapshot:
-    spec, new, created_at = plan.spec, before.head + 1, now_micros()
+    spec, new, created_at = plan.spec if plan.evolved is None else plan.evolved, before.head + 1, now_micros()
+    schema_id = spec.schema_id if plan.evolved is None else _evolve(connection, plan.evolved, new)
     watermark = before.watermark
     if plan.watermark is not None:
         watermark = plan.watermark if watermark is None else max(watermark, plan.watermark)
@@ -241,7 +242,7 @@ def _write(connection: Connection, plan: CommitPlan, before: _Before, met: dict[
     summary = json.dumps(plan.summary)
     connection.execute(
         "insert into snapshots (table_id, id, commit_id, kind, schema_id, watermark, num_rows, created_at, summary) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (spec.id, new, plan.commit_id, plan.kind, spec.schema_id, watermark, num_rows, created_at, summary),
+        (spec.id, new, plan.commit_id, plan.kind, schema_id, watermark, num_rows, created_at, summary),
     )
     connection.executemany("insert into inline_data values (?, ?, ?)", [(path, spec.id, data) for path, data in plan.inline.items()])
     _insert_segments(connection, plan, new)
@@ -251,6 +252,17 @@ def _write(connection: Connection, plan: CommitPlan, before: _Before, met: dict[
     _advance(connection, plan, new)
     connection.execute("update tables set head = ?, watermark = ? where id = ?", (new, watermark, spec.id))
     return make_snapshot(spec, (new, plan.kind, plan.commit_id, created_at, watermark, num_rows, summary))
+
+
+def _evolve(connection: Connection, spec: TableSpec, new: int) -> int:
+    """Make a new schema the table's own; returns its number. `spec` has the number of the one before, which the commit has checked."""
+    schema_id = spec.schema_id + 1
+    connection.execute("insert into schemas values (?, ?, ?, ?)", (spec.id, schema_id, json.dumps(spec.schema.to_json()), new))
+    connection.execute(
+        "update tables set schema_id = ?, merge = ?, attribution = ? where id = ?",
+        (schema_id, json.dumps(dict(spec.merge_by_id)), attribution_json(spec), spec.id),
+    )
+    return schema_id
 
 
 def _insert_segments(connection: Connection, plan: CommitPlan, new: int) -> None:
@@ -379,12 +391,12 @@ def _lease_lost(prefix: str) -> LeaseLostError:
     return LeaseLostError(f"this writer's lease on {prefix} ran out before it committed, and its files were collected: repeat the write")
 
 
-def throw_away(connection: Connection, table_id: int, paths: list[str], *, reason: str) -> None:
+def throw_away(connection: Connection, table_id: int, paths: list[str], *, reason: str, grace_seconds: float = GARBAGE_GRACE_SECONDS) -> None:
     """Put paths into garbage, unless something refers to them after all; their bytes go after the grace period.
 
     A writer that was interrupted right after its commit takes files for left over that are not: what counts is what the tables say.
     """
-    not_before = now_micros() + GARBAGE_GRACE_SECONDS * 1_000_000
+    not_before = now_micros() + int(grace_seconds * 1e6)
     unused = [path for path in paths if not is_referred_to(connection, path)]
     connection.executemany("insert into garbage values (?, ?, ?, ?) on conflict do nothing", [(path, table_id, not_before, reason) for path in unused])
 

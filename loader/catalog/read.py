@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from collections import defaultdict
@@ -52,6 +53,18 @@ def load_spec(connection: Connection, name: str) -> TableSpec:
     return _spec(row)
 
 
+def load_spec_by_id(connection: Connection, table_id: int) -> TableSpec:
+    """A table by its present schema.
+
+    Raises:
+        TableNotFoundError: It was dropped.
+    """
+    row = connection.execute(_SPEC.format(schema="t.schema_id") + "t.id = ?", (table_id,)).fetchone()
+    if row is None:
+        raise TableNotFoundError(f"table number {table_id} was dropped")
+    return _spec(row)
+
+
 def load_spec_as_of(connection: Connection, spec: TableSpec, schema_id: int) -> TableSpec:
     """The same table by another of its schemas."""
     if schema_id == spec.schema_id:
@@ -61,10 +74,11 @@ def load_spec_as_of(connection: Connection, spec: TableSpec, schema_id: int) -> 
 
 def _spec(row: Sequence[Any]) -> TableSpec:
     table_id, name, schema_id, primary_key, bucket_by, buckets, cluster_by, time_column, partition_by, merge, attribution, durability, schema = row
+    columns = Schema.from_json(json.loads(schema))
     return TableSpec(
         id=table_id,
         name=name,
-        schema=Schema.from_json(json.loads(schema)),
+        schema=columns,
         schema_id=schema_id,
         primary_key_ids=tuple(json.loads(primary_key)),
         bucket_by_ids=tuple(json.loads(bucket_by)),
@@ -73,9 +87,28 @@ def _spec(row: Sequence[Any]) -> TableSpec:
         time_column_id=time_column,
         partition_by=partition_by,
         merge_by_id={int(key): rule for key, rule in json.loads(merge).items()},
-        attribution=Attribution(**json.loads(attribution)) if attribution else None,
+        attribution=_attribution(columns, attribution),
         durability=durability,
     )
+
+
+def _attribution(schema: Schema, text: str | None) -> Attribution | None:
+    """Its column by the name it has in this schema."""
+    if not text:
+        return None
+    stored = json.loads(text)
+    column_id = stored.pop("column_id", None)
+    if column_id is None:
+        return Attribution(**stored)
+    name = next((column.name for column in schema if column.id == column_id), None)
+    return None if name is None else Attribution(**stored | {"column": name})
+
+
+def attribution_json(spec: TableSpec) -> str | None:
+    """As the catalog keeps it: by column id, so that it outlives a renaming."""
+    if spec.attribution is None:
+        return None
+    return json.dumps(dataclasses.asdict(spec.attribution) | {"column_id": spec.schema.column(spec.attribution.column).id})
 
 
 def load_head(connection: Connection, spec: TableSpec) -> int:
@@ -88,6 +121,11 @@ def load_head(connection: Connection, spec: TableSpec) -> int:
     if row is None:
         raise TableNotFoundError(f"table {spec.name!r} was dropped")
     return int(row[0])
+
+
+def load_floor(connection: Connection, spec: TableSpec) -> int:
+    """The snapshot up to which what died may be forgotten."""
+    return int(connection.execute("select floor from tables where id = ?", (spec.id,)).fetchone()[0])
 
 
 def resolve_snapshot(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> int:

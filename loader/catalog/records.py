@@ -315,6 +315,7 @@ class CommitPlan:
         removed_segments: Inputs of a compaction; all must be live.
         read_segments: Segments whose rows were read; all must be live, and without overlays that came later.
         latest_overlay: The highest overlay id of `removed_segments` or `read_segments` that was folded or carried over.
+        evolved: The table as it is to be, where the commit changes its schema.
         garbage: Paths written for this commit that it does not use after all.
         written: Set by the commit once its rows are inserted; it stays false where an earlier commit answered.
     """
@@ -337,6 +338,7 @@ class CommitPlan:
     removed_segments: tuple[int, ...] = ()
     read_segments: tuple[int, ...] = ()
     latest_overlay: int = 0
+    evolved: TableSpec | None = None
     garbage: list[str] = dataclasses.field(default_factory=list)
     offsets: SourceOffsets | None = None
     watermark: int | None = None

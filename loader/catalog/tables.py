@@ -53,6 +53,7 @@ tables = Table(
     Column("properties", Text, nullable=False),  # JSON, for settings that come later
     Column("created_at", BigInteger, nullable=False),
     Column("dropped_at", BigInteger),
+    Column("floor", BigInteger, nullable=False, server_default="0"),  # what died at or before it may be forgotten: handles that stand lower begin anew
     Index("tables_name", "name", unique=True, sqlite_where=text("dropped_at is null"), postgresql_where=text("dropped_at is null")),
     sqlite_autoincrement=True,  # a number is never used again
 )

@@ -1,13 +1,14 @@
-"""The catalog's version: created once, checked at every opening, refused by name where it is newer. Migrations of older ones belong here."""
+"""The catalog's version: created once, checked at every opening, migrated where it is older, refused by name where it is newer."""
 
 from __future__ import annotations
 
 import uuid
 
 from loader.catalog.connection import Connection, Database
+from loader.catalog.migrations import CATALOG_VERSION, MIGRATIONS
 from loader.errors import NotFoundError, UnsupportedVersionError
 
-CATALOG_VERSION = 1
+WRITTEN_BY = "headrace"
 
 
 def open_version(database: Database, dialect: str, *, create: bool) -> str:
@@ -25,12 +26,26 @@ def open_version(database: Database, dialect: str, *, create: bool) -> str:
         _create(database, dialect)
     with database.read() as connection:
         version, lake_id, written_by = connection.execute("select version, lake_id, written_by from catalog_version").fetchone()
+    if version < CATALOG_VERSION:
+        version = migrate(database)
     if version > CATALOG_VERSION:
         raise UnsupportedVersionError(
             f"catalog {database.place} has version {version}, written by {written_by}; this Headrace reads up to version {CATALOG_VERSION}: "
             "upgrade with `pip install --upgrade headrace`"
         )
     return str(lake_id)
+
+
+def migrate(database: Database) -> int:
+    """Bring an older catalog to the present version, all steps in one transaction; returns the version that stands then."""
+    with database.write() as connection:
+        (version,) = connection.execute("select version from catalog_version").fetchone()
+        for step in range(version, CATALOG_VERSION):
+            for statement in MIGRATIONS[step]:
+                connection.execute(statement)
+        if version < CATALOG_VERSION:
+            connection.execute("update catalog_version set version = ?, written_by = ?", (CATALOG_VERSION, WRITTEN_BY))
+    return max(int(version), CATALOG_VERSION)
 
 
 def _has_version(connection: Connection, dialect: str) -> bool:
@@ -49,4 +64,4 @@ def _create(database: Database, dialect: str) -> None:
             return  # another process was first
         for statement in ddl(dialect):
             connection.execute(statement)
-        connection.execute("insert into catalog_version values (1, ?, ?, ?)", (CATALOG_VERSION, uuid.uuid4().hex, "headrace"))
+        connection.execute("insert into catalog_version values (1, ?, ?, ?)", (CATALOG_VERSION, uuid.uuid4().hex, WRITTEN_BY))

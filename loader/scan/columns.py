@@ -21,6 +21,7 @@ class ReadColumn:
         type: Logical Arrow type.
         nullable: Whether the schema allows nulls.
         leaf: Physical type.
+        default: What rows of segments older than the column read as; None is null.
     """
 
     name: str
@@ -28,6 +29,7 @@ class ReadColumn:
     type: pa.DataType
     nullable: bool
     leaf: LeafType
+    default: pa.Scalar | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,13 @@ class LabelFill:
 def read_columns(schema: Schema, names: Sequence[str]) -> tuple[ReadColumn, ...]:
     """The named columns, in the given order."""
     return tuple(
-        ReadColumn(name=column.name, id=column.id, type=column.type, nullable=column.nullable, leaf=leaf_type(column.type, column.name))
+        ReadColumn(
+            name=column.name,
+            id=column.id,
+            type=column.type,
+            nullable=column.nullable,
+            leaf=leaf_type(column.type, column.name),
+            default=column.default,
+        )
         for column in schema.select(names)
     )

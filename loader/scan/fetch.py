@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from loader.catalog.records import SegmentRef, SnapshotView
 from loader.errors import CorruptSegmentError, NotFoundError, StorageError, StorageFullError
+from loader.scan.adapt import default_chunk, is_narrower, widened_chunk
 from loader.scan.columns import ReadColumn
 from loader.scan.encoded import BlockPatch, EncodedBlock, FetchRequest, empty_slab
 from loader.segment.checksum import crc32c
@@ -167,16 +168,25 @@ class BlockFetcher:
         offsets = np.full(len(self._columns), -1, np.int64)
         num_bytes = np.zeros(len(self._columns), np.int64)
         found: list[tuple[str, int, list[int], Any]] = []
-        at = 0
-        for (path, offset, size), members in self.sources(place.ref).items():
-            chunks = self.reader(path, offset, size).chunks([self._columns[i].id for i in members], [place.block])[:, 0]
-            sizes = chunks["num_bytes"].astype(np.int64)
-            ends = at + np.cumsum(-(-sizes // ALIGNMENT) * ALIGNMENT)
-            num_bytes[members] = sizes
-            offsets[members] = np.concatenate([[at], ends[:-1]])
-            at = int(ends[-1])
+        made: list[tuple[int, memoryview]] = []
+        for (path, offset, size), columns in self.sources(place.ref).items():
+            reader = self.reader(path, offset, size)
+            narrow = [index for index in columns if is_narrower(reader, self._columns[index])]
+            rows = range(place.row_start, place.row_start + place.num_rows)
+            made += [(index, retry(functools.partial(widened_chunk, reader, self._columns[index], rows))) for index in narrow]
+            members = [index for index in columns if index not in narrow]
+            chunks = reader.chunks([self._columns[i].id for i in members], [place.block])[:, 0]
+            num_bytes[members] = chunks["num_bytes"]
             found.append((path, offset, members, chunks))
-        slab = empty_slab(at, empty)
+        stored = {index for index, _ in made}.union(*(members for _, _, members, _ in found))
+        later = [index for index, column in enumerate(self._columns) if column.default is not None and index not in stored]
+        made += [(index, default_chunk(self._columns[index], place.num_rows)) for index in later]
+        for index, part in made:
+            num_bytes[index] = part.nbytes
+        held = np.array([*(index for _, _, members, _ in found for index in members), *(index for index, _ in made)], np.int64)
+        ends = np.cumsum(-(-num_bytes[held] // ALIGNMENT) * ALIGNMENT)
+        offsets[held] = ends - -(-num_bytes[held] // ALIGNMENT) * ALIGNMENT
+        slab = empty_slab(int(ends[-1]) if held.size else 0, empty)
         for path, offset, members, chunks in found:
             parts = [slab[offsets[i] : offsets[i] + num_bytes[i]] for i in members]
             ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
@@ -184,8 +194,10 @@ class BlockFetcher:
             retry(functools.partial(read, path, ranges, parts))
             for index, chunk, part in zip(members, chunks, parts, strict=True):
                 self._verify(place, path, index, chunk, part)
-                stop = int(offsets[index] + num_bytes[index])
-                slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
+        for index, chunk_bytes in made:
+            slab[offsets[index] : offsets[index] + num_bytes[index]] = np.frombuffer(chunk_bytes, np.uint8)
+        for stop in (offsets[held] + num_bytes[held]).tolist():
+            slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
         return slab, offsets, num_bytes
 
     def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: npt.NDArray[np.uint8]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from loader.catalog.commit import LeaseLostError, Stale, answered, commit
 from loader.catalog.connection import Database
 from loader.catalog.inline import LakeStorage
-from loader.catalog.read import load_deletes, load_head, load_segment_changes
+from loader.catalog.read import load_deletes, load_floor, load_head, load_segment_changes
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets, TableSpec
 from loader.errors import ConflictError
 from loader.segment.key_index import Keys, bucket_of
@@ -48,6 +48,8 @@ class TableContext:
             head = load_head(connection, self.spec)
             if head == self.directory.synced:
                 return head
+            if self.directory.synced < load_floor(connection, self.spec):
+                self.directory = KeyDirectory(self.storage)  # what died since may be forgotten
             added, removed = load_segment_changes(connection, self.spec.id, self.directory.synced, head)
             deletes = load_deletes(connection, self.spec.id, self.directory.synced, head)
         try:

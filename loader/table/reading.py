@@ -121,7 +121,7 @@ def _stored_rows(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column],
     resolved = fold(view, ref, [column.id for column in columns], storage)
     arrays = []
     for column in columns:
-        array = one_type(stored[column.id], column.type) if column.id in stored else pa.nulls(ref.num_rows, column.type)
+        array = one_type(stored[column.id], column.type) if column.id in stored else column.missing(ref.num_rows)
         patch = resolved.patches.get(column.id)
         arrays.append(array if patch is None else scatter(array, patch.rows, patch.values))
     table = pa.Table.from_arrays(arrays, schema=schema)

@@ -125,7 +125,7 @@ def _with_base(rule: str, column: Column, folded: Folded, reader: SegmentReader)
     if rule == "last" and order_id not in column_ids_of(reader):
         return folded
     read = read_by_id(reader, [column.id, *([order_id] if rule in ORDERED_RULES else [])], rows=folded.rows)
-    base = one_type(read[column.id], column.type) if column.id in read else pa.nulls(len(folded.rows), column.type)
+    base = one_type(read[column.id], column.type) if column.id in read else column.missing(len(folded.rows))
     return fold_base(rule, folded, base, read.get(order_id))
 
 

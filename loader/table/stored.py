@@ -60,7 +60,7 @@ def read_rows(spec: TableSpec, item: StoredRows, hidden: list[int], rows: I64) -
     read = read_by_id(item.reader, [*columns, SEQUENCE_COLUMN_ID, *hidden], rows=None if whole else rows)
     part = {}
     for column_id, column in columns.items():
-        array = one_type(read[column_id], column.type) if column_id in read else pa.nulls(len(rows), column.type)
+        array = one_type(read[column_id], column.type) if column_id in read else column.missing(len(rows))
         at, patched = _patched(item, column_id, rows)
         part[column_id] = scatter(array, at, take(item.folded[column_id].values, patched)) if len(at) else array
     for column_id in hidden:

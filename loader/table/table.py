@@ -13,12 +13,14 @@ from loader.catalog import admin
 from loader.catalog.read import load_head, load_offsets, load_pending, load_snapshots, load_view, resolve_snapshot
 from loader.catalog.records import Attribution, Snapshot, SnapshotView, SourceOffsets, TableSpec
 from loader.schema import Schema
+from loader.table import evolve as evolution
 from loader.table import reading
 from loader.table.append import Append
 from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
 from loader.table.delete import delete
+from loader.table.expire import ExpiryReport, expire
 from loader.table.overwrite import Overwrite
 from loader.table.patch import Patch
 from loader.table.rows import Data
@@ -222,6 +224,43 @@ class Table:
         with self._writing():
             return Overwrite(self._context, data, where, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
 
+    def add_column(self, field: pa.Field, *, default: Any = None, merge: str | None = None, commit_id: str | None = None) -> Snapshot:
+        """Add a column at the end; nothing is rewritten.
+
+        Args:
+            field: Name, type and whether nulls are allowed.
+            default: What rows read as that were written without it, those that are there and those still to come.
+            merge: Its rule for patches and upserts; default last.
+            commit_id: As for `append`.
+
+        Raises:
+            AlreadyExistsError: There is a column of this name.
+            SchemaError: The type, the default or the rule does not fit.
+        """
+        return self._evolve(evolution.add_column(field, default=default, merge=merge), commit_id)
+
+    def drop_column(self, name: str, *, commit_id: str | None = None) -> Snapshot:
+        """Drop a column; earlier snapshots keep it. Keys, order, time and the attributed label cannot be dropped."""
+        return self._evolve(evolution.drop_column(name), commit_id)
+
+    def rename_column(self, old: str, new: str, *, commit_id: str | None = None) -> Snapshot:
+        """Give a column another name; earlier snapshots are read by the old one."""
+        return self._evolve(evolution.rename_column(old, new), commit_id)
+
+    def widen_column(self, name: str, kind: pa.DataType, *, commit_id: str | None = None) -> Snapshot:
+        """Give a column a type that holds every value of the present one: a longer integer or float, large strings, lists of such."""
+        return self._evolve(evolution.widen_column(name, kind), commit_id)
+
+    def reorder_columns(self, names: Sequence[str], *, commit_id: str | None = None) -> Snapshot:
+        """Put the named columns first, in this order."""
+        return self._evolve(evolution.reorder_columns(names), commit_id)
+
+    def _evolve(self, change: evolution.Change, commit_id: str | None) -> Snapshot:
+        with self._writing():
+            snapshot = evolution.evolve(self._context, change, commit_id=commit_id)
+        self._context = self.lake.context(self.name)
+        return snapshot
+
     def compact(self, *, full: bool = False, options: CompactionOptions | None = None, progress: Progress | None = None) -> CompactionReport:
         """Merge small segments and fold overlays into them, re-clustered; earlier snapshots stay readable.
 
@@ -232,6 +271,25 @@ class Table:
         """
         self.lake.check_process()
         return compact(self._context, full=full, options=options or CompactionOptions(), progress=progress)
+
+    def expire(
+        self,
+        *,
+        older_than: datetime.timedelta | datetime.datetime = datetime.timedelta(days=7),
+        keep: int = 1,
+        grace_seconds: float | None = None,
+    ) -> ExpiryReport:
+        """Forget old snapshots and what only they showed. Snapshots with a tag, and those that running jobs hold, stay whole.
+
+        The bytes are deleted by `lake.collect_garbage` once the grace period is over, so that readers that have just begun end in peace.
+
+        Args:
+            older_than: Age, or the moment, before which snapshots go.
+            keep: How many of the newest stay, whatever their age.
+            grace_seconds: How long bytes stay after this; default an hour.
+        """
+        self.lake.check_process()
+        return expire(self._context, older_than=older_than, keep=keep, grace_seconds=grace_seconds)
 
     def view(self, snapshot: SnapshotLike = None) -> SnapshotView:
         """What makes up a snapshot: plain data, for planners."""

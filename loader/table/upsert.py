@@ -158,8 +158,8 @@ class Upsert:
             rows = hits.rows[found[mine]]
             read = read_by_id(open_segment(self.context.storage, ref), ids, rows=rows)
             for name, column_id in zip(self.fixed, ids, strict=True):
-                kind = self.spec.schema.column(name).type
-                stored = one_type(read[column_id], kind) if column_id in read else pa.nulls(len(rows), kind)
+                column = self.spec.schema.column(name)
+                stored = one_type(read[column_id], column.type) if column_id in read else column.missing(len(rows))
                 moved[mine] |= _differs(take(given[name].combine_chunks(), mine), stored)
         return found[moved]
 
@@ -220,6 +220,9 @@ class Upsert:
                 if column.name in self.operands.column_names:
                     operands = self.operands[column.name].combine_chunks()
                     own, own_orders = self._fold_column(groups, operands, spec.rule(column.id), own, own_orders)
+                if base is None and column.default is not None and own.null_count:
+                    empty = np.flatnonzero(own.is_null().to_numpy(zero_copy_only=False))
+                    own = scatter(own, empty, column.missing(len(empty)))
                 arrays.append(own)
                 if own_orders is not None and own_orders.null_count < len(own_orders):
                     hidden[ORDER_BASE_ID + column.id] = own_orders

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import gc
 import json
@@ -21,6 +22,7 @@ import loader
 from loader import failpoints
 from loader.catalog.commit import GARBAGE_GRACE_SECONDS, STAGED_LEASE_SECONDS, now_micros
 from loader.catalog.garbage import collect
+from loader.catalog.migrations import CATALOG_VERSION
 from loader.catalog.sqlite import QUEUE_SUFFIX
 from loader.catalog.tables import ddl, metadata
 from loader.errors import CatalogBusyError, ConflictError, KeyExistsError, NotFoundError, StorageError, StorageFullError, UnsupportedVersionError
@@ -40,10 +42,31 @@ def test_the_tables_that_the_design_names_are_there_on_both_databases() -> None:
 def test_a_newer_catalog_is_refused_by_name(make_lake: MakeLake) -> None:
     lake = make_lake()
     with lake.database.write() as connection:
-        connection.execute("update catalog_version set version = 2, written_by = 'headrace 9.1'")
+        connection.execute("update catalog_version set version = 99, written_by = 'headrace 9.1'")
     lake.close()
-    with pytest.raises(UnsupportedVersionError, match=r"version 2, written by headrace 9.1; this Headrace reads up to version 1: upgrade"):
+    with pytest.raises(UnsupportedVersionError, match=rf"version 99, written by headrace 9.1; this Headrace reads up to version {CATALOG_VERSION}: upgrade"):
         make_lake()
+
+
+def test_an_older_catalog_is_migrated(make_lake: MakeLake) -> None:
+    lake = make_lake()
+    create(lake).append(rows(0, 5))
+    with lake.database.write() as connection:  # as version 1 made it
+        connection.execute("alter table tables drop column floor")
+        connection.execute("update catalog_version set version = 1")
+    lake.close()
+    table = make_lake().table("samples")
+    assert table.append(rows(5, 10)).num_rows == 10
+    assert table.expire(older_than=datetime.timedelta(0)).snapshots == (1,)
+    fresh = make_lake("fresh")
+    assert columns_of(make_lake()) == columns_of(fresh)
+
+
+def columns_of(lake: Lake) -> dict[str, list[str]]:
+    """Names of the columns of all catalog tables."""
+    with lake.database.read() as connection:
+        names = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table' and name not like 'sqlite%' order by name")]
+        return {name: sorted(row[1] for row in connection.execute(f"pragma table_info({name})")) for name in names}
 
 
 def test_a_newer_lake_is_refused_by_name(make_lake: MakeLake) -> None:

@@ -106,7 +106,7 @@ def _merged_order(context: TableContext, inputs: list[StoredRows]) -> tuple[I64,
         rows.append(alive)
         columns = spec.columns(spec.cluster_by_ids)
         read = read_by_id(item.reader, [column.id for column in columns])
-        arrays = [one_type(read[column.id], column.type) if column.id in read else pa.nulls(item.ref.num_rows, column.type) for column in columns]
+        arrays = [one_type(read[column.id], column.type) if column.id in read else column.missing(item.ref.num_rows) for column in columns]
         tables.append(take(pa.Table.from_arrays(arrays, names=[column.name for column in columns]), alive) if arrays else None)
     sources, positions = np.concatenate(source), np.concatenate(rows)
     if not spec.cluster_by_ids:
