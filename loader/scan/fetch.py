@@ -181,8 +181,8 @@ class BlockFetcher:
         stored = {index for index, _ in made}.union(*(members for _, _, members, _ in found))
         later = [index for index, column in enumerate(self._columns) if column.default is not None and index not in stored]
         made += [(index, default_chunk(self._columns[index], place.num_rows)) for index in later]
-        for index, part in made:
-            num_bytes[index] = part.nbytes
+        for index, whole in made:
+            num_bytes[index] = whole.nbytes
         held = np.array([*(index for _, _, members, _ in found for index in members), *(index for index, _ in made)], np.int64)
         ends = np.cumsum(-(-num_bytes[held] // ALIGNMENT) * ALIGNMENT)
         offsets[held] = ends - -(-num_bytes[held] // ALIGNMENT) * ALIGNMENT
@@ -194,8 +194,8 @@ class BlockFetcher:
             retry(functools.partial(read, path, ranges, parts))
             for index, chunk, part in zip(members, chunks, parts, strict=True):
                 self._verify(place, path, index, chunk, part)
-        for index, chunk_bytes in made:
-            slab[offsets[index] : offsets[index] + num_bytes[index]] = np.frombuffer(chunk_bytes, np.uint8)
+        for index, whole in made:
+            slab[offsets[index] : offsets[index] + num_bytes[index]] = np.frombuffer(whole, np.uint8)
         for stop in (offsets[held] + num_bytes[held]).tolist():
             slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
         return slab, offsets, num_bytes
