@@ -53,7 +53,7 @@ def _fixed(kind: str, rng: np.random.Generator, count: int) -> np.ndarray:
         return np.minimum(rng.zipf(1.4, count), 2**31 - 1).astype(np.int32)
     if kind == "price":
         return (rng.integers(0, 100_000, count) / 100).astype(rng.choice(["float32", "float64"]))
-    return {"noise": np.float32, "double": np.float64, "half": np.float16}[kind](rng.standard_normal(count))
+    return rng.standard_normal(count).astype({"noise": "float32", "double": "float64", "half": "float16"}[kind])
 
 
 def _lists(kind: str, rng: np.random.Generator, count: int, mask: np.ndarray | None) -> pa.Array:
