@@ -23,12 +23,12 @@ import torch
 from bench_samples import make_samples
 from gpu_check_data import columns_table, dlrm_table
 from gpu_check_equality import Bench, Tally
-from gpu_check_lake import Lake, batches_of, open_device, options_of, slab_bytes, write_lake
+from gpu_check_lake import Lake, batches_of, open_device, options_of, program_of, slab_bytes, write_lake
 
 from loader.decode.cuda import CudaExecutor
 from loader.decode.inflate import inflate_into_slab, inflated_bytes
 from loader.decode.join import join_programs
-from loader.decode.program import Program, build
+from loader.decode.program import Program
 from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.segment.layout import PADDING_BYTES
 from loader.segment.writer import WriteOptions
@@ -215,7 +215,7 @@ def _joined(runtime: Any, blocks: list[EncodedBlock]) -> tuple[np.ndarray, Progr
     """(pinned slab, program, bytes used of the slab, bytes of the chunks)."""
     parts, programs, starts, arenas, at, arena = [], [], [], [], 0, 0
     for block in blocks:
-        program, used = build(block.slab, block.chunk_offsets, block.chunk_bytes), slab_bytes(block)
+        program, used = program_of(block), slab_bytes(block)
         room = np.zeros(-(-(used + inflated_bytes(program)) // 64) * 64, np.uint8)
         room[:used] = block.slab[:used]
         program, used = inflate_into_slab(program, room, used)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_check_data import patch_values, random_table
-from gpu_check_lake import Lake, batches_of, delete_and_patch, open_device, options_of, write_lake
+from gpu_check_lake import Lake, batches_of, delete_and_patch, open_device, options_of, program_of, write_lake
 
 from loader.batch.batch import Batch
 from loader.batch.jagged import Jagged
 from loader.decode import cpu, cuda
-from loader.decode.program import Program, build
+from loader.decode.program import Program
 from loader.encodings.quantise import KINDS
 from loader.errors import CorruptSegmentError
 from loader.scan.columns import LabelFill
@@ -120,7 +120,7 @@ def _decode_segments(bench: Bench, tally: Tally, executor: cuda.CudaExecutor, rn
         fetcher = lake.fetcher()
         for block in range(lake.num_blocks):
             fetched = fetcher.fetch(FetchRequest(sequence=block, shard=0, block=block))
-            program = build(fetched.slab, fetched.chunk_offsets, fetched.chunk_bytes)
+            program = program_of(fetched)
             _count_kinds(program, seen)
             _compare_program(tally, executor, program, fetched.slab, f"segment {number} ({rows} rows, effort {effort}), block {block}")
 

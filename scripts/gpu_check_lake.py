@@ -18,6 +18,7 @@ from loader.batch.batch import Batch
 from loader.batch.buffers import BufferPool
 from loader.batch.device import BatchDevice
 from loader.catalog.records import SegmentRef
+from loader.decode.program import Program, build
 from loader.scan import order as ordering
 from loader.scan.columns import LabelFill, ReadColumn, read_columns
 from loader.scan.encoded import BlockPatch, EncodedBlock, FetchRequest
@@ -221,6 +222,11 @@ def delete_and_patch(lake: Lake, rng: np.random.Generator, values: Any) -> None:
                 patches[index] = BlockPatch(rows=np.sort(rng.choice(rows, count, replace=False)).astype(np.uint32), values=new)
         if patches:
             lake.patches[block] = patches
+
+
+def program_of(block: EncodedBlock) -> Program:
+    """The decode program of a fetched block."""
+    return build(block.slab, block.chunk_offsets, block.chunk_bytes)
 
 
 def slab_bytes(block: EncodedBlock) -> int:
