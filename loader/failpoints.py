@@ -17,6 +17,8 @@ NAMES = (
     "append.resolved",
     "patch.resolved",
     "patch.staged",
+    "backfill.resolved",
+    "backfill.staged",
     "evolve.prepared",
     "overwrite.resolved",
     "overwrite.staged",

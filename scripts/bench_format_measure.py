@@ -11,7 +11,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1]), str(pathlib.Path(__file__).resolve().parent)]
@@ -20,6 +20,7 @@ BATCH_ROWS = 4_096
 LOOK_UP_ROWS = 100
 LOCATED = 100
 COPIED_BYTES = 256 << 20
+CACHED_BYTES = 8 << 20  # of a buffer that stays in the last cache of most processors
 
 
 def limit_cores(cores: int) -> None:
@@ -48,11 +49,26 @@ def best(call: Callable[[], Any], budget_seconds: float, repeats: int) -> float:
     return min(times)
 
 
+def take_all(batches: Any) -> None:
+    """Take every batch and let it go."""
+    for tensors in batches:
+        del tensors
+
+
+def flat(tensors: Any) -> Iterator[Any]:
+    """The tensors of a batch, which may stand in tuples of a column's; None is no tensor."""
+    for item in tensors:
+        if isinstance(item, tuple):
+            yield from flat(item)
+        elif item is not None:
+            yield item
+
+
 def drain(batches: Any) -> dict[str, int]:
     """Take every batch and let it go: bytes of all tensors seen, and of the largest batch."""
     total = largest = 0
     for tensors in batches:
-        num_bytes = sum(tensor.nbytes for tensor in tensors)
+        num_bytes = sum(tensor.nbytes for tensor in flat(tensors))
         total, largest = total + num_bytes, max(largest, num_bytes)
         del tensors
     return {"output_bytes": total, "batch_bytes": largest}
@@ -106,7 +122,7 @@ def classes(job: dict[str, Any], form: Any) -> dict[str, Any]:
 
 
 def speed(job: dict[str, Any], form: Any) -> dict[str, Any]:
-    """Seconds to write the table, to decode it whole, a tenth of its columns, its rows in random order, and to look up some rows."""
+    """Seconds to write the table, to decode it whole, a tenth of its columns, its rows in random order, and to look up some rows; `times` names fewer."""
     import numpy as np
     import torch
 
@@ -116,12 +132,12 @@ def speed(job: dict[str, Any], form: Any) -> dict[str, Any]:
     rows, tenth = np.sort(order[:LOOK_UP_ROWS]), table.column_names[::10]
     calls: dict[str, Callable[[], Any]] = {
         "write_seconds": lambda: form.write(table, path, cores),
-        "decode_seconds": lambda: drain(form.scan(path, None, cores)),
-        "tenth_seconds": lambda: drain(form.scan(path, tenth, cores)),
-        "shuffled_seconds": lambda: drain(form.shuffled(path, order, BATCH_ROWS, cores)),
+        "decode_seconds": lambda: take_all(form.scan(path, None, cores)),
+        "tenth_seconds": lambda: take_all(form.scan(path, tenth, cores)),
+        "shuffled_seconds": lambda: take_all(form.shuffled(path, order, BATCH_ROWS, cores)),
         "look_up_seconds": lambda: form.look_up(path, rows),
     }
-    seconds = {name: best(call, job["budget"], job["repeats"]) for name, call in calls.items()}
+    seconds = {name: best(call, job["budget"], job["repeats"]) for name, call in calls.items() if name in job.get("times", calls)}
     return {"num_bytes": form.num_bytes(path), **drain(form.scan(path, None, cores)), **seconds}
 
 
@@ -207,11 +223,11 @@ def limits(job: dict[str, Any], _: Any) -> dict[str, Any]:
 
     torch.set_num_threads(job["cores"])
     speeds = {f"{name}_bytes_per_second": value for name, value in memory_speeds(job).items()}
-    table = load(job["table"])
+    batches = [tensors_of(batch) for batch in load(job["table"]).to_batches(max_chunksize=ROW_GROUP)]
 
     def copy_table() -> None:
-        for batch in table.to_batches(max_chunksize=ROW_GROUP):
-            made = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors_of(batch)]
+        for tensors in batches:
+            made = [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]
             del made
 
     return speeds | {"copy_table_seconds": best(copy_table, job["budget"], job["repeats"])}
@@ -232,10 +248,19 @@ def memory_speeds(job: dict[str, Any]) -> dict[str, float]:
         "write_fresh": lambda: torch.empty(count, dtype=torch.int64).fill_(7),
         "write_fresh_huge": lambda: torch.from_numpy(np.empty(count, np.int64)).fill_(7),
     }
-    return {name: block.nbytes / best(call, job["budget"], job["repeats"] * 3) for name, call in calls.items()}
+    speeds = {name: block.nbytes / best(call, job["budget"], job["repeats"] * 3) for name, call in calls.items()}
+    small = torch.ones(min(count, CACHED_BYTES // 8), dtype=torch.int64)
+    return speeds | {"write_cached": small.nbytes / best(lambda: small.fill_(7), job["budget"], job["repeats"] * 20)}
 
 
-JOBS = {item.__name__: item for item in (tune, file, classes, speed, memory, repeated, wide, reads, limits)}
+def stages(job: dict[str, Any], form: Any) -> dict[str, Any]:
+    """Where the time of Headrace's decode goes."""
+    from bench_format_stages import stages as measured
+
+    return measured(job, form)
+
+
+JOBS = {item.__name__: item for item in (tune, file, classes, speed, memory, repeated, wide, reads, limits, stages)}
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 
 ROW_GROUP = 8_192  # rows of a batch where a format lets its reader choose
+SCAN_ROWS = 4_096  # and where it has memory of its own: about 20 MB of these tensors, which stay in a large cache until they are written again
 ROW_GROUPS = (4_096, 8_192, 16_384, 32_768, 131_072)  # what Parquet may choose from
 Tensors = list[Any]
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to what a scan shows
@@ -287,7 +288,7 @@ class Headrace(Format):
         from loader.batch.buffers import BufferPool
 
         super().__init__(name)
-        self._pool = BufferPool()  # of a process, as Arrow's memory pool is
+        self.pool = BufferPool()  # of a process, as Arrow's memory pool is
 
     def write(self, table: pa.Table, path: pathlib.Path, threads: int) -> None:
         from loader.segment.writer import WriteOptions, write_segment
@@ -295,9 +296,7 @@ class Headrace(Format):
         path.unlink(missing_ok=True)
         write_segment(path, table, options=WriteOptions(threads=threads))
 
-    def scan(self, path: pathlib.Path, columns: Sequence[str] | None, threads: int) -> Iterator[Tensors]:
-        import torch
-
+    def scan(self, path: pathlib.Path, columns: Sequence[str] | None, threads: int, batch_rows: int = SCAN_ROWS) -> Iterator[Tensors]:
         from loader.batch.whole import plain_batches
         from loader.segment.reader import SegmentReader
         from loader.segment.stream import stream_blocks
@@ -305,17 +304,12 @@ class Headrace(Format):
         with SegmentReader(path) as reader:
             ids = reader.resolve(columns)
             leaves = reader.leaves(ids)
-            for number, block in stream_blocks(reader, ids, threads=threads, allocate=lambda num_bytes: self._pool.empty(num_bytes, np.uint8)):
-                for batch in plain_batches(block, leaves, int(reader.block_rows[number]), ROW_GROUP, self._pool, threads=threads):
-                    found: Tensors = []
-                    for plain in batch:
-                        found.append(torch.from_numpy(plain.values))
-                        found += [torch.from_numpy(offsets) for offsets in plain.offsets]
-                        if plain.validity is not None:
-                            found.append(torch.from_numpy(plain.validity.view(np.bool_)))
-                    del batch, plain
-                    yield found
-                    del found
+            for number, block in stream_blocks(reader, ids, threads=threads, allocate=lambda num_bytes: self.pool.empty(num_bytes, np.uint8)):
+                for batch in plain_batches(block, leaves, int(reader.block_rows[number]), batch_rows, self.pool, threads=threads):
+                    tensors = batch.tensors()
+                    del batch
+                    yield tensors
+                    del tensors
                 del block
 
     def shuffled(self, path: pathlib.Path, order: np.ndarray, batch_rows: int, threads: int) -> Iterator[Tensors]:
@@ -333,13 +327,13 @@ class Headrace(Format):
             columns = Columns.of(read_columns(schema, reader.arrow_schema.names))
             starts = reader.blocks["row_start"].astype(np.int64)
             piece = np.searchsorted(starts, order, side="right") - 1
-            fill = WindowFill(columns, piece, order - starts[piece], reader.num_blocks, threads=threads, pool=self._pool)
+            fill = WindowFill(columns, piece, order - starts[piece], reader.num_blocks, threads=threads, pool=self.pool)
             for number, block in stream_blocks(reader, threads=threads):
                 fill.add(number, None, list(block), 0, int(reader.block_rows[number]))
             window = fill.finish()
             for start in range(0, len(order), batch_rows):
                 part = Part(window=window, start=start, stop=min(start + batch_rows, len(order)))
-                batch = assemble(columns, [part], threads=threads, pool=self._pool)
+                batch = assemble(columns, [part], threads=threads, pool=self.pool)
                 arrays = [*batch.fixed, *batch.validity.values(), *(array for pair in batch.lists.values() for array in pair)]
                 yield [torch.from_numpy(array) for array in arrays]
 

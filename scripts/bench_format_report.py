@@ -115,11 +115,11 @@ def needed(part: Report, cores: str, peer: str) -> str:
     """What 7 times the peer's speed would ask of this machine's memory, beside what it can do: both measured in this run."""
     output = part["formats"][HEADRACE]["output_bytes"]
     asked = 7 * output / statistics.median(part["formats"][peer][cores]["decode_seconds"])
-    speeds = {kind: statistics.median(part["limits"][cores][f"write_{kind}_bytes_per_second"]) for kind in ("warm", "fresh", "fresh_huge")}
+    speeds = {kind: statistics.median(part["limits"][cores][f"write_{kind}_bytes_per_second"]) for kind in ("cached", "warm", "fresh", "fresh_huge")}
     floor = output / speeds["warm"]
     share = floor / statistics.median(part["formats"][HEADRACE][cores]["decode_seconds"])
-    written = f"{asked / speeds['warm']:.0%} of what this machine writes when it does nothing else"
-    verdict = "more than this machine can write at all" if asked > speeds["warm"] else written
+    written = f"{asked / speeds['warm']:.0%} of what this machine writes to memory, {asked / speeds['cached']:.0%} to its cache, when it does nothing else"
+    verdict = "more than this machine can write at all" if asked > speeds["cached"] else written
     kinds = ", ".join(f"{speed / 1e9:.1f} to {kind.replace('_', ' ')} memory" for kind, speed in speeds.items())
     return (
         f"7 × needs {asked / 1e9:.1f} GB/s of output, {verdict} (GB/s: {kinds}); "
@@ -147,9 +147,9 @@ def _wide(wide: Report) -> list[Report]:
     return found
 
 
-def show(report: Report) -> None:
-    """The table, the limits and the targets, for people."""
-    console = Console(width=200, highlight=False)
+def show(report: Report) -> str:
+    """Print the table, the limits, the stages and the targets for people; what was printed, as plain text."""
+    console = Console(width=200, highlight=False, record=True)
     heading = f"{report['hardware']}, {report['cpus']} CPUs · {report['date']} · {report['commit']} · {report['command']}"
     names = list(dict.fromkeys(name for part in report["data"].values() for name in part["formats"]))
     table = Table(title=f"{heading}\nmedians of {report['rounds']} rounds", title_justify="left")
@@ -165,6 +165,7 @@ def show(report: Report) -> None:
     _show_limits(console, report)
     _show_stages(console, report)
     _show_targets(console, report)
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
 
 
 Line = Callable[[str, Callable[[Report], str]], None]

@@ -6,6 +6,7 @@ still owns its buffers, and nothing is ever recycled under a tensor that somebod
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
 from typing import Any
@@ -39,7 +40,7 @@ class BufferPool:
         """An array of undefined content, as `np.empty` gives."""
         sizes = (shape,) if isinstance(shape, int) else shape
         kind = np.dtype(dtype)
-        num_bytes = int(np.prod(sizes, dtype=np.int64)) * kind.itemsize
+        num_bytes = math.prod(sizes) * kind.itemsize
         if num_bytes < SMALL_BYTES:
             return np.empty(sizes, kind)
         lease = _Lease(self, self._take(size_class(num_bytes)), sizes, kind)

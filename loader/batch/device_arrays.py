@@ -16,7 +16,7 @@ from loader.batch.assemble import BatchArrays
 from loader.batch.device_buffers import DeviceLease, torch_dtype
 from loader.batch.device_columns import DeviceColumns
 from loader.batch.device_tables import BATCH_PLANE, places
-from loader.kernels.runtime import require_torch
+from loader.extras import require
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,7 @@ class ListPlaces:
 @functools.cache
 def _side_stream(device: str) -> Any:
     """The torch stream of transforms."""
-    return require_torch().cuda.Stream(device)
+    return require("torch", "torch").cuda.Stream(device)
 
 
 def tensors_of(batch: Any) -> Iterator[Any]:
@@ -241,7 +241,7 @@ class DeviceArrays:
 
     def placed(self, array: Array) -> torch.Tensor:
         """An array of the host where the batch lies."""
-        return require_torch().from_numpy(array).to(self._runtime.device)
+        return require("torch", "torch").from_numpy(array).to(self._runtime.device)
 
     @contextlib.contextmanager
     def transforming(self) -> Iterator[None]:
@@ -250,7 +250,7 @@ class DeviceArrays:
             self._wait()
             yield
             return
-        torch, stream = require_torch(), _side_stream(self._runtime.device)
+        torch, stream = require("torch", "torch"), _side_stream(self._runtime.device)
         with torch.cuda.stream(stream):
             self._wait()
             yield
@@ -264,7 +264,7 @@ class DeviceArrays:
         """
         self._wait()
         if self._transformed is not None:
-            stream = require_torch().cuda.current_stream(self._runtime.device)
+            stream = require("torch", "torch").cuda.current_stream(self._runtime.device)
             stream.wait_event(self._transformed)
             for value in tensors_of(batch):
                 value.record_stream(stream)
@@ -277,7 +277,7 @@ class DeviceArrays:
     def record_stream(self, stream: Any) -> None:
         """A torch stream reads the batch: its memory is not written again before that stream is done with what it has when the batch dies."""
         if self._runtime.name == "cuda":
-            with require_torch().cuda.stream(stream):
+            with require("torch", "torch").cuda.stream(stream):
                 self._used_on(self._runtime.consumer_stream())
         else:
             self._used_on(self._runtime.consumer_stream())

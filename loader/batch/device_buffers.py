@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loader.batch.buffers import size_class
-from loader.kernels.runtime import DeviceMemory, Event, Runtime, Stream, require_torch
+from loader.extras import require
+from loader.kernels.runtime import DeviceMemory, Event, Runtime, Stream
 
 if TYPE_CHECKING:
     import torch
@@ -112,4 +113,4 @@ class DeviceLease:
 @functools.cache
 def torch_dtype(dtype: np.dtype[Any]) -> Any:
     """torch's type of a NumPy type."""
-    return require_torch().from_numpy(np.zeros(0, dtype)).dtype
+    return require("torch", "torch").from_numpy(np.zeros(0, dtype)).dtype

@@ -7,7 +7,6 @@ kept small enough for the processor's cache: then what is written is still there
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,11 +20,10 @@ from loader.decode.result import DecodedColumn, FixedColumn, ListColumn
 from loader.encodings.leaf import LeafType
 from loader.extras import require
 from loader.kernels import native
-from loader.kernels.native_lists import ListPool
-from loader.segment.layout import ALIGNMENT, round_up
+from loader.kernels.native_lists import ListPool, ListRows, ListTable
 
 Array = npt.NDArray[Any]
-TILE_ROWS = 1_024  # what one thread lays out at a time
+_NOTHING = np.empty(0, np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,8 +49,8 @@ class PlainBatch(Sequence[PlainColumn]):
     It owns its memory: nothing is recycled while a column, or a tensor, of it is alive.
     """
 
-    def __init__(self, plan: _Plan, number: int, lists: _Lists | None) -> None:
-        self._plan, self._number, self._lists = plan, number, lists
+    def __init__(self, plan: _Plan, number: int, lists: ListRows | None, memory: npt.NDArray[np.uint8]) -> None:
+        self._plan, self._number, self._lists, self._memory = plan, number, lists, memory
 
     @property
     def num_rows(self) -> int:
@@ -71,8 +69,8 @@ class PlainBatch(Sequence[PlainColumn]):
         if place is None or self._lists is None:
             return plain_column(take(plan.columns[index], slice(start, stop)), plan.leaves[index], plan.pool, threads=plan.threads)
         validity = plan.columns[index].validity
-        values = self._lists.values(plan, place)
-        return PlainColumn(values=values, offsets=(self._lists.offsets[place],), validity=None if validity is None else validity[start:stop])
+        values, offsets = self._lists.values(self._memory, place, place + 1), self._lists.offsets(self._memory)
+        return PlainColumn(values=values, offsets=(offsets[place],), validity=None if validity is None else validity[start:stop])
 
     def tensors(self) -> list[tuple[Any, ...]]:
         """(values, offsets, validity as bool) of each column as torch tensors over this batch's memory; a tuple of a map has that of its weights behind."""
@@ -81,8 +79,7 @@ class PlainBatch(Sequence[PlainColumn]):
         values, validity = plan.fixed_tensors(torch, self._number)
         offsets: list[tuple[Any, ...]] = [()] * len(self)
         if self._lists is not None:
-            by_list = self._lists.tensors(plan, torch)
-            for index, ends, items in zip(plan.lists, self._lists.offset_tensors(torch), by_list, strict=True):
+            for index, items, ends in zip(plan.lists, *_list_tensors(torch, self._lists, self._memory), strict=True):
                 values[index], offsets[index] = items, (ends,)
         found: list[tuple[Any, ...]] = list(zip(values, offsets, validity, strict=True))
         for index in plan.others:
@@ -90,38 +87,11 @@ class PlainBatch(Sequence[PlainColumn]):
         return found
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Lists:
-    """The lists of a batch: offsets `[lists, rows + 1]` and all items in one buffer, the items' `starts` and `counts` by list."""
-
-    offsets: npt.NDArray[np.int64]
-    buffer: npt.NDArray[np.uint8]
-    starts: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-
-    def values(self, plan: _Plan, place: int) -> Array:
-        dtype, start = plan.list_dtypes[place], int(self.starts[place])
-        return self.buffer[start : start + int(self.counts[place]) * dtype.itemsize].view(dtype)
-
-    def tensors(self, plan: _Plan, torch: Any) -> list[Any]:
-        found: list[Any] = []
-        for dtype, first, stop in plan.groups:
-            start, counts = int(self.starts[first]), self.counts[first:stop].tolist()
-            values = torch.from_numpy(self.buffer[start : start + sum(counts) * dtype.itemsize].view(dtype))
-            found += torch.unsafe_split_with_sizes(values, counts)  # data, not variables: nothing for autograd to watch
-        return found
-
-    def offset_tensors(self, torch: Any) -> Sequence[Any]:
-        width = self.offsets.shape[1]
-        return torch.unsafe_split_with_sizes(torch.from_numpy(self.offsets.reshape(-1)), [width] * len(self.offsets))  # type: ignore[no-any-return]
-
-
 class _Plan:
     """What the batches of a block share.
 
     Attributes:
-        lists: Columns whose lists are laid out natively, sorted by dtype: the order of `_Lists`.
-        groups: (dtype, first, stop) of `lists` that have one dtype.
+        lists: Columns whose lists are laid out natively, sorted by dtype.
         others: Columns that are laid out one by one: lists of lists, of fixed-size entries, or any where no library is compiled.
     """
 
@@ -132,14 +102,11 @@ class _Plan:
         flat = [index for index, column in enumerate(self.columns) if _is_flat(column)] if self._library is not None else []
         self.lists = sorted(flat, key=lambda index: (-self.leaves[index].dtype.itemsize, self.leaves[index].dtype.str))
         self.list_of = {index: place for place, index in enumerate(self.lists)}
-        self.list_dtypes = [self.leaves[index].dtype for index in self.lists]
-        firsts = [place for place, dtype in enumerate(self.list_dtypes) if place == 0 or dtype != self.list_dtypes[place - 1]]
-        self.groups = [(self.list_dtypes[first], first, stop) for first, stop in itertools.pairwise([*firsts, len(self.lists)])]
         self.fixed = [index for index, column in enumerate(self.columns) if isinstance(column, FixedColumn) and self._is_plain(index, column)]
         self.others = sorted(set(range(len(self.columns))) - set(flat) - set(self.fixed))
+        self._memory_bytes = 8
         self._tensors: list[tuple[int, bool, tuple[Any, ...]]] | None = None
-        if self.lists:
-            self._measure_lists()
+        self._table = ListTable([_list_pool(self.columns[index], self.leaves[index]) for index in self.lists])
 
     def _is_plain(self, index: int, column: FixedColumn) -> bool:
         return column.values.dtype == self.leaves[index].dtype and column.values.flags.c_contiguous
@@ -151,43 +118,22 @@ class _Plan:
     def rows(self, number: int) -> tuple[int, int]:
         return number * self._batch_rows, min((number + 1) * self._batch_rows, self._num_rows)
 
-    def _measure_lists(self) -> None:
-        """The items of each list column in each tile and batch, and where they will lie in the batch's buffer."""
-        assert self._library is not None
-        self._table = self._library.list_table([_list_pool(self.columns[index], self.leaves[index]) for index in self.lists])
-        starts = np.arange(0, self._num_rows, self._batch_rows)
-        inside = np.arange(0, self._batch_rows, TILE_ROWS)
-        bounds = (starts[:, None] + inside).reshape(-1)
-        self._bounds = np.append(bounds[bounds < self._num_rows], self._num_rows)
-        self._first_tile = np.append(np.arange(starts.size) * inside.size, self._bounds.size - 1).tolist()
-        self._sums = self._library.list_sums(self._table, self._bounds, self.threads)
-        self._counts = np.ascontiguousarray(np.add.reduceat(self._sums, self._first_tile[:-1], axis=1).T)  # [batches, lists]
-        sizes = np.array([dtype.itemsize for dtype in self.list_dtypes])
-        self._starts = np.zeros((starts.size, sizes.size + 1), np.int64)
-        self._starts[:, 0] = round_up(8 * sizes.size * (self._batch_rows + 1))  # offsets lie before the items
-        ends = self._counts * sizes
-        for _, first, stop in self.groups:
-            self._starts[:, first + 1 : stop + 1] = self._starts[:, first : first + 1] + np.cumsum(ends[:, first:stop], axis=1)
-            self._starts[:, stop] = -(-self._starts[:, stop] // ALIGNMENT) * ALIGNMENT
-        # one size for all batches, so that each gets the memory, still in the cache, that the one before let go
-        self._buffer_bytes = int(self._starts[:, -1].max())
-
     def batch(self, number: int) -> PlainBatch:
         """Lay out the lists of a batch.
 
         Raises:
             CorruptSegmentError: A view leaves its pool.
         """
-        if not self.lists:
-            return PlainBatch(self, number, None)
-        assert self._library is not None
+        if self._library is None or not self.lists:
+            return PlainBatch(self, number, None, _NOTHING)
         start, stop = self.rows(number)
-        tiles = slice(self._first_tile[number], self._first_tile[number + 1])
-        shape, starts = (len(self.lists), stop - start + 1), self._starts[number, :-1]
-        buffer = self.pool.empty(self._buffer_bytes, np.uint8)
-        offsets = buffer[: 8 * shape[0] * shape[1]].view(np.int64).reshape(shape)
-        self._library.list_rows(self._table, self._bounds[tiles.start : tiles.stop + 1], self._sums[:, tiles], offsets, buffer, starts, self.threads)
-        return PlainBatch(self, number, _Lists(offsets=offsets, buffer=buffer, starts=starts, counts=self._counts[number]))
+        rows = self._library.measure_lists(self._table, start, stop - start)
+        if rows.num_bytes > self._memory_bytes:
+            # the batches to come take as much, so that they get the memory, still in the cache, that one before let go
+            self._memory_bytes = rows.num_bytes + rows.num_bytes // 8
+        memory = self.pool.empty(self._memory_bytes, np.uint8)
+        self._library.lay_lists(rows, memory, self.threads)
+        return PlainBatch(self, number, rows, memory)
 
     def fixed_tensors(self, torch: Any, number: int) -> tuple[list[Any], list[Any]]:
         """Values and validity of a batch by column, None where the column has none of that kind; the tensors of all batches are cut in one go a column."""
@@ -231,6 +177,16 @@ def plain_columns(block: Sequence[DecodedColumn], leaves: Sequence[LeafType], po
     if not num_rows:
         return [plain_column(column, leaf, pool) for column, leaf in zip(columns, leaves, strict=True)]
     return list(_Plan(columns, leaves, num_rows, num_rows, pool, threads).batch(0))
+
+
+def _list_tensors(torch: Any, rows: ListRows, memory: npt.NDArray[np.uint8]) -> tuple[list[Any], list[Any]]:
+    """Items and offsets by column. They are data, not variables: nothing for autograd to watch."""
+    offsets, counts = rows.offsets(memory), rows.counts.tolist()
+    ends = torch.unsafe_split_with_sizes(torch.from_numpy(offsets.reshape(-1)), [offsets.shape[1]] * len(offsets))
+    items: list[Any] = []
+    for _, first, stop in rows.table.groups:
+        items += torch.unsafe_split_with_sizes(torch.from_numpy(rows.values(memory, first, stop)), counts[first:stop])
+    return items, list(ends)
 
 
 def _tensors_of(column: PlainColumn, torch: Any) -> tuple[Any, ...]:

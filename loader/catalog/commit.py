@@ -34,7 +34,7 @@ class Stale:
     """The plan was resolved at a snapshot that is no longer good enough.
 
     Attributes:
-        reason: What changed: head, rows, pending, overlays or inputs; or connection: nothing did, but the commit did not arrive.
+        reason: What changed: head, rows, pending, overlays, columns or inputs; or connection: nothing did, but the commit did not arrive.
         abandoned: An input of a compaction is no longer live; there is nothing to try again.
     """
 
@@ -147,17 +147,19 @@ class _Answers:
     buckets: Cursor | None
     inputs: list[Cursor]
     input_overlays: list[Cursor]
+    input_files: list[Cursor]
     lease: Cursor | None
     met: dict[int, Cursor]
 
 
 def _ask(connection: Connection, plan: CommitPlan) -> _Answers:
     table_id, offsets = plan.spec.id, plan.offsets
-    inputs, overlays = [], []
+    inputs, overlays, files = [], [], []
     read = plan.removed_segments or plan.read_segments
     for start in range(0, len(read), MAX_PARAMETERS):
         part = read[start : start + MAX_PARAMETERS]
         listed = f"({', '.join('?' * len(part))})"
+        files.append(connection.execute(f"select count(*) from column_files where segment_id in {listed} and removed_in is null", part))
         inputs.append(connection.execute(f"select live_rows from segments where id in {listed} and table_id = ? and removed_in is null", (*part, table_id)))
         overlays.append(
             connection.execute(
@@ -165,6 +167,7 @@ def _ask(connection: Connection, plan: CommitPlan) -> _Answers:
             )
         )
     return _Answers(
+        input_files=files,
         table=connection.execute("select head, watermark, schema_id from tables where id = ? and dropped_at is null", (table_id,)),
         known=connection.execute(SNAPSHOT + " and commit_id = ?", (table_id, plan.commit_id)),
         before=connection.execute("select num_rows from snapshots where table_id = ? and id = (select head from tables where id = ?)", (table_id, table_id)),
@@ -224,6 +227,8 @@ def _stale(plan: CommitPlan, answers: _Answers, before: _Before) -> Stale | None
         overlays = [cursor.fetchone() for cursor in answers.input_overlays]
         if len(live) != len(read):
             return Stale("inputs", abandoned=bool(plan.removed_segments))
+        if sum(int(cursor.fetchone()[0]) for cursor in answers.input_files) != plan.num_column_files:
+            return Stale("columns", abandoned=bool(plan.removed_segments))
         if max(latest for latest, _ in overlays) > plan.latest_overlay:
             return Stale("overlays")
         if plan.removed_segments:
@@ -247,6 +252,10 @@ def _write(connection: Connection, plan: CommitPlan, before: _Before, met: dict[
     connection.executemany("insert into inline_data values (?, ?, ?)", [(path, spec.id, data) for path, data in plan.inline.items()])
     _insert_segments(connection, plan, new)
     _insert_overlays(connection, plan, new)
+    connection.executemany(
+        "insert into column_files (table_id, segment_id, column_ids, sequence, path, section_offset, num_bytes, added_in) values (?, ?, ?, ?, ?, ?, ?, ?)",
+        [(spec.id, file.segment_id, json.dumps(list(file.column_ids)), new, file.path, file.offset, file.num_bytes, new) for file in plan.column_files],
+    )
     _insert_pending(connection, plan, new, met)
     _remove_inputs(connection, plan, new)
     _advance(connection, plan, new)

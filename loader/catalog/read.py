@@ -29,6 +29,7 @@ _SEGMENT = (
     "key_min, key_max, time_min, time_max, added_in from segments where "
 )
 _OVERLAY = "select segment_id, id, kind, path, section_offset, num_bytes, sequence, num_rows, num_deleted, column_ids from overlays where "
+_COLUMN_FILE = "select segment_id, column_ids, path, section_offset, num_bytes from column_files where "
 _PENDING = "select id, bucket, sequence, path, section_offset, num_bytes, num_held, keys, met, column_ids from pending where "
 
 
@@ -70,6 +71,12 @@ def load_spec_as_of(connection: Connection, spec: TableSpec, schema_id: int) -> 
     if schema_id == spec.schema_id:
         return spec
     return _spec(connection.execute(_SPEC.format(schema="?") + "t.id = ?", (schema_id, spec.id)).fetchone())
+
+
+def load_spec_at(connection: Connection, spec: TableSpec, snapshot_id: int) -> TableSpec:
+    """The same table by the schema that a snapshot was committed with."""
+    row = connection.execute("select schema_id from snapshots where table_id = ? and id = ?", (spec.id, snapshot_id)).fetchone()
+    return spec if row is None else load_spec_as_of(connection, spec, int(row[0]))
 
 
 def _spec(row: Sequence[Any]) -> TableSpec:
@@ -190,10 +197,9 @@ def make_snapshot(spec: TableSpec, row: Sequence[Any]) -> Snapshot:
 def load_view(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> SnapshotView:
     """Everything live at a snapshot."""
     snapshot_id = resolve_snapshot(connection, spec, snapshot)
-    row = connection.execute("select schema_id, watermark from snapshots where table_id = ? and id = ?", (spec.id, snapshot_id)).fetchone()
-    schema_id, watermark = row if row else (spec.schema_id, None)
+    at = load_spec_at(connection, spec, snapshot_id)
     segments = load_segments(connection, spec.id, snapshot_id)
-    return SnapshotView(spec=load_spec_as_of(connection, spec, schema_id), snapshot_id=snapshot_id, watermark=watermark, segments=segments)
+    return SnapshotView(spec=at, snapshot_id=snapshot_id, watermark=load_watermark(connection, spec, snapshot_id), segments=segments)
 
 
 def load_segments(connection: Connection, table_id: int, snapshot_id: int) -> tuple[SegmentRef, ...]:
@@ -203,11 +209,40 @@ def load_segments(connection: Connection, table_id: int, snapshot_id: int) -> tu
     for row in connection.execute(_OVERLAY + _LIVE + " order by id", live):
         overlays[row[0]].append(_overlay(row))
     column_files: dict[int, list[ColumnFileRef]] = defaultdict(list)
-    for segment_id, ids, path, offset, num_bytes in connection.execute(
-        f"select segment_id, column_ids, path, section_offset, num_bytes from column_files where {_LIVE} order by sequence, id", live
-    ):
-        column_files[segment_id].append(ColumnFileRef(path=path, offset=offset, num_bytes=num_bytes, column_ids=tuple(json.loads(ids))))
+    for row in connection.execute(_COLUMN_FILE + _LIVE + " order by sequence, id", live):
+        column_files[row[0]].append(_column_file(row))
     return tuple(_segment(row, overlays.get(row[0], ()), column_files.get(row[0], ())) for row in connection.execute(_SEGMENT + _LIVE + " order by id", live))
+
+
+def load_segments_by_id(connection: Connection, table_id: int, segment_ids: Sequence[int], snapshot_id: int | None = None) -> list[SegmentRef]:
+    """Those of these segments that are live, with their live overlays and column files, by number; now, or at a snapshot."""
+    live, at = ("removed_in is null", ()) if snapshot_id is None else ("added_in <= ? and (removed_in is null or removed_in > ?)", (snapshot_id, snapshot_id))
+    found = []
+    for segment_id in sorted(segment_ids):
+        own = (table_id, segment_id, *at)
+        row = connection.execute(_SEGMENT + "table_id = ? and id = ? and " + live, own).fetchone()
+        if row is not None:
+            overlays = [_overlay(one) for one in connection.execute(_OVERLAY + f"table_id = ? and segment_id = ? and {live} order by id", own)]
+            files = connection.execute(_COLUMN_FILE + f"table_id = ? and segment_id = ? and {live} order by sequence, id", own)
+            found.append(_segment(row, overlays, [_column_file(one) for one in files]))
+    return found
+
+
+def load_changed_segments(connection: Connection, table_id: int, since: int, head: int) -> list[int]:
+    """Segments that gained overlays or column files after `since`, up to `head`."""
+    changed = (table_id, since, head) * 2
+    rows = connection.execute(
+        "select segment_id from overlays where table_id = ? and added_in > ? and added_in <= ? "
+        "union select segment_id from column_files where table_id = ? and added_in > ? and added_in <= ?",
+        changed,
+    )
+    return [segment_id for (segment_id,) in rows]
+
+
+def load_watermark(connection: Connection, spec: TableSpec, snapshot_id: int) -> int | None:
+    """The watermark of a snapshot; None before the first was given."""
+    row = connection.execute("select watermark from snapshots where table_id = ? and id = ?", (spec.id, snapshot_id)).fetchone()
+    return None if row is None else row[0]
 
 
 def load_segment_changes(connection: Connection, table_id: int, since: int, head: int) -> tuple[list[SegmentRef], list[int]]:
@@ -308,3 +343,7 @@ def _overlay(row: Sequence[Any]) -> OverlayRef:
         num_deleted=row[8],
         column_ids=tuple(json.loads(row[9])),
     )
+
+
+def _column_file(row: Sequence[Any]) -> ColumnFileRef:
+    return ColumnFileRef(path=row[2], offset=row[3], num_bytes=row[4], column_ids=tuple(json.loads(row[1])))

@@ -270,6 +270,17 @@ class NewOverlay:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class NewColumnFile:
+    """Columns of a committed segment, aligned by position, to commit."""
+
+    segment_id: int
+    path: str
+    offset: int
+    num_bytes: int
+    column_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NewPending:
     """Labels of one key bucket whose row has not come."""
 
@@ -315,6 +326,7 @@ class CommitPlan:
         removed_segments: Inputs of a compaction; all must be live.
         read_segments: Segments whose rows were read; all must be live, and without overlays that came later.
         latest_overlay: The highest overlay id of `removed_segments` or `read_segments` that was folded or carried over.
+        num_column_files: How many column files `removed_segments` or `read_segments` had when they were read.
         evolved: The table as it is to be, where the commit changes its schema.
         garbage: Paths written for this commit that it does not use after all.
         written: Set by the commit once its rows are inserted; it stays false where an earlier commit answered.
@@ -331,6 +343,7 @@ class CommitPlan:
     pending_changed: tuple[int, ...] = ()
     segments: list[NewSegment] = dataclasses.field(default_factory=list)
     overlays: list[NewOverlay] = dataclasses.field(default_factory=list)
+    column_files: list[NewColumnFile] = dataclasses.field(default_factory=list)
     pending: list[NewPending] = dataclasses.field(default_factory=list)
     met: dict[int, bytes] = dataclasses.field(default_factory=dict)
     inline: dict[str, bytes] = dataclasses.field(default_factory=dict)
@@ -338,6 +351,7 @@ class CommitPlan:
     removed_segments: tuple[int, ...] = ()
     read_segments: tuple[int, ...] = ()
     latest_overlay: int = 0
+    num_column_files: int = 0
     evolved: TableSpec | None = None
     garbage: list[str] = dataclasses.field(default_factory=list)
     offsets: SourceOffsets | None = None
@@ -347,4 +361,4 @@ class CommitPlan:
 
     def paths(self) -> set[str]:
         """Every path that the commit refers to."""
-        return {s.path for s in self.segments} | {o.path for o in self.overlays} | {p.path for p in self.pending}
+        return {part.path for parts in (self.segments, self.overlays, self.pending, self.column_files) for part in parts}

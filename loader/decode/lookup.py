@@ -12,51 +12,59 @@ from typing import Any
 
 import numpy as np
 
-from loader.decode import reference
+from loader.decode import cpu, reference
 from loader.decode.arrow import take
-from loader.decode.program import NO_OFFSET, Program, build
-from loader.decode.result import DecodedColumn, FixedColumn, ListColumn, decode_block
+from loader.decode.program import NO_OFFSET, Program
+from loader.decode.result import DecodedBlock, DecodedColumn, FixedColumn, ListColumn
 from loader.encodings.bitpack import num_vectors, unpack
 from loader.encodings.bits import unpack_bits
 from loader.encodings.leaf import LeafType
 from loader.encodings.overlap import ranges
 from loader.errors import CorruptSegmentError
-from loader.segment.layout import PATCH_F32, PATCH_F64, VALUE_DTYPES, VECTOR, VECTOR_META, OpKind, OutKind, Role, Scan, SourceKind
+from loader.segment.layout import PADDING_BYTES, PATCH_F32, PATCH_F64, VALUE_DTYPES, VECTOR, VECTOR_META, OpKind, OutKind, Role, Scan, SourceKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 _WORDS = VECTOR // 32
+LOOK_UP_ARENA_BYTES = 1 << 20  # a smaller chunk is decoded faster than it is looked up in
+LOOK_UP_SHARE = 64  # and so is one of which more than this part of the rows is wanted
+MAX_LEVELS = 9
 
 
-def look_up(slab: Array, chunk_offsets: Array, chunk_bytes: Array, leaves: Sequence[LeafType], rows: Array) -> tuple[Program, list[DecodedColumn]]:
-    """Rows of chunks by number.
+def look_up(program: Program, slab: Array, leaves: Sequence[LeafType], chunks: Sequence[int], rows: Array) -> list[DecodedColumn]:
+    """Rows of chunks by number. A chunk of which few rows are wanted and that is large is read in the few vectors that hold them, the others are decoded.
 
     Args:
+        program: From `program.build` on this slab.
         slab: uint8 with PADDING_BYTES readable bytes past the last chunk.
-        chunk_offsets: int64 `[chunks]` into the slab.
-        chunk_bytes: int64 `[chunks]`.
-        leaves: The physical type of each chunk's column.
+        leaves: The physical type of each column's chunk.
+        chunks: Which chunks.
         rows: int64, in any order.
 
     Returns:
-        The program and the columns, each with an entry a row.
+        The columns of `chunks`, each with an entry a row.
 
     Raises:
         CorruptSegmentError: The chunks do not hold together; names the chunk by its position in the request.
     """
-    program = build(slab, chunk_offsets, chunk_bytes)
     lookup = Lookup(program, slab, leaves)
-    if not lookup.can() or (program.num_rows.size and rows.size and int(rows.max()) >= int(program.num_rows.min())):
-        return decode_and_take(slab, chunk_offsets, chunk_bytes, leaves, rows)
-    return program, [lookup.column(chunk, rows) for chunk in range(len(leaves))]
+    picked = [lookup.can() and _is_large(program, chunk) and rows.size * LOOK_UP_SHARE <= int(program.num_rows[chunk]) for chunk in chunks]
+    decoded = None
+    if not all(picked):
+        arena = np.empty(program.arena_bytes + PADDING_BYTES, np.uint8)
+        cpu.execute(program, slab, arena)
+        decoded = DecodedBlock(program, arena, leaves)
+    found = []
+    for chunk, few in zip(chunks, picked, strict=True):
+        if rows.size and int(rows.max()) >= int(program.num_rows[chunk]):
+            raise CorruptSegmentError(f"chunk {chunk} of the request has too few rows")
+        found.append(lookup.column(chunk, rows) if few or decoded is None else take(decoded[chunk], rows))
+    return found
 
 
-def decode_and_take(slab: Array, chunk_offsets: Array, chunk_bytes: Array, leaves: Sequence[LeafType], rows: Array) -> tuple[Program, list[DecodedColumn]]:
-    """The same by decoding all; arguments and errors as for `look_up`."""
-    decoded = decode_block(slab, chunk_offsets, chunk_bytes, leaves)
-    if decoded.program.num_rows.size and rows.size and int(rows.max()) >= int(decoded.program.num_rows.min()):
-        raise CorruptSegmentError(f"chunk {int(np.argmin(decoded.program.num_rows))} of the request has too few rows")
-    return decoded.program, [take(column, rows) for column in decoded]
+def _is_large(program: Program, chunk: int) -> bool:
+    mine = program.regions[program.regions["chunk"] == chunk]
+    return int((mine["count"] * mine["item_bytes"]).sum()) > LOOK_UP_ARENA_BYTES
 
 
 class Lookup:
@@ -81,9 +89,9 @@ class Lookup:
         self.num_vectors = 0
 
     def can(self) -> bool:
-        """Whether every op can be read in parts: compressed bytes cannot."""
+        """Whether every op can be read in parts: compressed bytes cannot, and a value of a deep program may cost more than decoding all."""
         ops = self._program.ops
-        return not ((ops["kind"] == OpKind.COPY) & (ops["flags"] != 0)).any()
+        return self._program.level_starts.size <= MAX_LEVELS + 1 and not ((ops["kind"] == OpKind.COPY) & (ops["flags"] != 0)).any()
 
     def column(self, chunk: int, rows: Array) -> DecodedColumn:
         """Rows of a chunk by number, int64 in any order, as a column of its own.

@@ -67,8 +67,8 @@ def _bit_length(values: Array) -> Array:
 def search(values: Array, num_classes: int) -> tuple[Array, float]:
     """Thresholds for `num_classes` classes, and the bits a value that their widths then take, both from a sample.
 
-    Dynamic programming over candidate thresholds: quantiles of the sample, and powers of two above the smallest and below the largest
-    value. Infinite bits where there are too few of them.
+    Dynamic programming over candidate thresholds: powers of two above the smallest value, and where there are enough values to pay for the
+    search quantiles of the sample, and powers of two below the largest. Infinite bits where there are too few candidates.
 
     Args:
         values: uint32, at least one.
@@ -80,8 +80,10 @@ def search(values: Array, num_classes: int) -> tuple[Array, float]:
     low, high = int(values.min()), int(values.max())
     sample = np.sort(values[:: max(values.size // SAMPLE, 1)][:SAMPLE]).astype(np.int64)
     powers = 1 << np.arange(max((high - low).bit_length(), 1), dtype=np.int64)
-    quantiles = sample[np.linspace(0, sample.size - 1, QUANTILES).astype(np.int64)]
-    starts = np.unique(np.concatenate([[low], quantiles, quantiles + 1, low + powers, high + 1 - powers]))
+    starts = np.concatenate([[low], low + powers])
+    if values.size >= SAMPLE:
+        quantiles = sample[np.linspace(0, sample.size - 1, QUANTILES).astype(np.int64)]
+        starts = np.unique(np.concatenate([starts, quantiles, quantiles + 1, high + 1 - powers]))
     starts = starts[(starts >= low) & (starts <= high)]
     ends = np.append(starts, high + 1)
     below = np.searchsorted(sample, ends)

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 FOLDER = pathlib.Path(__file__).resolve().parent
 LIBRARY = "_native.so"
 SOURCES = (
-    "assemble.cu", "cascade.h", "choose.h", "chunk_builder.h", "columns.h", "columns_encoder.h", "crc32c.h", "decode.cu", "dictionary.h", "encode.h",
-    "encoder.h", "encoders.h", "host.cpp", "host_shim.h", "lanes.cuh", "lists.h", "measure.h", "program.h", "ranks.cuh", "shred.h", "stores.cuh",
-    "streams.cuh", "threads.h", "values.h", "verify.h", "workspace.h",
+    "arrow_abi.h", "assemble.cu", "cascade.h", "choose.h", "chunk_builder.h", "columns.h", "columns_encoder.h", "crc32c.h", "decode.cu", "dictionary.h",
+    "encode.h", "encoder.h", "encoders.h", "host.cpp", "host_shim.h", "key_index.h", "lanes.cuh", "lists.h", "measure.h", "program.h", "ranks.cuh", "rows.h",
+    "rows_pick.h", "rows_take.h", "segment_writer.h", "shred.h", "stores.cuh", "streams.cuh", "threads.h", "values.h", "verify.h", "workspace.h",
 )  # fmt: skip
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-maybe-uninitialized")
@@ -81,6 +81,13 @@ def _compile(target: pathlib.Path, arguments: Sequence[str]) -> pathlib.Path:
             raise BuildError(f"{command[0]} could not compile {arguments[-1]}:\n{result.stderr.strip()[-4000:]}")
         made.replace(target)
     return target
+
+
+def sanitizer_runtime() -> str | None:
+    """What LD_PRELOAD must hold for a library with sanitizers: their runtime, and that of the exceptions which it watches. None where gcc has none."""
+    names = ("libasan.so", "libstdc++.so")
+    found = [subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=False).stdout.strip() for name in names]
+    return " ".join(found) if all(os.path.isabs(path) for path in found) else None
 
 
 def ensure(folder: str | os.PathLike[str] = FOLDER) -> pathlib.Path:

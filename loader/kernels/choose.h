@@ -32,39 +32,46 @@ inline void sort_numbers(const std::vector<u64>& keys, std::vector<u32>& order) 
     }
 }
 
-// split.search: thresholds of at most `num_classes` classes, and bits a value, from a sorted sample and candidate thresholds.
+// split.search: thresholds of at most `num_classes` classes, and bits a value, by dynamic programming over candidate thresholds.
 class SplitSearch {
   public:
     SplitSearch(const u32* values, u64 n, u32 low, u32 high) : low_(low), high_(high) {
-        const u64 step = n / SAMPLE > 1 ? n / SAMPLE : 1;
-        for (u64 i = 0; i < n && sample_.size() < SAMPLE; i += step) sample_.push_back(values[i]);
-        sort(sample_);
-        find_candidates();
+        if (n < SAMPLE) {
+            count_powers(values, n);
+        } else {
+            const u64 step = n / SAMPLE;
+            for (u64 i = 0; i < n && sample_.size() < SAMPLE; i += step) sample_.push_back(values[i]);
+            num_sampled_ = sample_.size();
+            sort(sample_);
+            find_candidates();
+            for (size_t j = 0; j < num_ends_; ++j) below_[j] = std::lower_bound(sample_.begin(), sample_.end(), ends_[j]) - sample_.begin();
+        }
         weigh();
     }
 
     // Returns how many thresholds there are.
     u32 run(u32 num_classes, u32* thresholds, double* bits) const {
-        const size_t count = ends_.size();
+        const size_t count = num_ends_;
         const double infinite = std::numeric_limits<double>::infinity();
-        std::vector<double> best(count, infinite), total(count);
-        std::vector<std::vector<u32>> chosen;
+        double best[MOST_ENDS], total[MOST_ENDS];
+        u32 chosen[MAX_CLASSES][MOST_ENDS];
+        best[0] = infinite;
         for (size_t j = 1; j < count; ++j) best[j] = cost_[j];
         for (u32 k = 1; k < num_classes; ++k) {
-            chosen.emplace_back(count, 0);
-            std::fill(total.begin(), total.end(), infinite);
+            std::fill(total, total + count, infinite);
+            std::fill(chosen[k], chosen[k] + count, 0u);
             for (size_t i = 0; i < count; ++i) {
                 if (best[i] == infinite) continue;
                 const double* row = &cost_[i * count];
                 for (size_t j = i + 1; j < count; ++j)
-                    if (best[i] + row[j] < total[j]) total[j] = best[i] + row[j], chosen.back()[j] = (u32)i;
+                    if (best[i] + row[j] < total[j]) total[j] = best[i] + row[j], chosen[k][j] = (u32)i;
             }
-            best.swap(total);
+            std::copy(total, total + count, best);
         }
-        *bits = best[count - 1] / (double)sample_.size();
+        *bits = best[count - 1] / (double)num_sampled_;
         size_t at = count - 1;
         u32 num_thresholds = 0;
-        for (size_t k = chosen.size(); k-- > 0;) {
+        for (u32 k = num_classes; k-- > 1;) {
             at = chosen[k][at];
             if (ends_[at] > low_) thresholds[num_thresholds++] = (u32)ends_[at];
         }
@@ -73,15 +80,14 @@ class SplitSearch {
     }
 
   private:
+    static constexpr size_t MOST_ENDS = 2 + 2 * QUANTILES + 2 * 32;
+
     // cost[i, j], j > i: the bits of the values from ends[i] up to ends[j], all of one class.
     void weigh() {
-        const size_t count = ends_.size();
-        std::vector<i64> below(count);
-        for (size_t j = 0; j < count; ++j) below[j] = std::lower_bound(sample_.begin(), sample_.end(), ends_[j]) - sample_.begin();
-        cost_.resize(count * count);
-        for (size_t i = 0; i < count; ++i)
-            for (size_t j = i + 1; j < count; ++j)
-                cost_[i * count + j] = (double)((below[j] - below[i]) * (i64)bits_of((u64)(ends_[j] - 1 - ends_[i])));
+        cost_.resize(num_ends_ * num_ends_);
+        for (size_t i = 0; i < num_ends_; ++i)
+            for (size_t j = i + 1; j < num_ends_; ++j)
+                cost_[i * num_ends_ + j] = (double)((below_[j] - below_[i]) * (i64)bits_of((u64)(ends_[j] - 1 - ends_[i])));
     }
 
     static void sort(std::vector<i64>& values) {
@@ -95,28 +101,49 @@ class SplitSearch {
         }
     }
 
+    // Powers of two above the smallest value: how many values lie below each is their bit lengths counted.
+    void count_powers(const u32* values, u64 n) {
+        i64 counts[33] = {}, sum = 0;
+        for (u64 i = 0; i < n; ++i) ++counts[bits_of(values[i] - (u32)low_)];
+        num_sampled_ = n;
+        add_end(low_, 0);
+        for (u32 k = 0; k < 32 && low_ + (1ll << k) <= high_; ++k) add_end(low_ + (1ll << k), sum += counts[k]);
+        add_end(high_ + 1, (i64)n);
+    }
+
+    void add_end(i64 end, i64 below) {
+        ends_[num_ends_] = end;
+        below_[num_ends_++] = below;
+    }
+
     void find_candidates() {
-        std::vector<i64> found = {low_};
+        i64 found[MOST_ENDS];
+        size_t count = 0;
+        auto add = [&](i64 value) {
+            if (value >= low_ && value <= high_) found[count++] = value;
+        };
+        add(low_);
         const double step = (double)(sample_.size() - 1) / (double)(QUANTILES - 1);
         for (u64 k = 0; k < QUANTILES; ++k) {
             const i64 value = sample_[k + 1 == QUANTILES ? sample_.size() - 1 : (size_t)((double)k * step)];
-            found.push_back(value);
-            found.push_back(value + 1);
+            add(value);
+            add(value + 1);
         }
         const u32 num_powers = std::max(bits_of((u64)(high_ - low_)), 1u);
         for (u32 k = 0; k < num_powers; ++k) {
-            found.push_back(low_ + (1ll << k));
-            found.push_back(high_ + 1 - (1ll << k));
+            add(low_ + (1ll << k));
+            add(high_ + 1 - (1ll << k));
         }
-        std::sort(found.begin(), found.end());
-        found.erase(std::unique(found.begin(), found.end()), found.end());
-        for (i64 value : found)
-            if (value >= low_ && value <= high_) ends_.push_back(value);
-        ends_.push_back(high_ + 1);
+        std::sort(found, found + count);
+        num_ends_ = (size_t)(std::unique(found, found + count) - found);
+        std::copy(found, found + num_ends_, ends_);
+        ends_[num_ends_++] = high_ + 1;
     }
 
-    i64 low_, high_;
-    std::vector<i64> sample_, ends_;
+    i64 low_, high_, ends_[MOST_ENDS], below_[MOST_ENDS];
+    size_t num_ends_ = 0;
+    u64 num_sampled_ = 0;
+    std::vector<i64> sample_;
     std::vector<double> cost_;
 };
 

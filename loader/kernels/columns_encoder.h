@@ -95,7 +95,6 @@ struct Chunk {
 // What one call made; Python holds it until the bytes are where they belong.
 struct Encoded {
     std::vector<Chunk> chunks;
-    std::vector<Made> made;
 };
 
 struct Worker {
@@ -127,6 +126,28 @@ struct Worker {
     }
 };
 
+// segment/blocks.py's bytes of n entries, at most: views of lists count by their lengths, lists by what lies between their ends.
+inline u64 most_bytes(const ArrowArray& array, const ArrowSchema& schema, u64 n, const ColumnType& type) {
+    if (type.depth == 0) return n * type.size * std::max(type.leaf.fixed_size, 1u);
+    const char* format = schema.format;
+    const bool is_view = format[0] == '+' && format[1] == 'v', wide = std::strchr("UZL", format[is_view ? 2 : format[0] == '+' ? 1 : 0]) != nullptr;
+    u64 items = 0;
+    auto count = [&](auto* at) {
+        at += array.offset;
+        for (u64 k = 0; is_view && k < n; ++k) items += (u64)at[k];
+        if (!is_view) items = (u64)(at[n] - at[0]);
+    };
+    if (n && wide) count((const i64*)array.buffers[is_view ? 2 : 1]);
+    if (n && !wide) count((const int*)array.buffers[is_view ? 2 : 1]);
+    if (format[0] != '+') return 8 * n + items;
+    ColumnType inner = type;
+    --inner.depth;
+    const ArrowArray& child = *array.children[0];
+    const u64 each = inner.depth ? most_bytes(child, *schema.children[0], (u64)child.length, inner) : items * type.size * std::max(type.leaf.fixed_size, 1u);
+    // views may show an inner list any number of times
+    return 8 * n + (inner.depth && is_view ? 1ull << 50 : each);
+}
+
 }  // namespace encode
 
 // supported[k]: whether column k of the schema is of a type that headrace_encode_columns knows.
@@ -145,14 +166,23 @@ EXPORT encode::Encoded* headrace_encode_columns(const encode::Task* tasks, const
     threads::Team team((unsigned)std::min<u64>(num_threads, num_tasks));
     std::vector<encode::Worker> workers(team.size());
     team.run({num_tasks}, 1, [&](unsigned thread, size_t, u64 k, u64) { workers[thread].run(tasks[k], *options, noted[k], encoded->chunks[k], made[k]); });
-    encoded->made.assign(made, made + num_tasks);
     return encoded;
 }
 
-// Copies each chunk to its offset in `out`.
-EXPORT void headrace_encoded_copy(const encode::Encoded* encoded, const u64* offsets, u8* out) {
-    for (size_t k = 0; k < encoded->chunks.size(); ++k)
-        if (encoded->chunks[k].data) std::memcpy(out + offsets[k], encoded->chunks[k].data.get(), encoded->made[k].num_bytes);
+// Where the bytes of each chunk are until the result is freed.
+EXPORT void headrace_encoded_pointers(const encode::Encoded* encoded, u64* pointers) {
+    for (size_t k = 0; k < encoded->chunks.size(); ++k) pointers[k] = (u64)encoded->chunks[k].data.get();
+}
+
+// Bytes of all columns of a batch as Arrow arrays, at most; ~0 if a type is not known.
+EXPORT u64 headrace_decoded_bytes(const ArrowArray* batch, const ArrowSchema* schema) {
+    u64 sum = 0;
+    for (i64 k = 0; k < schema->num_children; ++k) {
+        encode::ColumnType type;
+        if (!encode::column_type(*schema->children[k], type)) return ~0ull;
+        sum += encode::most_bytes(*batch->children[k], *schema->children[k], (u64)batch->length, type);
+    }
+    return sum;
 }
 
 // Notes end to end, `ends[k]` behind that of task k; with `out` null only the ends.

@@ -196,6 +196,9 @@ class CudaRuntime:
 
     def tensor(self, owner: object, address: int, shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
         numpy_type, torch_type = split_dtype(dtype)
+        if 0 in shape:  # torch asks the driver whose an address is, and that of no items may be nobody's
+            empty: torch.Tensor = self._torch.empty(shape, dtype=torch_type or getattr(self._torch, numpy_type.name), device=self.device)
+            return empty
         held = TensorOwner("__cuda_array_interface__", owner, address, shape, numpy_type)
         made = self._torch.as_tensor(held, device=self.device)
         result: torch.Tensor = made if torch_type is None else made.view(torch_type)

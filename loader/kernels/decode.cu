@@ -158,7 +158,9 @@ template <int KIND, int STEP, int OUT> FN void decode_rows(const Task& t) {
 
 template <class T> FN void copy_vector(const u8* from, u8* to, u32 num_items) {
 #if defined(HEADRACE_GPU)
-    for (u32 i = lane_id(); i < num_items; i += LANES) ((T*)to)[i] = LOAD((const T*)from + i);
+    const u32 num_words = (((u64)from | (u64)to) & 7) == 0 ? num_items * sizeof(T) / 8 : 0;  // 8 bytes a lane where both sides allow
+    for (u32 i = lane_id(); i < num_words; i += LANES) ((u64*)to)[i] = LOAD((const u64*)from + i);
+    for (u32 i = num_words * 8 / sizeof(T) + lane_id(); i < num_items; i += LANES) ((T*)to)[i] = LOAD((const T*)from + i);
 #else
     __builtin_memcpy(to, from, num_items * sizeof(T));
 #endif
@@ -182,9 +184,60 @@ FN void decode_copy(const Task& t) {
 
 #if defined(HEADRACE_GPU)
 
+constexpr u32 ROWS_AT_ONCE = 4;
+
+// The values of four rows. All loads come before their uses and none is behind a branch, so that they wait for memory together. Rows
+// past the end read what lies behind the stream.
+FN void four_rows(const Stream& s, u32 row, u32* x) {
+    const u32 mask = s.width ? bits_mask(s.width) : 0;
+    u32 low[ROWS_AT_ONCE], high[ROWS_AT_ONCE];
+#pragma unroll
+    for (u32 k = 0; k < ROWS_AT_ONCE; ++k) {
+        const u32 bit = (row + k) * s.width;
+        const u32* word = s.words + (bit & ~31u) + lane_id();
+        low[k] = LOAD(word);
+        high[k] = (bit & 31) + s.width > 32 ? LOAD(word + LANES) : 0;
+    }
+#pragma unroll
+    for (u32 k = 0; k < ROWS_AT_ONCE; ++k) x[k] = (__funnelshift_r(low[k], high[k], (row + k) * s.width) & mask) + s.base;
+}
+
+template <class T> FN void direct_rows(const Task& t, const Stream& low, const Stream& high, bool wide, u32 num_values) {
+    const u64 base = (u64)t.op->base;
+    T* out = (T*)(t.arena + t.op->out) + t.vector * VECTOR;
+    for (u32 row = 0; row * LANES < num_values; row += ROWS_AT_ONCE) {
+        u32 x[ROWS_AT_ONCE], y[ROWS_AT_ONCE] = {};
+        four_rows(low, row, x);
+        if (sizeof(T) == 8 && wide) four_rows(high, row, y);
+#pragma unroll
+        for (u32 k = 0; k < ROWS_AT_ONCE; ++k) {
+            const u32 i = (row + k) * LANES + lane_id();
+            if (i < num_values) out[i] = (T)(base + (x[k] | (u64)y[k] << 32));
+        }
+    }
+}
+
+// Packed values straight into integers, the commonest op. False where the vector is not as simple.
+FN bool decode_straight(const Task& t) {
+    const ProgramOp& op = *t.op;
+    const bool wide = op.num_sources > 1;
+    if (op.dict != NO_OFFSET || op.scan != SCAN_NONE || op.out_kind > OUT_U64 || (wide && op.out_kind != OUT_U64)) return false;
+    const ProgramSource* source = t.sources + op.first_source;
+    const Stream low = stream_at(t, source[0], t.vector), high = wide ? stream_at(t, source[1], t.vector) : low;
+    if (low.num_exceptions || high.num_exceptions || low.width == BIT_WIDTH || high.width == BIT_WIDTH) return false;
+    const u32 num_values = least(op.count - t.vector * VECTOR, VECTOR);
+    if (op.out_kind == OUT_U8) direct_rows<u8>(t, low, high, wide, num_values);
+    else if (op.out_kind == OUT_U16) direct_rows<u16>(t, low, high, wide, num_values);
+    else if (op.out_kind == OUT_U32) direct_rows<u32>(t, low, high, wide, num_values);
+    else direct_rows<u64>(t, low, high, wide, num_values);
+    return true;
+}
+
 FN void decode_vector(const Task& t) {
     const u32 kind = t.op->kind;
-    if (kind == OP_DIRECT) decode_rows<OP_DIRECT, ANY, ANY>(t);
+    if (kind == OP_DIRECT) {
+        if (!decode_straight(t)) decode_rows<OP_DIRECT, ANY, ANY>(t);
+    }
     else if (kind == OP_NULLS) decode_rows<OP_NULLS, ANY, ANY>(t);
     else if (kind == OP_RANK) decode_rows<OP_RANK, ANY, ANY>(t);
     else if (kind == OP_SPLIT) decode_rows<OP_SPLIT, ANY, ANY>(t);

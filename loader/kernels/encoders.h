@@ -5,3 +5,5 @@
 #include "lists.h"
 #include "shred.h"
 #include "columns_encoder.h"
+#include "segment_writer.h"
+#include "key_index.h"

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "lanes.cuh"
+#include "rows.h"
 
 // How a vector is packed: what encode.h finds and packs by.
 struct VectorPlan {
@@ -19,6 +20,7 @@ namespace portable {
 #include "assemble.cu"
 #include "decode.cu"
 #include "encode.h"
+#include "rows_pick.h"
 #include "measure.h"
 }  // namespace portable
 
@@ -32,6 +34,7 @@ namespace avx2 {
 #include "assemble.cu"
 #include "decode.cu"
 #include "encode.h"
+#include "rows_pick.h"
 #include "measure.h"
 }  // namespace avx2
 #undef HEADRACE_AVX2_BODY
@@ -255,4 +258,5 @@ EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* ou
 #include "columns.h"
 #include "program.h"
 #include "encoder.h"
+#include "rows_take.h"
 #include "encoders.h"

@@ -3,7 +3,7 @@
 Device memory is host memory, poisoned and guarded. Kernels are the shim build, under a schedule of threads and blocks. Streams run
 late, early or at random (host_streams.py). A missing wait therefore shows as wrong bytes, and what is wrong whatever the timing is an
 error: pinned memory that changes under a copy, memory that dies under work in flight, addresses that are nobody's, writes past an end.
-Memory as a GPU's is orders it is not: what tables hold by address is not followed.
+It does not see how weakly a GPU orders memory between threads, nor whose the addresses are that stand in tables.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loader.errors import DeviceMemoryError
-from loader.kernels.host_memory import GUARD_BYTES as GUARD_BYTES
+from loader.extras import require
 from loader.kernels.host_memory import IN_FLIGHT, PAGE_BYTES, HostMemory, MisuseError, Space
 from loader.kernels.host_streams import HostEvent, HostStream, HostStreams
-from loader.kernels.runtime import DEVICE_ALIGNMENT, TensorOwner, require_torch, split_dtype
+from loader.kernels.runtime import DEVICE_ALIGNMENT, TensorOwner, split_dtype
 from loader.kernels.shim import SCHEDULES, ShimLibrary
 from loader.kernels.signatures import check_arguments
 
@@ -158,7 +158,7 @@ class HostRuntime:
 
     def tensor(self, owner: object, address: int, shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
         numpy_type, torch_type = split_dtype(dtype)
-        made = require_torch().from_numpy(np.asarray(TensorOwner("__array_interface__", owner, address, shape, numpy_type)))
+        made = require("torch", "torch").from_numpy(np.asarray(TensorOwner("__array_interface__", owner, address, shape, numpy_type)))
         result: torch.Tensor = made if torch_type is None else made.view(torch_type)
         return result
 

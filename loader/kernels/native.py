@@ -22,6 +22,8 @@ from loader.kernels.native_columns import COLUMN_SIGNATURES, ColumnMethods
 from loader.kernels.native_encoder import ENCODER_SIGNATURES, EncoderMethods
 from loader.kernels.native_lists import LIST_SIGNATURES, ListMethods
 from loader.kernels.native_program import PROGRAM_SIGNATURES, ProgramMethods
+from loader.kernels.native_rows import ROW_REASONS, ROW_SIGNATURES, RowMethods
+from loader.kernels.native_segments import SEGMENT_SIGNATURES, SegmentMethods
 
 ABI_VERSION = 1
 PADDING_BYTES = 8192
@@ -42,6 +44,7 @@ REASONS = {
     18: "a stream lies outside the chunk's bytes or is not aligned",
     19: "a region lies outside the arena or is not aligned",
     20: "the ops are not in the order of their levels",
+    **ROW_REASONS,
 }
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ def corrupt_chunk(ops: Array, word: int) -> CorruptSegmentError:
     return CorruptSegmentError(f"chunk {int(ops['chunk'][op])} of the request is corrupt: {reason} (op {op}, vector {vector})")
 
 
-class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods):
+class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods, RowMethods, SegmentMethods):
     """The compiled kernels. Methods take NumPy arrays, check them, and run without the GIL; safe to call from several threads.
 
     Attributes:
@@ -77,8 +80,10 @@ class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods):
         signatures = {
             **ENCODER_SIGNATURES,
             **COLUMN_SIGNATURES,
+            **SEGMENT_SIGNATURES,
             **LIST_SIGNATURES,
             **PROGRAM_SIGNATURES,
+            **ROW_SIGNATURES,
             "headrace_source_hash": ([], ctypes.c_char_p),
             "headrace_records": ([], ctypes.c_char_p),
             "headrace_known_features": ([], u64),

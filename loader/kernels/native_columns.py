@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ _POINTER, _U64, _U32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
 COLUMN_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "headrace_encodable_columns": ([_POINTER, _POINTER], None),
     "headrace_encode_columns": ([_POINTER, _POINTER, _U64, _POINTER, _U32, _POINTER], _POINTER),
-    "headrace_encoded_copy": ([_POINTER, _POINTER, _POINTER], None),
+    "headrace_encoded_pointers": ([_POINTER, _POINTER], None),
+    "headrace_decoded_bytes": ([_POINTER, _POINTER], _U64),
     "headrace_encoded_notes": ([_POINTER, _POINTER, _POINTER], None),
     "headrace_encoded_free": ([_POINTER], None),
 }
@@ -52,6 +54,7 @@ class ColumnOptions:
     compress: Callable[[Any], Any] | None
 
 
+@functools.cache
 def _callback(compress: Callable[[Any], Any]) -> Any:
     """A C function that compresses into memory of the encoder."""
 
@@ -76,12 +79,11 @@ class NativeChunks:
     def __init__(self, library: Any, handle: int, made: Array) -> None:
         self._library, self._handle, self.made = library, handle, made
 
-    def copy_to(self, offsets: Array, out: Array) -> None:
-        """Copy every chunk to its offset (uint64) in `out` (uint8)."""
-        check_dtype(offsets, "offsets", "<u8")
-        if offsets.size != self.made.size or (offsets + self.made["num_bytes"] > out.size).any():
-            raise ValueError(f"{self.made.size} chunks do not fit at {offsets.size} offsets of {out.size} bytes")
-        self._library.headrace_encoded_copy(self._handle, address(offsets, "offsets"), address(out, "out", writable=True))
+    def pointers(self) -> Array:
+        """Addresses of the chunks' bytes, uint64; good as long as this object lives."""
+        found = np.empty(self.made.size, np.uint64)
+        self._library.headrace_encoded_pointers(self._handle, found.ctypes.data)
+        return found
 
     def notes(self) -> tuple[bytes, Array]:
         """What was chosen and why, JSON objects end to end, and where each ends; empty for tasks of which no note was asked."""
@@ -107,6 +109,10 @@ class ColumnMethods:
         supported = np.zeros(num_columns, np.uint8)
         self._library.headrace_encodable_columns(schema, supported.ctypes.data)
         return supported.view(np.bool_)
+
+    def decoded_bytes(self, array: int, schema: int) -> int:
+        """Bytes that the columns of a record batch take as Arrow arrays, at most: no list or string is longer. All ones if a type is not known."""
+        return int(self._library.headrace_decoded_bytes(array, schema))
 
     def encode_columns(self, tasks: Array, noted: Array, options: ColumnOptions, threads: int) -> NativeChunks:
         """Encode chunks; the same bytes as `encodings.chunk.encode_chunk`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,14 +14,16 @@ from loader.errors import CorruptSegmentError
 from loader.kernels.arrays import Array, address, check_dtype, item_bytes
 
 LIST_POOL = np.dtype(
-    [("pool", "<u8"), ("views", "<u8"), ("pool_count", "<u8"), ("base", "<u8"), ("pool_item_bytes", "<u4"), ("out_item_bytes", "<u4")]
+    [("pool", "<u8"), ("views", "<u8"), ("pool_count", "<u8"), ("base", "<u8"), ("pool_item_bytes", "<u4"), ("out_item_bytes", "<u4"),
+     ("starts_group", "<u4"), ("reserved", "<u4")]
 )  # fmt: skip
 _POINTER, _U64, _U32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
 LIST_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
-    "headrace_list_sums": ([_POINTER, _U64, _POINTER, _U64, _POINTER, _U32], None),
-    "headrace_list_rows": ([_POINTER, _U64, _POINTER, _U64, _POINTER, _U64, _POINTER, _POINTER, _POINTER, _U32], None),
+    "headrace_list_measure": ([_POINTER, _U64, _U64, _U64, _POINTER, _POINTER, _POINTER], _U64),
+    "headrace_list_rows": ([_POINTER, _U64, _U64, _U64, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _U32], _U64),
 }
 _ALL_ONES = (1 << 64) - 1
+LISTS_PER_TILE = 1_024  # what one thread lays out at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,17 +43,79 @@ class ListPool:
     dtype: np.dtype[Any]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ListTable:
-    """List columns of one number of rows, checked, as native code reads them.
+    """List columns of one number of rows, checked once, as native code reads them.
 
     Attributes:
+        columns: What was checked; kept alive.
+        num_rows: Lists of each.
+        groups: (dtype, first, stop) of neighbours of one dtype: their items lie end to end, column after column.
         records: LIST_POOL records, addresses into `columns`.
-        columns: What they were made of, which they keep alive.
     """
 
-    records: Array
-    columns: tuple[ListPool, ...]
+    def __init__(self, columns: Sequence[ListPool]) -> None:
+        """
+        Args:
+            columns: In an order that puts those of one dtype together.
+
+        Raises:
+            ValueError: Arrays do not fit, or the columns have different numbers of lists.
+        """
+        self.columns = tuple(columns)
+        self.num_rows = self.columns[0].views.size if self.columns else 0
+        firsts = [at for at, column in enumerate(self.columns) if at == 0 or column.dtype != self.columns[at - 1].dtype]
+        self.groups = [(self.columns[first].dtype, first, stop) for first, stop in itertools.pairwise([*firsts, len(self.columns)])]
+        self.records = np.array([self._record(column, at in firsts) for at, column in enumerate(self.columns)], LIST_POOL)
+        self.address = self.records.ctypes.data
+
+    def _record(self, column: ListPool, starts_group: bool) -> tuple[int, ...]:
+        check_dtype(column.views, "views", "<u8")
+        size = item_bytes(column.pool, "pool")
+        if column.dtype.itemsize < size:
+            raise ValueError(f"items of {column.dtype} are narrower than the pool's {column.pool.dtype}")
+        if column.views.size != self.num_rows:
+            raise ValueError(f"columns have {self.num_rows} and {column.views.size} lists")
+        places = address(column.pool, "pool"), address(column.views, "views"), column.pool.size, column.base & _ALL_ONES
+        return *places, size, column.dtype.itemsize, starts_group, 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ListRows:
+    """Some rows of list columns, measured: how their memory is laid out. It holds the offsets, int64 `[columns, rows + 1]`, then the items.
+
+    Attributes:
+        table: The columns.
+        first: The first of the rows.
+        num_rows: How many.
+        num_bytes: Of the memory.
+        figures: uint64: the items of each tile of each column, of each column, and the byte where each column's items begin.
+    """
+
+    table: ListTable
+    first: int
+    num_rows: int
+    num_bytes: int
+    figures: Array
+
+    @property
+    def counts(self) -> Array:
+        """uint64 `[columns]`: items."""
+        return self.figures[-2 * len(self.table.columns) : -len(self.table.columns)]
+
+    @property
+    def starts(self) -> Array:
+        """uint64 `[columns]`: the byte where a column's items begin."""
+        return self.figures[-len(self.table.columns) :]
+
+    def offsets(self, memory: Array) -> Array:
+        """int64 `[columns, rows + 1]`, a view of the memory."""
+        shape = len(self.table.columns), self.num_rows + 1
+        return memory[: 8 * shape[0] * shape[1]].view(np.int64).reshape(shape)
+
+    def values(self, memory: Array, first: int, stop: int) -> Array:
+        """The items of neighbouring columns of one dtype, a view of the memory."""
+        dtype, start = self.table.columns[first].dtype, int(self.starts[first])
+        return memory[start : start + int(self.counts[first:stop].sum()) * dtype.itemsize].view(dtype)
 
 
 class ListMethods:
@@ -58,81 +123,41 @@ class ListMethods:
 
     _library: Any
 
-    @staticmethod
-    def list_table(columns: Sequence[ListPool]) -> ListTable:
-        """Check list columns once for all calls.
+    def measure_lists(self, table: ListTable, first: int, num_rows: int) -> ListRows:
+        """Find out how much memory some rows take.
 
         Raises:
-            ValueError: Arrays do not fit, or the columns have different numbers of lists.
+            ValueError: The columns do not have those rows.
         """
-        records = []
-        for column in columns:
-            check_dtype(column.views, "views", "<u8")
-            size = item_bytes(column.pool, "pool")
-            if column.dtype.itemsize < size:
-                raise ValueError(f"items of {column.dtype} are narrower than the pool's {column.pool.dtype}")
-            if column.views.size != columns[0].views.size:
-                raise ValueError(f"columns have {columns[0].views.size} and {column.views.size} lists")
-            records.append(
-                (address(column.pool, "pool"), address(column.views, "views"), column.pool.size, column.base & _ALL_ONES, size, column.dtype.itemsize)
-            )
-        return ListTable(records=np.array(records, LIST_POOL), columns=tuple(columns))
+        if not 0 <= first <= first + num_rows <= table.num_rows:
+            raise ValueError(f"rows {first} to {first + num_rows} of {table.num_rows}")
+        count = len(table.columns)
+        num_sums = count * -(-num_rows // LISTS_PER_TILE)
+        figures = np.empty(num_sums + 2 * count, np.uint64)
+        at = figures.ctypes.data
+        num_bytes = self._library.headrace_list_measure(table.address, count, first, num_rows, at, at + 8 * num_sums, at + 8 * (num_sums + count))
+        return ListRows(table=table, first=first, num_rows=num_rows, num_bytes=num_bytes, figures=figures)
 
-    def list_sums(self, table: ListTable, bounds: Array, threads: int = 1) -> Array:
-        """int64 `[columns, tiles]`: the items of lists `bounds[t]` to `bounds[t + 1]` of each column.
+    def lay_lists(self, rows: ListRows, memory: Array, threads: int = 1) -> None:
+        """Lay lists end to end, with their offsets.
 
         Args:
-            table: The columns.
-            bounds: int64 `[tiles + 1]`, ascending from 0 to at most the number of lists.
-            threads: How many share the columns.
-        """
-        self._check_bounds(table, bounds)
-        sums = np.empty((table.records.size, bounds.size - 1), np.int64)
-        self._library.headrace_list_sums(table.records.ctypes.data, table.records.size, bounds.ctypes.data, bounds.size - 1, sums.ctypes.data, max(threads, 1))
-        return sums
-
-    def list_rows(self, table: ListTable, bounds: Array, sums: Array, offsets: Array, out: Array, starts: Array, threads: int = 1) -> None:
-        """Lay lists `bounds[0]` to `bounds[-1]` of all columns end to end.
-
-        Args:
-            table: The columns.
-            bounds: int64 `[tiles + 1]`, ascending: the pieces that threads share.
-            sums: int64 `[columns, tiles]`, those of `list_sums`; a slice of its tiles will do.
-            offsets: int64 `[columns, rows + 1]`, written: where each list begins in its column.
-            out: uint8, written: the items.
-            starts: int64 `[columns]`, the byte of `out` where each column's items begin, as many as its sums.
-            threads: How many share the pieces.
+            rows: From `measure_lists`; the views have not changed since.
+            memory: uint8, `rows.num_bytes` at least; written.
+            threads: How many share the tiles.
 
         Raises:
-            ValueError: Arrays do not fit.
+            ValueError: The memory is too small.
             CorruptSegmentError: A view reaches outside of its pool; names the column by its number.
         """
-        self._check_bounds(table, bounds)
-        count, num_rows = table.records.size, int(bounds[-1] - bounds[0])
-        check_dtype(sums, "sums", "<i8")
-        if sums.shape != (count, bounds.size - 1) or sums.strides[1] != 8:
-            raise ValueError(f"sums of shape {sums.shape} and strides {sums.strides} do not fit {count} columns and {bounds.size - 1} tiles")
-        check_dtype(starts, "starts", "<i8")
-        check_dtype(offsets, "offsets", "<i8")
-        if offsets.shape != (count, num_rows + 1) or starts.size != count:
-            raise ValueError(f"offsets of shape {offsets.shape} and {starts.size} starts do not fit {count} columns of {num_rows} lists")
-        size = table.records["out_item_bytes"].astype(np.int64)
-        if count and ((starts < 0) | (starts % size != 0) | (starts + sums.sum(axis=1) * size > out.size)).any():
-            raise ValueError(f"out has {out.size} bytes, the columns do not fit into it at {starts}")
-        check_dtype(out, "out", "|u1")
-        outs, bad = address(out, "out", writable=True, alignment=8) + starts, np.empty(count, np.int64)
-        self._library.headrace_list_rows(
-            table.records.ctypes.data, count, bounds.ctypes.data, bounds.size - 1, sums.ctypes.data, sums.strides[0] // 8,
-            address(offsets, "offsets", writable=True), outs.ctypes.data, bad.ctypes.data, max(threads, 1),
+        check_dtype(memory, "memory", "|u1")
+        if memory.size < rows.num_bytes:
+            raise ValueError(f"memory has {memory.size} bytes, the rows take {rows.num_bytes}")
+        count, at, bad = len(rows.table.columns), rows.figures.ctypes.data, ctypes.c_uint64()
+        num_sums = rows.figures.size - 2 * count
+        column = self._library.headrace_list_rows(
+            rows.table.address, count, rows.first, rows.num_rows, at, at + 8 * num_sums, at + 8 * (num_sums + count),
+            address(memory, "memory", writable=True, alignment=8), ctypes.byref(bad), max(threads, 1),
         )  # fmt: skip
-        wrong = np.flatnonzero(bad != num_rows)
-        if wrong.size:
-            number, row = int(wrong[0]), int(bounds[0] + bad[wrong[0]])
-            raise CorruptSegmentError(f"list column {number} of the request is corrupt: list {row} reaches outside of its pool")
-
-    @staticmethod
-    def _check_bounds(table: ListTable, bounds: Array) -> None:
-        check_dtype(bounds, "bounds", "<i8")
-        most = table.columns[0].views.size if table.columns else 0
-        if bounds.ndim != 1 or not bounds.flags.c_contiguous or bounds.size < 2 or int(bounds[0]) < 0 or int(bounds[-1]) > most or (np.diff(bounds) < 0).any():
-            raise ValueError(f"bounds must ascend from 0 to at most {most} lists, got {bounds}")
+        if column != count:
+            raise CorruptSegmentError(f"list column {column} of the request is corrupt: list {rows.first + bad.value} reaches outside of its pool")

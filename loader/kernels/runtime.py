@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from loader.errors import DeviceError, MissingDependencyError
-from loader.extras import require
 
 if TYPE_CHECKING:
     import torch
@@ -179,7 +178,3 @@ def open_runtime(device: str = "auto", *, needed_bytes: int = 0) -> Runtime | No
             raise
         logger.warning("device=auto decodes on the CPU: %s", error)
         return None
-
-
-def require_torch() -> Any:
-    return require("torch", "torch")

@@ -1,27 +1,7 @@
 // Arrow arrays taken apart into lengths, validity and leaf values: encodings/shred.py in C++, over the Arrow C data interface. Part of
 // host.cpp, after lists.h.
 
-extern "C" {
-
-// https://arrow.apache.org/docs/format/CDataInterface.html
-struct ArrowSchema {
-    const char *format, *name, *metadata;
-    i64 flags, num_children;
-    ArrowSchema** children;
-    ArrowSchema* dictionary;
-    void (*release)(ArrowSchema*);
-    void* private_data;
-};
-
-struct ArrowArray {
-    i64 length, null_count, offset, num_buffers, num_children;
-    const void** buffers;
-    ArrowArray** children;
-    ArrowArray* dictionary;
-    void (*release)(ArrowArray*);
-    void* private_data;
-};
-}
+#include "arrow_abi.h"
 
 namespace encode {
 

@@ -165,40 +165,49 @@ class BlockFetcher:
 
     def _fetch_chunks(self, place: BlockPlace, empty: Empty | None) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Read all chunks of the block into one slab: (slab, offset of each column's chunk, its bytes)."""
-        offsets = np.full(len(self._columns), -1, np.int64)
+        sources = self.sources(place.ref)
+        stored, made = self._split_chunks(place, sources)
         num_bytes = np.zeros(len(self._columns), np.int64)
-        found: list[tuple[str, int, list[int], Any]] = []
-        made: list[tuple[int, memoryview]] = []
-        for (path, offset, size), columns in self.sources(place.ref).items():
-            reader = self.reader(path, offset, size)
-            narrow = [index for index in columns if is_narrower(reader, self._columns[index])]
-            rows = range(place.row_start, place.row_start + place.num_rows)
-            made += [(index, retry(functools.partial(widened_chunk, reader, self._columns[index], rows))) for index in narrow]
-            members = [index for index in columns if index not in narrow]
-            chunks = reader.chunks([self._columns[i].id for i in members], [place.block])[:, 0]
+        for _, _, members, chunks in stored:
             num_bytes[members] = chunks["num_bytes"]
-            found.append((path, offset, members, chunks))
-        stored = {index for index, _ in made}.union(*(members for _, _, members, _ in found))
-        later = [index for index, column in enumerate(self._columns) if column.default is not None and index not in stored]
-        made += [(index, default_chunk(self._columns[index], place.num_rows)) for index in later]
-        for index, whole in made:
-            num_bytes[index] = whole.nbytes
-        held = np.array([*(index for _, _, members, _ in found for index in members), *(index for index, _ in made)], np.int64)
-        ends = np.cumsum(-(-num_bytes[held] // ALIGNMENT) * ALIGNMENT)
-        offsets[held] = ends - -(-num_bytes[held] // ALIGNMENT) * ALIGNMENT
-        slab = empty_slab(int(ends[-1]) if held.size else 0, empty)
-        for path, offset, members, chunks in found:
+        for index, chunk in made.items():
+            num_bytes[index] = memoryview(chunk).nbytes
+        present = np.array([*(index for _, _, members, _ in stored for index in members), *made], np.int64)
+        ends = np.cumsum(-(-num_bytes[present] // ALIGNMENT) * ALIGNMENT)
+        offsets = np.full(len(self._columns), -1, np.int64)
+        offsets[present] = np.concatenate([[0], ends[:-1]])[: present.size]
+        slab = empty_slab(int(ends[-1]) if present.size else 0, empty)
+        for index in present.tolist():
+            stop = int(offsets[index] + num_bytes[index])
+            slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
+        for index, chunk in made.items():
+            slab[offsets[index] : offsets[index] + num_bytes[index]] = np.frombuffer(chunk, np.uint8)
+        for path, offset, members, chunks in stored:
             parts = [slab[offsets[i] : offsets[i] + num_bytes[i]] for i in members]
             ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
             read = functools.partial(self._storage.read_ranges_into, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
             retry(functools.partial(read, path, ranges, parts))
             for index, chunk, part in zip(members, chunks, parts, strict=True):
                 self._verify(place, path, index, chunk, part)
-        for index, whole in made:
-            slab[offsets[index] : offsets[index] + num_bytes[index]] = np.frombuffer(whole, np.uint8)
-        for stop in (offsets[held] + num_bytes[held]).tolist():
-            slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
         return slab, offsets, num_bytes
+
+    def _split_chunks(
+        self, place: BlockPlace, sources: dict[tuple[str, int, int], list[int]]
+    ) -> tuple[list[tuple[str, int, list[int], npt.NDArray[Any]]], dict[int, memoryview]]:
+        """Chunks to be read as they are stored, (path, offset of its section, columns, chunks), and those that schema changes make anew, by column."""
+        made: dict[int, memoryview] = {}
+        stored = []
+        for (path, offset, size), columns in sources.items():
+            reader = self.reader(path, offset, size)
+            narrow = [index for index in columns if is_narrower(reader, self._columns[index])]
+            rows = range(place.row_start, place.row_start + place.num_rows)
+            made |= {index: retry(functools.partial(widened_chunk, reader, self._columns[index], rows)) for index in narrow}
+            members = [index for index in columns if index not in narrow]
+            stored.append((path, offset, members, reader.chunks([self._columns[i].id for i in members], [place.block])[:, 0]))
+        known = {index for columns in sources.values() for index in columns}
+        later = [index for index, column in enumerate(self._columns) if column.default is not None and index not in known]
+        made |= {index: default_chunk(self._columns[index], place.num_rows) for index in later}
+        return stored, made
 
     def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: npt.NDArray[np.uint8]) -> None:
         actual = crc32c(part)

@@ -43,6 +43,7 @@ class JoinedReader:
     Attributes:
         num_rows: Rows.
         num_blocks: Blocks, the same in all files.
+        readers: Of the segment, then of its column files.
     """
 
     def __init__(self, base: SegmentReader, files: Sequence[SegmentReader]) -> None:
@@ -56,15 +57,15 @@ class JoinedReader:
         """
         for file in files:
             _check(base, file)
-        self._readers = [base, *files]
+        self.readers = [base, *files]
         self.num_rows, self.num_blocks = base.num_rows, base.num_blocks
-        owners = [(int(column), number) for number, reader in enumerate(self._readers) for column in reader.columns["column_id"].tolist()]
+        owners = [(int(column), number) for number, reader in enumerate(self.readers) for column in reader.columns["column_id"].tolist()]
         self._owner = dict(owners)  # later files overwrite earlier ones
 
     @property
     def column_ids(self) -> list[int]:
         """Of the segment in the order they were written, then of the files."""
-        return list(dict.fromkeys(column for reader in self._readers for column in reader.resolve(None)))
+        return list(dict.fromkeys(column for reader in self.readers for column in reader.resolve(None)))
 
     def resolve(self, columns: Sequence[str | int] | None) -> list[int]:
         """Ids of columns given by name or id; None is all.
@@ -79,24 +80,24 @@ class JoinedReader:
         for column in columns:
             column_id = names.get(column) if isinstance(column, str) else column
             if column_id is None or column_id not in self._owner:
-                raise ColumnNotFoundError(f"{self._readers[0].name} and its column files have no column {column!r}: {did_you_mean(str(column), names)}")
+                raise ColumnNotFoundError(f"{self.readers[0].name} and its column files have no column {column!r}: {did_you_mean(str(column), names)}")
             found.append(column_id)
         return found
 
     def _name(self, column_id: int) -> str:
-        reader = self._readers[self._owner[column_id]]
+        reader = self.readers[self._owner[column_id]]
         return reader.column_name(reader.column_index(column_id))
 
     def read(self, columns: Sequence[str | int] | None = None, rows: slice | range | Sequence[int] | Array | None = None) -> pa.Table:
         """Read to Arrow; arguments and errors as of `SegmentReader.read`."""
         ids = self.resolve(columns)
         read: dict[int, tuple[pa.Field, pa.ChunkedArray]] = {}
-        for number, reader in enumerate(self._readers):
+        for number, reader in enumerate(self.readers):
             mine = [column for column in ids if self._owner[column] == number]
             if mine:
                 table = reader.read(mine, rows)
                 read.update(zip(mine, zip(table.schema, table.columns, strict=True), strict=True))
-        schema = pa.schema([read[column][0] for column in ids], metadata=self._readers[0].arrow_schema.metadata)
+        schema = pa.schema([read[column][0] for column in ids], metadata=self.readers[0].arrow_schema.metadata)
         return pa.Table.from_arrays([read[column][1] for column in ids], schema=schema)
 
 

@@ -71,44 +71,60 @@ def stated_leaf(value_type: int, depth: int, fixed_size: int, flags: int, weight
     return LeafType(value_type=ValueType(value_type), depth=depth, fixed_size=fixed_size, weights=second)
 
 
-def _column_sections(columns: Sequence[ColumnEntry]) -> dict[Section, tuple[Array | bytes, int]]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SectionContent:
+    """Bytes of a section and its records; for sections without records of their own the count means nothing."""
+
+    data: bytes
+    count: int
+
+
+def record_bytes(kind: Section) -> int:
+    """Bytes of a record of a section, 1 where it has none."""
+    return _RECORDS[kind].itemsize if kind in _RECORDS else 1
+
+
+def column_sections(columns: Sequence[ColumnEntry]) -> dict[Section, SectionContent]:
+    """COLUMNS, NAME_INDEX and NAMES of columns sorted by id."""
+    names = [column.name.encode() for column in columns]
     records = np.zeros(len(columns), COLUMN)
-    names = bytearray()
-    for record, column in zip(records, columns, strict=True):
-        encoded = column.name.encode()
-        leaf = column.leaf
-        record["column_id"], record["schema_index"] = column.column_id, column.schema_index
-        record["flags"] = column.nullable * COLUMN_NULLABLE | (leaf.weights is not None) * COLUMN_IS_MAP
-        record["weights"] = 0 if leaf.weights is None else leaf.weights.value_type | leaf.weights.depth << 4
-        record["value_type"], record["depth"], record["fixed_size"] = leaf.value_type, leaf.depth, leaf.fixed_size
-        record["name_offset"], record["name_bytes"], record["name_hash"] = len(names), len(encoded), name_hash(column.name)
-        names += encoded
+    records["column_id"] = [column.column_id for column in columns]
+    records["schema_index"] = [column.schema_index for column in columns]
+    records["flags"] = [column.nullable * COLUMN_NULLABLE | (column.leaf.weights is not None) * COLUMN_IS_MAP for column in columns]
+    weights = [column.leaf.weights for column in columns]
+    records["weights"] = [0 if leaf is None else leaf.value_type | leaf.depth << 4 for leaf in weights]
+    records["value_type"] = [column.leaf.value_type for column in columns]
+    records["depth"] = [column.leaf.depth for column in columns]
+    records["fixed_size"] = [column.leaf.fixed_size for column in columns]
+    records["name_bytes"] = [len(name) for name in names]
+    records["name_offset"] = np.cumsum(records["name_bytes"]) - records["name_bytes"]
+    records["name_hash"] = [name_hash(column.name) for column in columns]
     index = np.zeros(len(columns), NAME_ENTRY)
     order = np.argsort(records["name_hash"], kind="stable")
     index["name_hash"], index["column_index"] = records["name_hash"][order], order
-    return {Section.COLUMNS: (records, len(columns)), Section.NAME_INDEX: (index, len(columns)), Section.NAMES: (bytes(names), len(columns))}
+    return {
+        Section.COLUMNS: SectionContent(data=records.tobytes(), count=len(columns)),
+        Section.NAME_INDEX: SectionContent(data=index.tobytes(), count=len(columns)),
+        Section.NAMES: SectionContent(data=b"".join(names), count=len(columns)),
+    }
 
 
-def write_footer(
-    *, offset: int, columns: Sequence[ColumnEntry], sections: dict[Section, tuple[Array | bytes, int]], features: int, num_rows: int, num_blocks: int
-) -> bytes:
+def write_footer(*, offset: int, sections: dict[Section, SectionContent], features: int, num_rows: int, num_columns: int, num_blocks: int) -> bytes:
     """Sections, directory and tail of a segment.
 
     Args:
         offset: Where the footer starts, on 64 bytes.
-        columns: Sorted by id.
-        sections: Content and record count of all sections but those about columns.
+        sections: All of them.
         features: Feature bits.
         num_rows: Rows of the segment.
+        num_columns: Columns of the segment.
         num_blocks: Blocks of the segment.
     """
     footer = bytearray()
-    directory = np.zeros(len(sections) + 3, DIRECTORY_ENTRY)
-    content = _column_sections(columns) | sections
-    for entry, (kind, (values, count)) in zip(directory, sorted(content.items()), strict=True):
-        data = values if isinstance(values, bytes) else values.tobytes()
-        checksums = page_checksums(data, SECTION_PAGE_BYTES).tobytes()
-        entry["kind"], entry["record_bytes"], entry["count"] = kind, _RECORDS[kind].itemsize if kind in _RECORDS else 1, count
+    directory = np.zeros(len(sections), DIRECTORY_ENTRY)
+    for entry, (kind, section) in zip(directory, sorted(sections.items()), strict=True):
+        data, checksums = section.data, page_checksums(section.data, SECTION_PAGE_BYTES).tobytes()
+        entry["kind"], entry["record_bytes"], entry["count"] = kind, record_bytes(kind), section.count
         entry["offset"], entry["num_bytes"], entry["checksums_offset"] = offset + len(footer), len(data), offset + len(footer) + round_up(len(data))
         for part in (data, checksums):
             footer += part
@@ -118,7 +134,7 @@ def write_footer(
     footer += directory.tobytes()
     footer += bytes(-len(footer) % ALIGNMENT)
     tail["segment_bytes"] = offset + len(footer) + TAIL.itemsize
-    tail["num_rows"], tail["num_columns"], tail["num_blocks"] = num_rows, len(columns), num_blocks
+    tail["num_rows"], tail["num_columns"], tail["num_blocks"] = num_rows, num_columns, num_blocks
     tail["version"], tail["magic"] = FORMAT_VERSION, MAGIC
     tail["checksum"] = crc32c(directory.tobytes() + tail.tobytes()[:_CHECKED_TAIL_BYTES])
     return bytes(footer + tail.tobytes())

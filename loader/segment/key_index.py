@@ -7,6 +7,7 @@ with worked examples.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader.errors import CorruptSegmentError, SchemaError, UnsupportedVersionError
-from loader.segment.layout import round_up
+from loader.kernels import native
+from loader.segment.layout import ALIGNMENT, round_up
 
 U64 = npt.NDArray[np.uint64]
 KEY_INDEX_VERSION = 1
@@ -192,7 +194,7 @@ def build(keys: Keys) -> bytes:
     """The section of rows 0 … n − 1, whose keys are given in the order of rows."""
     order = keys.order()
     low = keys.low[order]
-    blocks = max(1, -(-len(keys) * BLOOM_BITS_PER_KEY // 256))
+    blocks = int(_bloom_blocks(np.array(len(keys))))
     header = np.zeros(1, HEADER)
     header["version"], header["key_bytes"], header["num_keys"], header["bloom_blocks"] = KEY_INDEX_VERSION, keys.key_bytes, len(keys), blocks
     if len(keys):
@@ -202,6 +204,34 @@ def build(keys: Keys) -> bytes:
         parts.append(keys.high[order].astype("<u8").tobytes())
     parts += [order.astype("<u4").tobytes(), _build_bloom(low, blocks).tobytes()]
     return b"".join(part.ljust(round_up(len(part)), b"\0") for part in parts)
+
+
+def build_all(keys: Keys, bounds: Sequence[int]) -> list[tuple[bytes | memoryview, KeyIndex]]:
+    """The sections of several segments, and each opened.
+
+    Args:
+        keys: Of the rows of all of them.
+        bounds: The first row of each segment, and behind them the number of rows.
+    """
+    library = native.load()
+    if library is None:
+        return [(section, KeyIndex.open(section)) for section in (build(keys.slice(start, stop)) for start, stop in itertools.pairwise(bounds))]
+    edges = np.array(bounds, np.int64)
+    counts = edges[1:] - edges[:-1]
+    blocks = _bloom_blocks(counts)
+    arrays: list[npt.NDArray[np.int64]] = [8 * counts] * (1 if keys.high is None else 2) + [4 * counts, 32 * blocks]
+    sizes = HEADER.itemsize + np.sum([-(-size // ALIGNMENT) * ALIGNMENT for size in arrays], axis=0)
+    offsets = np.cumsum(sizes) - sizes
+    built = library.build_key_indexes(keys.low, keys.high, np.array(bounds, np.uint64), blocks, offsets, int(sizes.sum())).data.toreadonly()
+    found: list[tuple[bytes | memoryview, KeyIndex]] = []
+    for start, size, count, num_blocks in zip(offsets.tolist(), sizes.tolist(), counts.tolist(), blocks.tolist(), strict=True):
+        section = built[start : start + size]
+        found.append((section, KeyIndex.view(section, count, keys.key_bytes, num_blocks)))
+    return found
+
+
+def _bloom_blocks(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.maximum(-(-counts * BLOOM_BITS_PER_KEY // 256), 1)
 
 
 def _build_bloom(low: U64, blocks: int) -> npt.NDArray[np.uint32]:
@@ -250,6 +280,14 @@ class KeyIndex:
         sizes = [8 * count] + ([8 * count] if key_bytes == 16 else []) + [4 * count, 32 * blocks]
         if key_bytes not in (8, 16) or count >= 1 << 32 or blocks == 0 or HEADER.itemsize + sum(round_up(size) for size in sizes) > len(section):
             raise CorruptSegmentError(f"key index of {len(section)} bytes does not hold {count} keys of {key_bytes} bytes and {blocks} filter blocks")
+        index = cls.view(section, count, key_bytes, blocks)
+        if count and int(index.rows.max()) >= count:
+            raise CorruptSegmentError(f"key index of {count} keys points to row {int(index.rows.max())}")
+        return index
+
+    @classmethod
+    def view(cls, section: bytes | memoryview, count: int, key_bytes: int, blocks: int) -> KeyIndex:
+        """The arrays of a section that is known to hold together."""
         at = HEADER.itemsize
         low = np.frombuffer(section, "<u8", count=count, offset=at)
         at += round_up(8 * count)
@@ -258,8 +296,6 @@ class KeyIndex:
             high = np.frombuffer(section, "<u8", count=count, offset=at)
             at += round_up(8 * count)
         rows = np.frombuffer(section, "<u4", count=count, offset=at)
-        if count and int(rows.max()) >= count:
-            raise CorruptSegmentError(f"key index of {count} keys points to row {int(rows.max())}")
         return cls(Keys(low, high), rows, np.frombuffer(section, "<u4", count=8 * blocks, offset=at + round_up(4 * count)))
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from loader.errors import CorruptSegmentError
-from loader.segment.checksum import page_checksums
+from loader.segment.checksum import first_mismatch
 from loader.segment.layout import SECTION_PAGE_BYTES, Section
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -91,10 +91,10 @@ class SectionPages:
         self._loaded[pages] = True
 
     def _compare(self, first: int, last: int, checksums: Array) -> None:
-        start = first * SECTION_PAGE_BYTES
-        found = page_checksums(self._content[start : min(last * SECTION_PAGE_BYTES, self.num_bytes)], SECTION_PAGE_BYTES)
-        if not np.array_equal(found, checksums):
-            page = first + int(np.argmax(found != checksums))
+        starts = np.arange(first, last) * SECTION_PAGE_BYTES
+        bad = first_mismatch(self._content, starts, np.minimum(self.num_bytes - starts, SECTION_PAGE_BYTES), checksums)
+        if bad is not None:
+            page = first + bad
             raise CorruptSegmentError(
                 f"{self._where}: checksum of page {page} of section {self._name()} at offset {self._offset + page * SECTION_PAGE_BYTES:,} does not match: "
                 "the bytes changed since they were written; fetch the file again or restore it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -100,19 +101,25 @@ def merge(records: Iterable[Array], value_type: ValueType) -> ColumnStats:
 class SegmentStats(Mapping[int, ColumnStats]):
     """The statistics of a segment's columns by id, merged over its blocks when asked for: a wide table asks for few."""
 
-    def __init__(self, column_ids: Sequence[int], records: Array, value_types: Sequence[ValueType]) -> None:
+    def __init__(self, column_ids: Array, records: Array, value_types: Sequence[ValueType]) -> None:
         """
         Args:
             column_ids: In the order of the records.
-            records: STATS `[columns, blocks]`.
+            records: Records with the fields of STATS `[columns, blocks]`.
             value_types: Of the columns' leaves.
         """
-        self._places = {column_id: place for place, column_id in enumerate(column_ids)}
-        self._records, self._value_types = records, value_types
+        self._column_ids, self._records, self._value_types = column_ids, records, value_types
+
+    @functools.cached_property
+    def _places(self) -> dict[int, int]:
+        return {column_id: place for place, column_id in enumerate(self._column_ids.tolist())}
 
     def __getitem__(self, column_id: int) -> ColumnStats:
         place = self._places[column_id]
-        return merge(self._records[place], self._value_types[place])
+        rows = np.zeros(self._records.shape[1], STATS)
+        for name in STATS.names or ():
+            rows[name] = self._records[place][name]
+        return merge(rows, self._value_types[place])
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._places)

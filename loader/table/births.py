@@ -15,7 +15,7 @@ from loader.table.context import TableContext
 from loader.table.files import Placed, place
 from loader.table.pending import Meeting, meet
 from loader.table.resolve import DELETES
-from loader.table.rows import EncodedRows, PreparedRows, encode_rows
+from loader.table.rows import EncodedRows, PreparedRows, encode_sections
 from loader.table.segments import encode_overlay
 
 I64 = npt.NDArray[np.int64]
@@ -52,11 +52,8 @@ class Births:
         """Encode all sections and stage them, once."""
         if self._placed is not None or not self.rows.sections:
             return
-        spec, rows = self._context.spec, self.rows
-        self._encoded = [
-            encode_rows(spec, rows.table.slice(start, stop - start), rows.keys.slice(start, stop), self._ids, bucket, partition)
-            for bucket, partition, start, stop in rows.sections
-        ]
+        rows = self.rows
+        self._encoded = encode_sections(self._context.spec, rows.table, rows.keys, self._ids, rows.sections)
         self._placed = place([encoded.segment.data for encoded in self._encoded], self._context.stage, self._inline)
 
     def meet(self, key_buckets: tuple[int, ...]) -> None:

@@ -20,6 +20,7 @@ from loader.errors import ConflictError
 from loader.segment.key_index import Keys, bucket_of
 from loader.table.files import Stage
 from loader.table.keys import KeyDirectory
+from loader.table.lookup import LookUps
 
 logger = logging.getLogger(__name__)
 OPTIMISTIC_TRIES = 4  # after these the writer resolves while it holds the queue, so that nobody can come between
@@ -38,6 +39,7 @@ class TableContext:
     def __post_init__(self) -> None:
         self.directory = KeyDirectory(self.storage)
         self.stage = self.new_stage()
+        self.look_ups = LookUps(spec=self.spec, catalog=self.catalog, storage=self.storage)
 
     def new_stage(self) -> Stage:
         return Stage(self.catalog, self.storage, self.spec.id)

@@ -205,12 +205,12 @@ def order_values(table: pa.Table, order: str) -> npt.NDArray[np.int64]:
     return time_words(column)
 
 
-def conform_nullable(table: pa.Table, spec: TableSpec, names: list[str]) -> pa.Table:
-    """The key and the named columns in the schema's types; a null stands for untouched and is let in everywhere."""
+def conform_nullable(table: pa.Table, spec: TableSpec, names: list[str], *, keyed: bool = True) -> pa.Table:
+    """The key (if `keyed`) and the named columns in the schema's types; a null stands for untouched and is let in everywhere."""
     loose = dataclasses.replace(
         spec.schema, columns=tuple(dataclasses.replace(column, nullable=True) if column.name in names else column for column in spec.schema)
     )
-    return conform(table, loose, names=[*spec.primary_key, *names])
+    return conform(table, loose, names=[*(spec.primary_key if keyed else []), *names])
 
 
 def as_operands(spec: TableSpec, table: pa.Table) -> pa.Table:

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 
 from loader.catalog.records import SegmentRef, SnapshotView
 from loader.schema import Column, keep
+from loader.segment.column_files import JoinedReader
 from loader.storage import Storage
 from loader.table.resolve import fold, scatter
-from loader.table.segments import one_type, open_segment, read_by_id
+from loader.table.segments import one_type, open_columns, read_by_id
 from loader.table.times import closed_limit, time_value, time_words
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def read_segment(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column],
 def _stored_rows(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column], storage: Storage) -> tuple[pa.Table, npt.NDArray[np.bool_] | None]:
     """All rows of one segment as they are shown, and which of them are deleted."""
     schema = pa.schema([column.to_arrow() for column in columns], metadata=view.schema.metadata)
-    stored = read_by_id(open_segment(storage, ref), [column.id for column in columns])
+    stored = read_by_id(open_columns(storage, ref), [column.id for column in columns])
     resolved = fold(view, ref, [column.id for column in columns], storage)
     arrays = []
     for column in columns:
@@ -136,7 +137,9 @@ def fill_default(view: SnapshotView, table: pa.Table) -> pa.Table:
     label = table[attribution.column].combine_chunks()
     if not label.null_count:
         return table
-    closed = time_words(table[time_column.name]) <= closed_limit(attribution, time_column.type, view.watermark)
+    times = table[time_column.name]
+    closed = times.is_valid().to_numpy()  # a row that a look-up did not find has none
+    closed[closed] = time_words(times.drop_null()) <= closed_limit(attribution, time_column.type, view.watermark)
     default = pa.scalar(attribution.default, label.type)
     filled = pc.if_else(pa.array(closed & label.is_null().to_numpy(zero_copy_only=False)), default, label)
     return table.set_column(table.column_names.index(attribution.column), table.schema.field(attribution.column), filled)
@@ -147,9 +150,10 @@ def bytes_by_column(view: SnapshotView, storage: Storage) -> dict[str, int]:
     names = {column.id: column.name for column in view.schema}
     total = {column.name: 0 for column in view.schema}
     for ref in view.segments:
-        reader = open_segment(storage, ref)
-        ids = [column_id for column_id in reader.columns["column_id"].tolist() if column_id in names]
-        sizes = reader.chunks(ids, np.arange(reader.num_blocks))["num_bytes"].sum(axis=1)
-        for column_id, size in zip(ids, sizes.tolist(), strict=True):
-            total[names[column_id]] += size
+        whole = open_columns(storage, ref)
+        for reader in whole.readers if isinstance(whole, JoinedReader) else [whole]:
+            ids = [column_id for column_id in reader.columns["column_id"].tolist() if column_id in names]
+            sizes = reader.chunks(ids, np.arange(reader.num_blocks))["num_bytes"].sum(axis=1)
+            for column_id, size in zip(ids, sizes.tolist(), strict=True):
+                total[names[column_id]] += size
     return total

@@ -15,12 +15,13 @@ import pyarrow as pa
 from loader.catalog.records import OverlayRef, SegmentRef, SnapshotView, TableSpec
 from loader.errors import CorruptSegmentError
 from loader.schema import Column, take
+from loader.segment.column_files import JoinedReader
 from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID
 from loader.segment.reader import SegmentReader
 from loader.storage import Storage
 from loader.table.merge import ORDER_BASE_ID, ORDERED_RULES, RULES_WITH_BASE, Folded, Operands, fold_base
 from loader.table.merge import fold as fold_operands
-from loader.table.segments import column_ids_of, one_type, open_segment, operand_orders, operand_rows, read_by_id
+from loader.table.segments import column_ids_of, one_type, open_columns, open_segment, operand_orders, operand_rows, read_by_id
 
 DELETES = "deletes"
 
@@ -72,7 +73,13 @@ def deleted_rows(ref: SegmentRef, storage: Storage) -> npt.NDArray[np.bool_] | N
 
 
 def fold_overlays(
-    spec: TableSpec, ref: SegmentRef, column_ids: Iterable[int], storage: Storage, reader: SegmentReader | None = None, *, keep_orders: bool = False
+    spec: TableSpec,
+    ref: SegmentRef,
+    column_ids: Iterable[int],
+    storage: Storage,
+    reader: SegmentReader | JoinedReader | None = None,
+    *,
+    keep_orders: bool = False,
 ) -> dict[int, Folded]:
     """Final values of patched rows by column id.
 
@@ -93,7 +100,7 @@ def fold_overlays(
             rule = spec.rule(column.id)
             found = fold_operands(rule, Operands.concat(operands[column.id]))
             if rule in RULES_WITH_BASE or (rule == "last" and ref.level > 0):
-                reader = reader or open_segment(storage, ref)
+                reader = reader or open_columns(storage, ref)
                 found = _with_base(rule, column, found, reader)
             folded[column.id] = found if keep_orders and rule in ORDERED_RULES else dataclasses.replace(found, orders=None)
     return folded
@@ -120,7 +127,7 @@ def _read_operands(ref: SegmentRef, columns: Sequence[Column], storage: Storage)
     return operands
 
 
-def _with_base(rule: str, column: Column, folded: Folded, reader: SegmentReader) -> Folded:
+def _with_base(rule: str, column: Column, folded: Folded, reader: SegmentReader | JoinedReader) -> Folded:
     order_id = ORDER_BASE_ID + column.id
     if rule == "last" and order_id not in column_ids_of(reader):
         return folded

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import uuid
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -16,9 +17,9 @@ import pyarrow.compute as pc
 from loader.catalog.records import NewSegment, TableSpec
 from loader.errors import KeyExistsError, NotFoundError, SchemaError
 from loader.schema import conform, take
-from loader.segment.key_index import KeyIndex, Keys, bucket_of, build, keys_of, signed
+from loader.segment.key_index import KeyIndex, Keys, bucket_of, build_all, keys_of, signed
 from loader.segment.layout import SEQUENCE_COLUMN_ID
-from loader.segment.writer import EncodedSegment, WriteOptions, encode_segment
+from loader.segment.writer import EncodedSegment, WriteOptions, encode_segments
 from loader.table.merge import ORDER_BASE_ID
 from loader.table.times import partition_of, time_words
 
@@ -187,16 +188,37 @@ def cluster_order(
     return order
 
 
-def encode_rows(spec: TableSpec, table: pa.Table, keys: Keys, column_ids: list[int], bucket: int, partition: int, *, threads: int = 1) -> EncodedRows:
-    """Encode the rows of one section, hidden columns included."""
-    section = build(keys)
+def encode_sections(
+    spec: TableSpec, table: pa.Table, keys: Keys, column_ids: Sequence[int], sections: Sequence[tuple[int, int, int, int]], *, threads: int | None = None
+) -> list[EncodedRows]:
+    """Encode sections of rows, hidden columns included: all in one go, since a small commit has one for each bucket.
+
+    Args:
+        spec: The table.
+        table: Rows of all sections, end to end.
+        keys: Of the rows.
+        column_ids: Of the table's columns.
+        sections: (bucket, partition, start, stop), as `PreparedRows` has them.
+        threads: Columns encoded at the same time, at most.
+    """
+    bounds = [0, *(stop for _, _, _, stop in sections)]
+    indexes = build_all(keys, bounds)
     options = WriteOptions(cluster_by=tuple(spec.cluster_by), threads=threads)
-    segment = encode_segment(table, column_ids=column_ids, options=options, key_index=section)
-    time_min = time_max = None
-    if spec.time_column is not None and table.num_rows:
-        times = time_words(table[spec.time_column.name])
-        time_min, time_max = int(times.min()), int(times.max())
-    return EncodedRows(segment=segment, index=KeyIndex.open(section), bucket=bucket, partition=partition, time_min=time_min, time_max=time_max)
+    segments = encode_segments(table, bounds, column_ids=column_ids, options=options, key_indexes=[section for section, _ in indexes])
+    times = None if spec.time_column is None else time_words(table[spec.time_column.name])
+    encoded = []
+    for (bucket, partition, start, stop), (_, index), segment in zip(sections, indexes, segments, strict=True):
+        own = None if times is None or start == stop else times[start:stop]
+        time_min, time_max = (None, None) if own is None else (int(own.min()), int(own.max()))
+        encoded.append(EncodedRows(segment=segment, index=index, bucket=bucket, partition=partition, time_min=time_min, time_max=time_max))
+    return encoded
+
+
+def encode_rows(
+    spec: TableSpec, table: pa.Table, keys: Keys, column_ids: Sequence[int], bucket: int, partition: int, *, threads: int | None = None
+) -> EncodedRows:
+    """Encode the rows of one section."""
+    return encode_sections(spec, table, keys, column_ids, [(bucket, partition, 0, table.num_rows)], threads=threads)[0]
 
 
 def hidden_name(column_id: int) -> str:

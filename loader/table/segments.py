@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from loader.catalog.records import SegmentRef
+from loader.segment.column_files import JoinedReader
 from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID, Feature
 from loader.segment.reader import SegmentReader
 from loader.segment.writer import encode_segment
@@ -34,12 +36,18 @@ def open_segment(storage: Storage, section: Section) -> SegmentReader:
     return SegmentReader(storage.section(section.path, section.offset, section.num_bytes))
 
 
-def column_ids_of(reader: SegmentReader) -> set[int]:
+def open_columns(storage: Storage, ref: SegmentRef) -> SegmentReader | JoinedReader:
+    """A reader of a segment with the column files beside it."""
+    base = open_segment(storage, ref)
+    return JoinedReader(base, [open_segment(storage, file) for file in ref.column_files]) if ref.column_files else base
+
+
+def column_ids_of(reader: SegmentReader | JoinedReader) -> set[int]:
     """Ids of the columns that the segment has, hidden ones included."""
-    return set(reader.columns["column_id"].tolist())
+    return set(reader.column_ids if isinstance(reader, JoinedReader) else reader.columns["column_id"].tolist())
 
 
-def read_by_id(reader: SegmentReader, column_ids: Iterable[int], rows: npt.NDArray[np.integer] | range | None = None) -> dict[int, pa.Array]:
+def read_by_id(reader: SegmentReader | JoinedReader, column_ids: Iterable[int], rows: npt.NDArray[np.integer] | range | None = None) -> dict[int, pa.Array]:
     """Columns of a segment by id; ids that the segment does not have are left out.
 
     Args:

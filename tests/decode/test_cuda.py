@@ -25,6 +25,7 @@ from loader.errors import CorruptSegmentError
 from loader.kernels import native
 from loader.kernels.host_memory import FRESH
 from loader.kernels.host_runtime import HostRuntime
+from loader.kernels.runtime import open_runtime
 from loader.kernels.shim import SCHEDULES
 from loader.segment.layout import PADDING_BYTES, Feature, OpKind, OutKind, round_up
 from tests.decode.test_program import Slab, cascaded_arrays, sample_arrays, slab_of
@@ -302,3 +303,18 @@ def test_the_features_are_the_kernels() -> None:
     if library is None:
         pytest.skip("no native library")
     assert int(KNOWN_FEATURES) == library.known_features
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_cpus_bytes() -> None:
+    """The same claim on the real thing, where there is one."""
+    runtime = open_runtime("auto")
+    if runtime is None:
+        pytest.skip("no usable NVIDIA GPU")
+    executor = CudaExecutor(runtime)
+    window = window_of([slab_of([*sample_arrays(rows), *typed_arrays(rows)]) for rows in (3000, 1, 1024)])
+    for program, slab in [(window.program, window.slab), *((built.program, built.slab) for built in map(random_program, range(200)))]:
+        written = items_of(program)
+        np.testing.assert_array_equal(device_arena(executor, program, slab)[written], cpu_arena(program, slab)[written])
+    damaged = [damaged_program(seed) for seed in range(50)]
+    assert any(attempt(executor, one, poisoned=False) for one in damaged)

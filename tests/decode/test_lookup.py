@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loader.decode import lookup
 from loader.decode.arrow import to_arrow
-from loader.decode.lookup import Lookup, look_up
+from loader.decode.lookup import Lookup
 from loader.decode.program import build
-from loader.segment import reader as segment_reader
 from loader.segment.layout import PADDING_BYTES
 from loader.segment.reader import SegmentReader
 from loader.segment.writer import encode_segment
@@ -24,10 +24,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 ROWS = 6_000
 
 
-def chunk_of(reader: SegmentReader, column: int) -> tuple[Array, Array, Array]:
-    """(slab, offsets, sizes) of a column's first block."""
-    slab, offsets, records = reader._fetch(0, [column], None)
-    return slab, offsets, records["num_bytes"].astype(np.int64)
+def lookup_of(reader: SegmentReader, column: int) -> Lookup:
+    """Of a column's first block."""
+    found = reader.fetch(0, [column])
+    return Lookup(build(found.slab, found.offsets, found.sizes), found.slab, reader.leaves([column]))
 
 
 def entries(array: pa.Array, rows: Array) -> pa.Array:
@@ -42,8 +42,9 @@ def test_any_rows_of_any_column(column: pa.Array, seed: int) -> None:
     reader = SegmentReader(encode_segment(pa.table({"c": column}), column_ids=[1]).data)
     if not reader.num_blocks:
         return
-    _, (found,) = look_up(*chunk_of(reader, 1), reader.leaves([1]), rows)
-    assert same(to_arrow(found, column.type), entries(column, rows))
+    reading = lookup_of(reader, 1)
+    if reading.can():
+        assert same(to_arrow(reading.column(0, rows), column.type), entries(column, rows))
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +52,18 @@ def samples() -> pa.Table:
     return make_samples(ROWS)
 
 
-def test_rows_of_samples_by_look_up_and_by_decoding(samples: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("arena_bytes", "share"), [(-1, 1), (1 << 40, 1), (1 << 16, 150)])
+def test_rows_of_samples_picked_or_decoded(samples: pa.Table, monkeypatch: pytest.MonkeyPatch, arena_bytes: int, share: int) -> None:
     reader = SegmentReader(encode_segment(samples, column_ids=range(1, samples.num_columns + 1)).data)
+    ids = reader.resolve(None)
+    found = reader.fetch(0, ids)
     rows = np.random.default_rng(17).permutation(ROWS)[:40]
-    decoded = reader.read(rows=rows)
-    assert same_table(decoded.combine_chunks(), samples.take(pa.array(rows)).combine_chunks())
-    monkeypatch.setattr(segment_reader, "LOOK_UP_ARENA_BYTES", -1)
-    monkeypatch.setattr(segment_reader, "LOOK_UP_SHARE", 1)
-    assert same_table(reader.read(rows=rows), decoded)
+    monkeypatch.setattr(lookup, "LOOK_UP_ARENA_BYTES", arena_bytes)
+    monkeypatch.setattr(lookup, "LOOK_UP_SHARE", share)
+    program = build(found.slab, found.offsets, found.sizes)
+    columns = lookup.look_up(program, found.slab, reader.leaves(ids), range(len(ids)), rows)
+    arrays = [to_arrow(column, field.type) for column, field in zip(columns, samples.schema, strict=True)]
+    assert same_table(pa.table(arrays, schema=samples.schema), samples.take(pa.array(rows)).combine_chunks())
 
 
 def test_touches_a_bounded_number_of_vectors(samples: pa.Table) -> None:
@@ -66,14 +71,13 @@ def test_touches_a_bounded_number_of_vectors(samples: pa.Table) -> None:
     for table in (samples.slice(0, 1_100), samples, pa.concat_tables([samples, samples]).combine_chunks()):
         reader = SegmentReader(encode_segment(table, column_ids=range(1, table.num_columns + 1)).data)
         for column, field in enumerate(table.schema):
-            slab, offsets, sizes = chunk_of(reader, column + 1)
-            lookup = Lookup(build(slab, offsets, sizes), slab, reader.leaves([column + 1]))
-            lookup.column(0, np.array([1_000]))
+            reading = lookup_of(reader, column + 1)
+            reading.column(0, np.array([1_000]))
             items = len(table[column][1_000]) if pa.types.is_list(field.type) else 1
-            assert lookup.num_vectors <= 16 + items, (field.name, items, table.num_rows)
+            assert reading.num_vectors <= 16 + items, (field.name, items, table.num_rows)
 
 
 def test_the_slab_is_padded(samples: pa.Table) -> None:
     reader = SegmentReader(encode_segment(samples.select([0]), column_ids=[1]).data)
-    slab, offsets, sizes = chunk_of(reader, 1)
-    assert slab.size >= int(offsets[0] + sizes[0]) + PADDING_BYTES
+    found = reader.fetch(0, [1])
+    assert found.slab.size >= int(found.offsets[0] + found.sizes[0]) + PADDING_BYTES

@@ -213,11 +213,14 @@ class FakeCuda:
     def _torch(self) -> types.SimpleNamespace:
         host, runtime = self.host, self.runtime
 
-        def empty(num_bytes: int, *, dtype: Any, device: str) -> Any:
-            memory = host.empty_device(num_bytes)
+        def empty(shape: int | tuple[int, ...], *, dtype: Any, device: str) -> Any:
+            if isinstance(shape, tuple):
+                return torch.empty(shape, dtype=dtype)
+            memory = host.empty_device(shape)
             return types.SimpleNamespace(data_ptr=lambda: memory.address)
 
         def as_tensor(data: Any, *, device: str) -> torch.Tensor:
+            host.device_memory.find(data.__cuda_array_interface__["data"][0], 1, "as_tensor")
             view = types.SimpleNamespace(__array_interface__=data.__cuda_array_interface__, owner=data)
             return torch.from_numpy(np.asarray(view))
 
@@ -229,7 +232,7 @@ class FakeCuda:
             memory_reserved=lambda device: 3 << 20, memory_allocated=lambda device: 1 << 20,
         )  # fmt: skip
         version = types.SimpleNamespace(cuda="12.9")
-        return types.SimpleNamespace(empty=empty, as_tensor=as_tensor, cuda=cuda, uint8=torch.uint8, version=version, __version__="2.9")
+        return types.SimpleNamespace(empty=empty, as_tensor=as_tensor, cuda=cuda, uint8=torch.uint8, int64=torch.int64, version=version, __version__="2.9")
 
     def require(self, module: str, extra: str) -> Any:
         return {"cupy": self.cupy, "torch": self.torch}[module]

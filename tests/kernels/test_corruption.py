@@ -13,13 +13,14 @@ import pytest
 from loader.kernels import build
 
 FUZZ = pathlib.Path(__file__).with_name("fuzz.py")
+FUZZ_ROWS = FUZZ.with_name("fuzz_rows.py")
 
 
-def run_fuzz(library: pathlib.Path, first: int, count: int, **environment: str) -> int:
+def run_fuzz(library: pathlib.Path, first: int, count: int, script: pathlib.Path = FUZZ, **environment: str) -> int:
     """Number of damaged programs that were refused; fails with the child's words if it dies."""
-    result = subprocess.run(
-        [sys.executable, str(FUZZ), str(library), str(first), str(count)], capture_output=True, text=True, env={**os.environ, **environment}, check=False
-    )
+    arguments = [str(library)] if script == FUZZ else []
+    command = [sys.executable, str(script), *arguments, str(first), str(count)]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HEADRACE_NATIVE": str(library), **environment}, check=False)
     assert result.returncode == 0, result.stderr[-6000:]
     found = re.fullmatch(r"(\d+) of \d+ refused\n", result.stdout)
     assert found is not None, result.stdout
@@ -32,11 +33,16 @@ def test_damaged_programs_never_crash(library_path: pathlib.Path) -> None:
     assert 0.2 * count < refused < 0.95 * count
 
 
+def test_rows_of_damaged_programs_never_crash(library_path: pathlib.Path) -> None:
+    count = int(os.environ.get("HEADRACE_FUZZ", "1500"))
+    assert 0.2 * count < run_fuzz(library_path, 0, count, FUZZ_ROWS) < 0.95 * count
+
+
 @pytest.fixture
 def sanitized(build_folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, str]]:
     """A library with AddressSanitizer and UBSan, and the environment that it needs."""
-    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False).stdout.strip()
-    if not os.path.isabs(runtime):
+    runtime = build.sanitizer_runtime()
+    if runtime is None:
         pytest.skip("gcc has no libasan")
     target = build_folder / "sanitized.so"
     if not target.exists():
@@ -53,6 +59,7 @@ def test_damaged_programs_are_clean_under_address_and_undefined_behaviour_saniti
     planted = subprocess.run([sys.executable, "-c", overrun], capture_output=True, text=True, env={**os.environ, **options}, cwd=FUZZ.parents[2], check=False)
     assert "heap-buffer-overflow" in planted.stderr, "the sanitizer does not see one byte past an array"
     assert run_fuzz(target, 10_000, int(os.environ.get("HEADRACE_FUZZ", "300")), **options) > 50
+    assert run_fuzz(target, 10_000, int(os.environ.get("HEADRACE_FUZZ", "300")), FUZZ_ROWS, **options) > 50
 
 
 def test_encoding_tables_is_clean_under_address_and_undefined_behaviour_sanitizers(sanitized: tuple[pathlib.Path, dict[str, str]]) -> None:

@@ -90,6 +90,8 @@ def test_a_tensor_keeps_its_owner_and_needs_no_copy(fake: FakeCuda) -> None:
     address = memory.address
     whole, halves = runtime.tensor(memory, address, (4, 16), np.float32), runtime.tensor(memory, address, (8,), torch.bfloat16)
     assert (whole.data_ptr(), whole.shape, whole.dtype, halves.dtype) == (address, (4, 16), torch.float32, torch.bfloat16)
+    nothing = runtime.tensor(memory, address + 256, (0, 4), np.int64)
+    assert (nothing.shape, nothing.dtype) == ((0, 4), torch.int64)
     part = whole[1:]
     del memory, whole, halves
     assert fake.host.device_memory.num_bytes == 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pathlib
 import subprocess
@@ -17,7 +18,7 @@ from loader.decode.program import PROGRAM_OP, PROGRAM_SOURCE
 from loader.encodings import bitpack
 from loader.errors import CorruptSegmentError
 from loader.kernels import build, native
-from loader.kernels.native_lists import ListPool
+from loader.kernels.native_lists import ListPool, ListTable
 from loader.segment import layout
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -192,6 +193,8 @@ def test_native_imports_nothing_but_numpy_and_errors() -> None:
         "loader.kernels.native_encoder",
         "loader.kernels.native_lists",
         "loader.kernels.native_program",
+        "loader.kernels.native_rows",
+        "loader.kernels.native_segments",
     }
     assert not modules & {"pyarrow", "torch", "ray", "cupy", "sqlalchemy"}
 
@@ -218,58 +221,54 @@ def list_pools(rng: np.random.Generator, num_lists: int) -> list[ListPool]:
     return columns
 
 
-def lay_out(library: native.NativeLibrary, columns: list[ListPool], bounds: list[int], threads: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(offsets, bytes, where each column's items start in them)."""
-    table, edges = library.list_table(columns), np.array(bounds)
-    sums = library.list_sums(table, edges, threads)
-    sizes = sums.sum(axis=1) * [column.dtype.itemsize for column in columns]
-    starts = np.cumsum(-(-sizes // 8) * 8) - -(-sizes // 8) * 8
-    offsets, out = np.empty((len(columns), bounds[-1] - bounds[0] + 1), np.int64), np.empty(int(starts[-1] + sizes[-1]), np.uint8)
-    library.list_rows(table, edges, sums, offsets, out, starts, threads)
-    return offsets, out, starts
-
-
 @given(seed=st.integers(0, 999), threads=st.sampled_from([1, 3]))
 def test_many_list_columns_in_one_call_equal_one_by_one(library: native.NativeLibrary, seed: int, threads: int) -> None:
     rng = np.random.default_rng(seed)
-    columns = list_pools(rng, int(rng.integers(1, 9000)))
-    num_lists = columns[0].views.size
-    bounds = np.sort(rng.integers(0, num_lists + 1, int(rng.integers(2, 9)))).tolist()
-    offsets, out, starts = lay_out(library, columns, bounds, threads)
-    for column, ends, start in zip(columns, offsets, starts.tolist(), strict=True):
-        views = column.views[bounds[0] : bounds[-1]]
-        np.testing.assert_array_equal(ends, library.list_offsets(views))
-        want = np.empty(int(ends[-1]), column.dtype)
+    num_lists = int(rng.integers(0, 9000))
+    table = ListTable(list_pools(rng, num_lists))
+    first = int(rng.integers(0, num_lists + 1))
+    rows = library.measure_lists(table, first, int(rng.integers(0, num_lists - first + 1)))
+    memory = np.empty(rows.num_bytes, np.uint8)
+    library.lay_lists(rows, memory, threads)
+    offsets = rows.offsets(memory)
+    for number, column in enumerate(table.columns):
+        views = column.views[first : first + rows.num_rows]
+        np.testing.assert_array_equal(offsets[number], library.list_offsets(views))
+        want = np.empty(int(offsets[number, -1]), column.dtype)
         library.gather_lists(column.pool, column.base, views, want)
-        assert out[start : start + want.nbytes].tobytes() == want.tobytes()
+        assert rows.values(memory, number, number + 1).tobytes() == want.tobytes()
+
+
+def test_list_columns_of_one_dtype_lie_end_to_end(library: native.NativeLibrary) -> None:
+    table = ListTable(list_pools(np.random.default_rng(1), 300))
+    rows = library.measure_lists(table, 0, 300)
+    memory = np.empty(rows.num_bytes, np.uint8)
+    library.lay_lists(rows, memory)
+    assert [(dtype.str, first, stop) for dtype, first, stop in table.groups][0] == ("<i8", 0, 2)
+    both = np.concatenate([rows.values(memory, 0, 1), rows.values(memory, 1, 2)])
+    np.testing.assert_array_equal(rows.values(memory, 0, 2), both)
 
 
 def test_many_list_columns_name_the_one_that_leaves_its_pool(library: native.NativeLibrary) -> None:
     good = ListPool(pool=np.zeros(9, np.uint32), base=0, views=np.array([2 << 32, 0], np.uint64), dtype=np.dtype("<i8"))
     bad = ListPool(pool=np.zeros(9, np.uint32), base=0, views=np.array([2 << 32, 8 | 2 << 32], np.uint64), dtype=np.dtype("<i8"))
-    with pytest.raises(CorruptSegmentError, match="list column 1 of the request is corrupt: list 1 reaches outside"):
-        lay_out(library, [good, bad], [0, 2])
-    with pytest.raises(CorruptSegmentError, match="list 1 reaches outside"):
-        lay_out(library, [good, bad], [1, 2])
+    for first, num_rows in ((0, 2), (1, 1)):
+        rows = library.measure_lists(ListTable([good, bad]), first, num_rows)
+        with pytest.raises(CorruptSegmentError, match="list column 1 of the request is corrupt: list 1 reaches outside"):
+            library.lay_lists(rows, np.empty(rows.num_bytes, np.uint8))
 
 
 def test_list_columns_that_do_not_fit_are_refused(library: native.NativeLibrary) -> None:
     columns = list_pools(np.random.default_rng(1), 50)
-    table, bounds = library.list_table(columns), np.array([0, 20, 50])
-    sums, offsets, out = library.list_sums(table, bounds), np.empty((6, 51), np.int64), np.empty(1 << 20, np.uint8)
-    starts = np.arange(6) * (1 << 16)
-    for wrong in (
-        {"bounds": np.array([0, 51])},
-        {"bounds": np.array([20, 0, 50])},
-        {"offsets": offsets[:, :50].copy()},
-        {"out": out[: 1 << 18]},
-        {"starts": starts + 1},
-    ):
-        arguments = {"bounds": bounds, "sums": sums, "offsets": offsets, "out": out, "starts": starts} | wrong
-        with pytest.raises(ValueError, match="fit|ascend"):
-            library.list_rows(table, **arguments)
+    rows = library.measure_lists(ListTable(columns), 0, 20)
+    with pytest.raises(ValueError, match="the rows take"):
+        library.lay_lists(rows, np.empty(rows.num_bytes - 1, np.uint8))
+    with pytest.raises(ValueError, match="rows 40 to 60 of 50"):
+        library.measure_lists(rows.table, 40, 20)
     with pytest.raises(ValueError, match="50 and 3 lists"):
-        library.list_table([columns[0], ListPool(pool=columns[0].pool, base=0, views=columns[0].views[:3], dtype=columns[0].dtype)])
+        ListTable([columns[0], dataclasses.replace(columns[0], views=columns[0].views[:3])])
+    with pytest.raises(ValueError, match="narrower"):
+        ListTable([dataclasses.replace(columns[0], dtype=np.dtype("u1"), pool=columns[1].pool)])
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loader.errors import CorruptSegmentError, SchemaError, UnsupportedVersionError
-from loader.segment.key_index import HEADER, KeyIndex, Keys, bucket_of, build, keys_of, search, signed
+from loader.segment.key_index import HEADER, KeyIndex, Keys, bucket_of, build, build_all, keys_of, search, signed
 
 COLUMNS: dict[str, tuple[pa.DataType, Any]] = {
     "int64": (pa.int64(), st.integers(-(1 << 63), (1 << 63) - 1)),
@@ -107,3 +108,17 @@ def test_refuses_what_it_cannot_read() -> None:
         KeyIndex.open(bytes(wrong))
     with pytest.raises(SchemaError, match="at most 4096"):
         keys_of([pa.array(["x" * 5000])])
+
+
+@given(count=st.integers(0, 300), hashed=st.booleans(), cuts=st.lists(st.integers(0, 300), max_size=4), seed=st.integers(0, 1 << 20))
+def test_sections_built_together_are_those_built_alone(count: int, hashed: bool, cuts: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    low, high = rng.integers(0, 40 if hashed else 1 << 40, count, dtype=np.uint64), rng.integers(0, 9, count, dtype=np.uint64)
+    keys = Keys(low, high if hashed else None)
+    bounds = sorted({0, count, *(cut for cut in cuts if cut < count)})
+    built = build_all(keys, bounds)
+    assert len(built) == len(bounds) - 1
+    for (section, index), (start, stop) in zip(built, itertools.pairwise(bounds), strict=True):
+        own = keys.slice(start, stop)
+        assert bytes(section) == build(own)
+        assert (index.probe(own) >= 0).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from loader.kernels import native
 from loader.segment.encode import num_threads
 from loader.segment.reader import SegmentReader
-from loader.segment.writer import WriteOptions, encode_segment
+from loader.segment.writer import WriteOptions, encode_segment, encode_segments
 from tests.segment.tables import LEAVES, Maker, columns, same, types
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the native library is not built")
@@ -105,3 +106,37 @@ def test_threads_are_bounded_by_work_and_memory() -> None:
     assert num_threads(8, 100_000_000, 1000, 1 << 30) == 8
     assert num_threads(8, 100_000_000, 65_536, 3 * 160 * 65_536) == 3
     assert num_threads(8, 100_000_000, 65_536, 1) == 1
+
+
+@settings(max_examples=25)
+@given(rows=st.integers(0, 500), cuts=st.lists(st.integers(0, 500), max_size=5), wide=st.booleans(), seed=st.integers(0, 1 << 20))
+def test_several_segments_in_one_call_are_those_of_a_call_each(rows: int, cuts: list[int], wide: bool, seed: int) -> None:
+    maker = Maker(np.random.default_rng(seed), "few", 0.1)
+    kinds = [pa.int64(), pa.list_(pa.int32()), pa.string(), pa.float32(), *([pa.map_(pa.int32(), pa.float32()), pa.string_view()] if wide else [])]
+    table = pa.table({str(number): maker.array(kind, rows) if not pa.types.is_map(kind) else pa.nulls(rows, kind) for number, kind in enumerate(kinds)})
+    bounds = sorted({0, rows, *(cut for cut in cuts if cut < rows)})
+    ids = range(1, len(kinds) + 1)
+    made = encode_segments(table, bounds, column_ids=ids, options=WriteOptions(block_rows=200))
+    for segment, (start, stop) in zip(made, itertools.pairwise(bounds), strict=True):
+        own = WriteOptions(block_rows=200, segment_id=segment.segment_id)
+        alone = encode_segment(table.slice(start, stop - start), column_ids=ids, options=own)
+        assert bytes(segment.data) == bytes(alone.data)
+        assert segment.block_rows == alone.block_rows
+        assert dict(segment.stats) == dict(alone.stats)
+        assert segment.column_bytes == alone.column_bytes
+
+
+def test_bounds_that_do_not_fit_the_table_are_refused() -> None:
+    table = pa.table({"a": [1, 2, 3]})
+    for bounds in ([], [0, 2], [1, 3], [0, 2, 1, 3]):
+        with pytest.raises(ValueError, match="must rise from 0 to the table's 3 rows"):
+            encode_segments(table, bounds, column_ids=[1])
+    with pytest.raises(ValueError, match="leave segment_id out"):
+        encode_segments(table, [0, 3], column_ids=[1], options=WriteOptions(segment_id=bytes(16)))
+
+
+def test_a_table_far_wider_than_it_is_long_comes_back() -> None:
+    table = pa.table({f"c{number}": np.arange(7) + number for number in range(3000)})
+    segment = encode_segment(table, column_ids=range(1, 3001))
+    assert SegmentReader(segment.data).read().equals(table)
+    assert segment.stats[3000].min == 2999

@@ -14,7 +14,7 @@ import pytest
 
 import loader
 from loader import SourceOffsets, failpoints
-from loader.catalog.commit import STAGED_LEASE_SECONDS, now_micros
+from loader.catalog.commit import STAGED_LEASE_SECONDS, TABLES_WITH_PATHS, now_micros
 from loader.catalog.garbage import collect
 from loader.lake import Lake
 from loader.table.table import Table
@@ -84,6 +84,11 @@ def evolved(name: str) -> Step:
     return Step(lambda table, commit_id: table.add_column(pa.field(name, pa.int8()), default=3, commit_id=commit_id), lambda clicks: None)
 
 
+def backfilled(start: int, stop: int, name: str) -> Step:
+    data = rows(start, stop).select(["user", "item"]).append_column(name, pa.array(range(start, stop)))
+    return Step(lambda table, commit_id: table.backfill(data, commit_id=commit_id), lambda clicks: None)
+
+
 STEPS: list[Step | None] = [
     appended(0, 40),
     raised([1, 2, 45], 1),
@@ -95,6 +100,7 @@ STEPS: list[Step | None] = [
     upserted(90, 120, 3, 0),
     expired(),
     evolved("later"),
+    backfilled(30, 70, "place"),
     deleted([2, 95, 110]),
     upserted(100, 105, 7, 3600),
     overwritten(60, 70),
@@ -162,7 +168,7 @@ def check_files(lake: Lake, table: Table) -> None:
     """After the leases of the dead ran out, exactly the files that something refers to are there."""
     collect(lake.database, lake.storage.files, now=now_micros() + 2 * STAGED_LEASE_SECONDS * 1_000_000)
     with lake.database.read() as connection:
-        known = {path for name in ("segments", "overlays", "pending") for (path,) in connection.execute(f"select path from {name} where path like 'data/%'")}
+        known = {path for name in TABLES_WITH_PATHS for (path,) in connection.execute(f"select path from {name} where path like 'data/%'")}
     assert {str(path.relative_to(lake.location)) for path in Path(lake.location).glob("data/**/*") if path.is_file()} == known
     for snapshot in table.history():
         table.to_arrow(snapshot=snapshot)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-import threading
-
-import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loader
-from loader.errors import CorruptSegmentError, DeviceMemoryError, SchemaError
-from loader.kernels.host_runtime import HostRuntime
-from loader.kernels.runtime import override
 
-from .device import assert_same, compare, host_runtime, tensors
+from .device import compare, host_runtime
 from .sample_table import TENSOR_COLUMNS, create, delete_rows
 
 LATER = pa.schema([pa.field("late", pa.float64()), pa.field("more", pa.list_(pa.int32())), pa.field("pair", pa.list_(pa.int16(), 2))])

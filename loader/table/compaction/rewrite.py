@@ -16,9 +16,9 @@ import pyarrow as pa
 from loader import failpoints
 from loader.catalog.records import NewSegment, TableSpec
 from loader.schema import take
+from loader.segment.column_files import JoinedReader
 from loader.segment.key_index import KeyIndex
 from loader.segment.layout import SEQUENCE_COLUMN_ID, VALUE_DTYPES, ValueType
-from loader.segment.reader import SegmentReader
 from loader.table.compaction.pick import CompactionOptions, CompactionTask
 from loader.table.context import TableContext
 from loader.table.files import Stage, place
@@ -42,6 +42,7 @@ class Rewritten:
         places: Input segment id -> i64[num_rows], the run's row that each input row became, −1 if it was deleted.
         latest_overlay: The highest overlay number that was folded.
         key_buckets: Buckets of all keys in the run.
+        num_column_files: Column files of the inputs that were read.
     """
 
     segments: list[NewSegment]
@@ -51,6 +52,7 @@ class Rewritten:
     places: dict[int, I64]
     latest_overlay: int
     key_buckets: tuple[int, ...]
+    num_column_files: int
 
 
 def rewrite(context: TableContext, task: CompactionTask, options: CompactionOptions, stage: Stage, progress: Callable[[int], None]) -> Rewritten:
@@ -92,6 +94,7 @@ def rewrite(context: TableContext, task: CompactionTask, options: CompactionOpti
         places=places,
         latest_overlay=max((overlay.overlay_id for ref in task.segments for overlay in ref.overlays), default=0),
         key_buckets=tuple(sorted(buckets)),
+        num_column_files=sum(len(ref.column_files) for ref in task.segments),
     )
 
 
@@ -120,7 +123,7 @@ def _cuts(num_rows: int, inputs: list[StoredRows], options: CompactionOptions) -
     if num_rows == 0:
         return np.zeros(1, np.int64)
     stored = max(1, sum(item.ref.num_rows for item in inputs))
-    decoded_row = sum(_decoded_bytes(item.reader) for item in inputs) / stored
+    decoded_row = sum(_decoded_bytes(item) for item in inputs) / stored
     encoded_row = sum(item.ref.num_bytes for item in inputs) / stored
     # a piece is held about four times: as read, gathered, put in order, encoded
     most = min(options.memory_bytes / 4 / max(decoded_row, 1e-9), options.target_segment_bytes / max(encoded_row, 1e-9))
@@ -128,13 +131,14 @@ def _cuts(num_rows: int, inputs: list[StoredRows], options: CompactionOptions) -
     return np.linspace(0, num_rows, min(pieces, num_rows) + 1).astype(np.int64)
 
 
-def _decoded_bytes(reader: SegmentReader) -> int:
-    """About how large a segment is as Arrow."""
+def _decoded_bytes(item: StoredRows) -> int:
+    """About how large a segment is as Arrow, with what lies beside it."""
     total = 0
-    for column in reader.columns:
-        item = VALUE_DTYPES[ValueType(int(column["value_type"]))].itemsize
-        values = int(reader.stats(int(column["column_id"]))["num_values"].sum())
-        total += values * item + reader.num_rows * (8 if column["depth"] else 0)
+    for reader in item.reader.readers if isinstance(item.reader, JoinedReader) else [item.reader]:
+        for column in reader.columns:
+            item_bytes = VALUE_DTYPES[ValueType(int(column["value_type"]))].itemsize
+            values = int(reader.stats(int(column["column_id"]))["num_values"].sum())
+            total += values * item_bytes + reader.num_rows * (8 if column["depth"] else 0)
     return total
 
 

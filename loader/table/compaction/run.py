@@ -144,6 +144,7 @@ def _plan(context: TableContext, task: CompactionTask, rewritten: Rewritten, sta
         overlays=overlays,
         inline=inline,
         removed_segments=inputs,
+        num_column_files=rewritten.num_column_files,
         latest_overlay=max([rewritten.latest_overlay, *(overlay.overlay_id for _, overlay in gained)]),
         summary={
             "segments_removed": len(inputs),

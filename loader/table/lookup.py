@@ -1,0 +1,279 @@
+"""Point look-ups: rows of a snapshot by key, in microseconds where what they touch is warm.
+
+Owns the caches; finding keys is `keys`', rows by number `segment.rows`'. Every handle of a table in this process shares one of these. It keeps a key directory
+of its own, so that a look-up never waits for a write; a segment whose patches, deletes or columns changed is opened anew, the others stay open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from loader.catalog.connection import Database
+from loader.catalog.inline import LakeStorage
+from loader.catalog.read import (
+    load_changed_segments,
+    load_deletes,
+    load_floor,
+    load_head,
+    load_segment_changes,
+    load_segments_by_id,
+    load_spec_at,
+    load_watermark,
+    resolve_snapshot,
+)
+from loader.catalog.records import SegmentRef, Snapshot, SnapshotView, TableSpec
+from loader.errors import SchemaError
+from loader.schema import Column, conform, take
+from loader.segment.rows import RowCache, RowReader
+from loader.table.keys import Hits, KeyDirectory
+from loader.table.merge import Folded
+from loader.table.reading import fill_default
+from loader.table.resolve import fold_overlays, scatter
+from loader.table.rows import key_words
+from loader.table.segments import column_ids_of, one_type, open_columns, open_segment, read_by_id
+
+I64 = npt.NDArray[np.int64]
+KeyValues = Any  # pa.Table, pa.RecordBatch, or a sequence: of values for a key of one column, of tuples for several
+MAX_OPEN_SEGMENTS = 1024
+CACHE_BYTES = 256 << 20
+
+
+class _Open:
+    """A live segment that look-ups read."""
+
+    def __init__(self, spec: TableSpec, ref: SegmentRef, storage: LakeStorage, cache: RowCache) -> None:
+        self.ref = ref
+        self._spec, self._storage = spec, storage
+        self.reader = open_columns(storage, ref)
+        self._base = open_segment(storage, ref)
+        self.rows = None if ref.column_files else RowReader(self._base, cache=cache)
+        self._folded: dict[int, Folded | None] = {}
+        stored = column_ids_of(self.reader)
+        types = {} if self.rows is None else self._types(stored)
+        # columns that every look-up reads as they are stored; the others are read the plain way
+        self.plain = {column.id for column in spec.schema if column.id in types and types[column.id].equals(column.type)}
+        self.absent = {column.id for column in spec.schema if column.id not in stored and column.default is None}
+
+    def _types(self, stored: set[int]) -> dict[int, pa.DataType]:
+        known = [column.id for column in self._spec.schema if column.id in stored]
+        return dict(zip(known, self._base.schema_of(known).types, strict=True))
+
+    def folded(self, columns: Sequence[Column]) -> dict[int, Folded]:
+        """The patches of these columns; folded once."""
+        if not self.ref.overlays:
+            return {}
+        missing = [column.id for column in columns if column.id not in self._folded]
+        if missing:
+            found = fold_overlays(self._spec, self.ref, missing, self._storage, self.reader)
+            self._folded.update({column_id: found.get(column_id) for column_id in missing})
+        return {column.id: patch for column in columns if (patch := self._folded[column.id]) is not None}
+
+
+class LookUp:
+    """Rows by key, at the head or as of a snapshot; safe to share between threads.
+
+    Args:
+        spec: The table.
+        catalog: Its catalog.
+        storage: Its files.
+        cache_bytes: Of encoded chunks that stay open.
+        snapshot_id: Look there for good; None follows the head.
+    """
+
+    def __init__(self, spec: TableSpec, catalog: Database, storage: LakeStorage, *, cache_bytes: int = CACHE_BYTES, snapshot_id: int | None = None) -> None:
+        self.spec, self.snapshot_id = spec, snapshot_id
+        self._catalog, self._storage = catalog, storage
+        self._cache = RowCache(cache_bytes)
+        self._lock = threading.Lock()
+        self._directory = KeyDirectory(storage)
+        self._watermark: int | None = None
+        self._open: OrderedDict[int, _Open] = OrderedDict()
+
+    def take(self, keys: KeyValues, columns: Sequence[str] | None) -> pa.Table:
+        """See `Table.lookup`."""
+        wanted = self.spec.schema.select(columns)
+        given = key_table(self.spec, keys)
+        words = key_words(self.spec, given)
+        with self._lock:  # the caches are small things; decoding releases the interpreter's lock, not this one
+            self._refresh()
+            hits = self._directory.probe(words)
+            opened = self._opened(hits)
+            read = self._with_time(wanted)
+            table = self._rows(hits, opened, read)
+            view = SnapshotView(spec=self.spec, snapshot_id=self._directory.synced, watermark=self._watermark, segments=())
+        absent = ~hits.found
+        table = fill_default(view, table) if not absent.any() else _mask(fill_default(view, table), absent)
+        return table.select([column.name for column in wanted])
+
+    def _refresh(self) -> None:
+        """Follow the catalog to the head, or to the one snapshot."""
+        directory = self._directory
+        with self._catalog.read() as connection:
+            head = load_head(connection, self.spec) if self.snapshot_id is None else resolve_snapshot(connection, self.spec, self.snapshot_id)
+            if head == directory.synced:
+                return
+            if directory.synced < load_floor(connection, self.spec):
+                directory = KeyDirectory(self._storage)  # what died since may be forgotten
+                self._open.clear()
+            added, removed = load_segment_changes(connection, self.spec.id, directory.synced, head)
+            deletes = load_deletes(connection, self.spec.id, directory.synced, head)
+            changed = load_changed_segments(connection, self.spec.id, directory.synced, head)
+            watermark = load_watermark(connection, self.spec, head)
+        self._directory = KeyDirectory(self._storage)  # begun anew if this is interrupted half way
+        directory.apply(head, added, removed, deletes)
+        for segment_id in [*removed, *changed]:
+            self._open.pop(segment_id, None)
+        self._directory, self._watermark = directory, watermark
+
+    def _opened(self, hits: Hits) -> dict[int, _Open]:
+        """The segments of hits, open."""
+        ids = np.unique(hits.segment_ids[hits.found]).tolist()
+        missing = [segment_id for segment_id in ids if segment_id not in self._open]
+        if missing:
+            with self._catalog.read() as connection:
+                refs = load_segments_by_id(connection, self.spec.id, missing, self._directory.synced)
+            for ref in refs:
+                self._open[ref.segment_id] = _Open(self.spec, ref, self._storage, self._cache)
+        for segment_id in ids:
+            self._open.move_to_end(segment_id)
+        found = {segment_id: self._open[segment_id] for segment_id in ids}
+        while len(self._open) > max(MAX_OPEN_SEGMENTS, len(ids)):
+            _, gone = self._open.popitem(last=False)
+            if gone.rows is not None:
+                gone.rows.close()
+        return found
+
+    def _with_time(self, wanted: Sequence[Column]) -> list[Column]:
+        """The wanted columns, and the time column where the label needs it."""
+        attribution, time = self.spec.attribution, self.spec.time_column
+        names = {column.name for column in wanted}
+        if attribution is None or time is None or attribution.column not in names or time.name in names:
+            return list(wanted)
+        return [*wanted, time]
+
+    def _rows(self, hits: Hits, opened: dict[int, _Open], columns: Sequence[Column]) -> pa.Table:
+        schema = pa.schema([column.to_arrow().with_nullable(True) for column in columns])
+        ids = [column.id for column in columns]
+        parts, slow, patched = [], [], []
+        fields = None
+        for segment_id, item in opened.items():
+            mine = np.flatnonzero(hits.segment_ids == segment_id)
+            if item.rows is None or any(column_id not in item.plain and column_id not in item.absent for column_id in ids):
+                slow.append((item, mine))
+                continue
+            chosen = tuple(column_id if column_id in item.plain else -1 for column_id in ids)
+            fields = fields or (item.rows.fields(chosen) if -1 not in chosen else None)
+            parts += item.rows.parts(hits.rows[mine], chosen, mine.astype(np.uint32))
+            if item.ref.overlays:
+                patched.append((item, mine))
+        if parts:
+            table = pa.Table.from_batches([(fields or _fields(schema)).take(parts, len(hits.rows))])
+            table = pa.Table.from_arrays(table.columns, schema=schema)
+        else:
+            table = pa.Table.from_arrays([pa.nulls(len(hits.rows), column.type) for column in columns], schema=schema)
+        for item, mine in patched:
+            table = _patched(table, item, columns, mine, hits.rows[mine])
+        for item, mine in slow:
+            table = _slowly(table, item, columns, mine, hits.rows[mine])
+        return table
+
+
+def key_table(spec: TableSpec, keys: KeyValues) -> pa.Table:
+    """Keys in any form as a table of the key's columns.
+
+    Raises:
+        SchemaError: A column of the key is missing, or a value does not fit.
+    """
+    names = spec.primary_key
+    if isinstance(keys, pa.RecordBatch):
+        keys = pa.Table.from_batches([keys])
+    if isinstance(keys, pa.Table):
+        absent = [name for name in names if name not in keys.column_names]
+        if absent:
+            raise SchemaError(f"a look-up in table {spec.name!r} finds rows by {names}: the keys lack {absent}")
+        return conform(keys.select(names), spec.schema, names=names)
+    columns: list[Any] = [keys] if len(names) == 1 else list(zip(*keys, strict=True)) or [()] * len(names)
+    if len(columns) != len(names):
+        raise SchemaError(f"a key of table {spec.name!r} is {names}, not {len(columns)} values")
+    try:
+        arrays = [_array(values, spec.schema.column(name).type) for name, values in zip(names, columns, strict=True)]
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError) as error:
+        raise SchemaError(f"keys of table {spec.name!r} do not fit {names}: {error}") from error
+    return conform(pa.table(dict(zip(names, arrays, strict=True))), spec.schema, names=names)
+
+
+def _array(values: Any, kind: pa.DataType) -> Any:
+    return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)
+
+
+def _fields(schema: pa.Schema) -> Any:
+    from loader.decode.rows import RowFields
+
+    return RowFields(schema)
+
+
+def _patched(table: pa.Table, item: _Open, columns: Sequence[Column], places: I64, rows: I64) -> pa.Table:
+    """With a segment's patches at the places of its rows."""
+    for column_id, folded in item.folded(columns).items():
+        at = np.searchsorted(folded.rows, rows)
+        inside = np.flatnonzero(at < len(folded.rows))
+        hit = inside[folded.rows[at[inside]] == rows[inside]]
+        if len(hit):
+            index = next(index for index, column in enumerate(columns) if column.id == column_id)
+            values = scatter(table.column(index).combine_chunks(), places[hit], take(folded.values, at[hit]))
+            table = table.set_column(index, table.schema.field(index), values)
+    return table
+
+
+def _slowly(table: pa.Table, item: _Open, columns: Sequence[Column], places: I64, rows: I64) -> pa.Table:
+    """With the rows of a segment whose columns lie beside it, came later, or are stored in older types."""
+    read = read_by_id(item.reader, [column.id for column in columns], rows=rows)
+    arrays = []
+    for index, column in enumerate(columns):
+        values = one_type(read[column.id], column.type) if column.id in read else column.missing(len(rows))
+        arrays.append(scatter(table.column(index).combine_chunks(), places, values))
+    return _patched(pa.Table.from_arrays(arrays, schema=table.schema), item, columns, places, rows)
+
+
+def _mask(table: pa.Table, absent: npt.NDArray[np.bool_]) -> pa.Table:
+    """With nulls in the rows of keys that are not there, whatever a default made of them."""
+    mask = pa.array(absent)
+    arrays = [column if column.null_count == len(absent) else pa.compute.if_else(mask, pa.scalar(None, column.type), column) for column in table.columns]
+    return pa.Table.from_arrays(arrays, schema=table.schema)
+
+
+@dataclasses.dataclass(kw_only=True)
+class LookUps:
+    """The look-ups of one table: at the head, and at the few snapshots asked for last."""
+
+    spec: TableSpec
+    catalog: Database
+    storage: LakeStorage
+    keep: int = 4
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_snapshot: OrderedDict[int | None, LookUp] = OrderedDict()
+
+    def at(self, snapshot: int | str | Snapshot | None) -> LookUp:
+        """For a snapshot, or the head."""
+        number, spec = None, self.spec
+        if snapshot is not None:
+            with self.catalog.read() as connection:
+                number = resolve_snapshot(connection, spec, snapshot)
+                spec = load_spec_at(connection, spec, number)
+        with self._lock:
+            if number not in self._by_snapshot:
+                self._by_snapshot[number] = LookUp(spec, self.catalog, self.storage, snapshot_id=number)
+            self._by_snapshot.move_to_end(number)
+            while len(self._by_snapshot) > self.keep + 1:
+                del self._by_snapshot[next(key for key in self._by_snapshot if key is not None)]
+            return self._by_snapshot[number]
