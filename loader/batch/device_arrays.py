@@ -129,7 +129,7 @@ def tensors_of(batch: Any) -> Iterator[Any]:
 
 def _on_host(memory: torch.Tensor) -> Array:
     """A copy in host memory, done when this returns."""
-    host = require_torch().empty(memory.shape, dtype=memory.dtype, pin_memory=memory.is_cuda)
+    host = require("torch", "torch").empty(memory.shape, dtype=memory.dtype, pin_memory=memory.is_cuda)
     host.copy_(memory)
     copied: Array = host.numpy()
     return copied
