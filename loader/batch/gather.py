@@ -18,6 +18,8 @@ START_MASK = np.uint64(0xFFFF_FFFF)
 LENGTH_SHIFT = np.uint64(32)
 ITEM_BYTES = (1, 2, 4, 8)
 PARALLEL_BYTES = 32 << 20  # below this, starting threads costs more than they save
+TRUSTED_BYTES = 64 << 20  # views may ask for so much memory before they are compared with their pool
+MAX_LIST_BYTES = 8 << 30  # of the lists of one batch: more is a segment that means harm, or far too many rows
 
 
 def gather_fixed(values: Array, rows: npt.NDArray[np.uint32], out: Array, *, threads: int = 1) -> None:
@@ -44,6 +46,27 @@ def list_offsets(views: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     offsets = np.zeros(len(views) + 1, np.int64)
     np.cumsum(views >> LENGTH_SHIFT, out=offsets[1:], dtype=np.int64)
     return offsets
+
+
+def check_views(views: npt.NDArray[np.uint64], pool_items: int, num_bytes: int | None = None) -> None:
+    """Refuse views before memory is made for what they show; copying compares each of them anyway, so that little memory needs no look.
+
+    Args:
+        views: uint64 [n].
+        pool_items: Of the pool that they show.
+        num_bytes: What all their lists take, or what all lists of a batch do; None compares however little that is.
+
+    Raises:
+        CorruptSegmentError: A view leaves its pool, or the lists take more than 8 GiB.
+    """
+    if num_bytes is not None and num_bytes <= TRUSTED_BYTES:
+        return
+    lengths = views >> LENGTH_SHIFT
+    longest = int(((views & START_MASK) + lengths)[lengths > 0].max(initial=0))
+    if longest > pool_items:
+        raise CorruptSegmentError(f"a list view ends at {longest:,}, past its pool of {pool_items:,} values")
+    if num_bytes is not None and num_bytes > MAX_LIST_BYTES:
+        raise CorruptSegmentError(f"the lists of {len(views):,} rows take {num_bytes:,} bytes, more than {MAX_LIST_BYTES:,}: read fewer rows at a time")
 
 
 def gather_lists(pool: Array, base: int, views: npt.NDArray[np.uint64], out: Array, *, threads: int = 1) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.batch.buffers import BufferPool
-from loader.batch.gather import LENGTH_SHIFT, START_MASK, gather_lists, list_offsets
+from loader.batch.gather import LENGTH_SHIFT, START_MASK, check_views, gather_lists, list_offsets
 from loader.decode.arrow import take, widened
 from loader.decode.result import DecodedColumn, FixedColumn, ListColumn
 from loader.encodings.leaf import LeafType
@@ -128,6 +128,8 @@ class _Plan:
             return PlainBatch(self, number, None, _NOTHING)
         start, stop = self.rows(number)
         rows = self._library.measure_lists(self._table, start, stop - start)
+        for column in self._table.columns:
+            check_views(column.views[start:stop], len(column.pool), rows.num_bytes)
         if rows.num_bytes > self._memory_bytes:
             # the batches to come take as much, so that they get the memory, still in the cache, that one before let go
             self._memory_bytes = rows.num_bytes + rows.num_bytes // 8
@@ -235,9 +237,11 @@ def plain_column(column: DecodedColumn, leaf: LeafType, pool: BufferPool, *, thr
             column = _inner(child, column.views)
             continue
         if child.values.ndim == 1:
+            check_views(column.views, len(child.values), int(ends[-1]) * leaf.dtype.itemsize)
             values = pool.empty(int(ends[-1]), leaf.dtype)
             gather_lists(child.values, child.base, column.views, values, threads=threads)
         else:
+            check_views(column.views, len(child.values))
             values = widened(child.values[_positions(column.views, ends)], child.base, leaf.dtype)
         return PlainColumn(values=values, offsets=tuple(offsets), validity=validity)
     return PlainColumn(values=widened(column.values, column.base, leaf.dtype), offsets=(), validity=validity)
@@ -245,7 +249,9 @@ def plain_column(column: DecodedColumn, leaf: LeafType, pool: BufferPool, *, thr
 
 def _inner(child: ListColumn, views: npt.NDArray[np.uint64]) -> ListColumn:
     """The inner lists that outer views show, end to end."""
-    inner = np.empty(int((views >> LENGTH_SHIFT).sum()), np.uint64)
+    count = int((views >> LENGTH_SHIFT).sum())
+    check_views(views, len(child.views), 8 * count)
+    inner = np.empty(count, np.uint64)
     gather_lists(child.views, 0, views, inner)
     return ListColumn(views=inner, validity=None, child=child.child, base=child.base)
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.batch.buffers import BufferPool
-from loader.batch.gather import LENGTH_SHIFT, gather_fixed, gather_lists, list_offsets
+from loader.batch.gather import LENGTH_SHIFT, check_views, gather_fixed, gather_lists, list_offsets
 from loader.batch.unique import distinct
 from loader.decode.arrow import widened
 from loader.decode.result import DecodedColumn, FixedColumn, ListColumn
@@ -236,6 +236,7 @@ class WindowFill:
             raise SchemaError(f"column {self._columns.name(index)!r} has nulls inside its lists: {NULL_ITEMS}")
         lists, codes = distinct(views) if index in self._columns.unique else (views, slice(None))
         shown = int((lists >> LENGTH_SHIFT).sum())
+        check_views(lists, len(pool), shown * pool.itemsize)
         if shown < len(pool):
             offsets = list_offsets(lists)
             smaller = np.empty(shown, pool.dtype)

@@ -51,8 +51,13 @@ def log2_fixed(numbers: Array) -> Array:
 
 
 def estimate_bytes(patterns: Array) -> float:
-    """Bytes of a dictionary and its codes, guessed before anything is hashed: codes by the entropy of a sample, entries as differences."""
+    """Bytes of a dictionary and its codes, guessed before anything is hashed: codes by the entropy of a sample, entries as differences.
+
+    Infinite where all values are seen and hardly any comes twice: codes then take what sorted entries save.
+    """
     distinct = max(estimate_distinct(patterns), 2.0)
+    if distinct >= patterns.size <= SAMPLE:
+        return math.inf
     sample = np.sort(patterns[:: max(patterns.size // SAMPLE, 1)][:SAMPLE])
     counts = np.diff(np.flatnonzero(np.concatenate([[True], sample[1:] != sample[:-1], [True]])))
     entropy = int((counts * (log2_fixed(np.array(sample.size)) - log2_fixed(counts))).sum()) / 65536.0 / sample.size

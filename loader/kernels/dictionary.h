@@ -54,6 +54,8 @@ inline double estimate_dictionary(Job& job, const Values& values) {
     const SampleShape shape = typed(values, [&](auto* at) { return sample_shape(job, at, values.n); });
     const double n = (double)values.n, sampled = (double)shape.n, once = (double)shape.once;
     double distinct = n;
+    // all values are seen and hardly any comes twice: codes take what sorted entries save
+    if (once > 0.75 * sampled && values.n <= DICTIONARY_SAMPLE) return std::numeric_limits<double>::infinity();
     if (!(once > 0.75 * sampled)) distinct = (double)(shape.num_distinct - shape.once) + once * std::sqrt(n / sampled);
     distinct = std::max(distinct, 2.0);
     double entropy = (double)shape.entropy / 65536.0 / sampled;

@@ -26,7 +26,9 @@ from loader.kernels.signatures import KERNEL_FILES
 
 # no fused multiply-add, no flush to zero, exact division: the same bits as the CPU library
 OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true")
-_USAGE = re.compile(r"entry function '(\w+)'.*?bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)", re.DOTALL)
+_USAGE = re.compile(
+    r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)", re.DOTALL
+)
 
 
 class CompileError(RuntimeError):
@@ -41,6 +43,7 @@ class KernelReport:
         name: Of the entry point.
         architecture: Such as `sm_90`.
         registers: A thread.
+        stack_bytes: Local memory a thread, for arrays that are indexed at run time.
         spill_bytes: Stores and loads that did not fit into registers.
         shared_bytes: Static shared memory of a block.
     """
@@ -48,6 +51,7 @@ class KernelReport:
     name: str
     architecture: str
     registers: int
+    stack_bytes: int
     spill_bytes: int
     shared_bytes: int
 
@@ -87,12 +91,14 @@ def compile_kernels(architecture: str) -> list[KernelReport]:
 
 def _parse(log: str, architecture: str) -> list[KernelReport]:
     reports = []
-    for name, stores, loads, registers, rest in _USAGE.findall(log):
+    for name, stack, stores, loads, registers, rest in _USAGE.findall(log):
         shared = re.search(r"(\d+) bytes smem", rest)
         spills = int(stores) + int(loads)
-        reports.append(
-            KernelReport(name=name, architecture=architecture, registers=int(registers), spill_bytes=spills, shared_bytes=int(shared[1]) if shared else 0)
-        )
+        found = KernelReport(
+            name=name, architecture=architecture, registers=int(registers), stack_bytes=int(stack), spill_bytes=spills,
+            shared_bytes=int(shared[1]) if shared else 0,
+        )  # fmt: skip
+        reports.append(found)
     return reports
 
 
@@ -163,5 +169,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for one in sys.argv[1:] or ["sm_80", "sm_90"]:
         for kernel in compile_kernels(one):
-            usage = f"{kernel.registers:3} registers {kernel.shared_bytes:5} bytes shared {kernel.spill_bytes} bytes spilled"
+            usage = (
+                f"{kernel.registers:3} registers {kernel.shared_bytes:5} bytes shared {kernel.spill_bytes} bytes spilled {kernel.stack_bytes} bytes of stack"
+            )
             logging.info("%s %-16s %s", one, kernel.name, usage)

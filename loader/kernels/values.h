@@ -4,7 +4,7 @@
 namespace encode {
 
 constexpr double COPY_NS = 0.05, DIVIDE_NS = 0.3, INFLATE_NS = 0.9, MAX_PATCHES = 1.0 / 16, MAX_CHANGES = 1.0 / 40;
-constexpr u64 MIN_DECIMALS = 64, DECIMAL_SAMPLE = 256, MIN_COMPRESSED = 256, COMPRESSED_SAMPLE = 1 << 16, RECORD_BYTES = 112;
+constexpr u64 MIN_DECIMALS = 64, DECIMAL_SAMPLE = 256, DECIMAL_PIECE = 32, MIN_COMPRESSED = 2048, COMPRESSED_SAMPLE = 1 << 16, RECORD_BYTES = 112;
 
 // Integers of 1, 2, 4 or 8 bytes; floats come as the unsigned integers of their bits.
 struct Values {
@@ -350,8 +350,15 @@ inline bool find_decimals(Job& job, const Values& values, Decimals& found) {
     u8* exact = job.space.take<u8>(values.n);
     u32 scale = 1;
     for (u32 exponent = 0; exponent < 8; ++exponent, scale *= 10) {
-        try_scale({sample, sampled, values.size, false}, sampled, scale, integers, exact);
-        if ((double)DISPATCH(count_set(exact, sampled)) < (1 - MAX_PATCHES) * (double)sampled) continue;
+        // most scales fail within the first values
+        u64 num_inexact = 0;
+        for (u64 first = 0; first < sampled; first += DECIMAL_PIECE) {
+            const u64 count = std::min(DECIMAL_PIECE, sampled - first);
+            try_scale({(const u8*)sample + first * values.size, count, values.size, false}, count, scale, integers, exact);
+            num_inexact += count - DISPATCH(count_set(exact, count));
+            if ((double)(sampled - num_inexact) < (1 - MAX_PATCHES) * (double)sampled) break;
+        }
+        if ((double)(sampled - num_inexact) < (1 - MAX_PATCHES) * (double)sampled) continue;
         try_scale(values, values.n, scale, integers, exact);
         const u64 num_patches = values.n - DISPATCH(count_set(exact, values.n));
         if ((double)num_patches > MAX_PATCHES * (double)values.n) continue;

@@ -93,10 +93,10 @@ FN i64 time_of(const PieceItems& from, u32 row, u32 item_bytes, u32 is_unsigned,
 
 // The label's value or validity plane: as permute_rows, with the default where a null may be filled.
 template <class T>
-FN bool fill_label(const WindowPlane& plane, const PieceItems* all, u32 num_pieces, const LabelFill& label, const TileRows& tile) {
+FN bool fill_label(const WindowPlane& plane, const PieceItems* all, u32 num_pieces, const LabelFill& label, const u32* pieces, const u32* rows, u32 first, u32 num_rows) {
     bool fits = true;
-    for (u32 k = 0; k < tile.live; ++k) {
-        const u32 piece = tile.piece[k], row = tile.row[k];
+    for (u32 i = first + threadIdx.x; i < first + num_rows; i += THREADS_PER_BLOCK) {
+        const u32 piece = LOAD(pieces + i), row = LOAD(rows + i);
         T item = piece_item<T>(all[(u64)plane.plane * num_pieces + piece], row, 1, fits);
         bool fill = !piece_item<u8>(all[(u64)label.validity_plane * num_pieces + piece], row, 1, fits);
         if (fill && label.time_plane != NO_PLANE) {
@@ -106,14 +106,14 @@ FN bool fill_label(const WindowPlane& plane, const PieceItems* all, u32 num_piec
             fill = fill && piece_item<u8>(all[(u64)label.time_validity_plane * num_pieces + piece], row, 1, fits);
         }
         if (fill) item = plane.plane == label.validity_plane ? (T)1 : (T)label.value;
-        ((T*)plane.out)[tile.first + k * THREADS_PER_BLOCK] = item;
+        ((T*)plane.out)[i] = item;
     }
     return fits;
 }
 
 // Contract: grid (ceil(n / 1024), ceil(num_planes / 8)), block 256. pieces_of is [plane][piece]; row i of the window is row `row[i]` of
 // piece `piece[i]`, each piece[i] < num_pieces. `label` may be null. Reads what launches before it decoded and patched. A report's op is the column.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 permute_window(const WindowPlane* planes, u32 num_planes, const PieceItems* pieces_of, u32 num_pieces, const u32* piece, const u32* row, u32 n, const LabelFill* label, u64* error) {
     const u32 first = blockIdx.x * TILE_ROWS, num_rows = least(n - first, TILE_ROWS);
     TileRows tile;
@@ -133,16 +133,16 @@ permute_window(const WindowPlane* planes, u32 num_planes, const PieceItems* piec
             const PieceItems* valid = pieces_of + (u64)plane.validity_plane * num_pieces;
             if (!has_all_items(plane, items, valid, piece, row, first, num_rows)) report(error, plane.column, blockIdx.x, ERROR_NULL_ITEM);
         } else if (plane.item_bytes == 4) {
-            fits = is_label ? fill_label<u32>(plane, pieces_of, num_pieces, *label, tile)
+            fits = is_label ? fill_label<u32>(plane, pieces_of, num_pieces, *label, piece, row, first, num_rows)
                    : plane.width == 1 ? permute_rows<u32>(plane, items, tile) : permute_wide<u32>(plane, items, piece, row, first, num_rows);
         } else if (plane.item_bytes == 8) {
-            fits = is_label ? fill_label<u64>(plane, pieces_of, num_pieces, *label, tile)
+            fits = is_label ? fill_label<u64>(plane, pieces_of, num_pieces, *label, piece, row, first, num_rows)
                    : plane.width == 1 ? permute_rows<u64>(plane, items, tile) : permute_wide<u64>(plane, items, piece, row, first, num_rows);
         } else if (plane.item_bytes == 1) {
-            fits = is_label ? fill_label<u8>(plane, pieces_of, num_pieces, *label, tile)
+            fits = is_label ? fill_label<u8>(plane, pieces_of, num_pieces, *label, piece, row, first, num_rows)
                    : plane.width == 1 ? permute_rows<u8>(plane, items, tile) : permute_wide<u8>(plane, items, piece, row, first, num_rows);
         } else {
-            fits = is_label ? fill_label<u16>(plane, pieces_of, num_pieces, *label, tile)
+            fits = is_label ? fill_label<u16>(plane, pieces_of, num_pieces, *label, piece, row, first, num_rows)
                    : plane.width == 1 ? permute_rows<u16>(plane, items, tile) : permute_wide<u16>(plane, items, piece, row, first, num_rows);
         }
         if (!fits) report(error, plane.column, blockIdx.x, ERROR_ROW);

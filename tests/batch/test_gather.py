@@ -65,3 +65,13 @@ def test_a_view_that_leaves_its_pool_is_refused():
     for function in (gather.gather_lists_reference, gather.gather_lists):
         with pytest.raises(CorruptSegmentError, match="pool of 3"):
             function(np.arange(3), 0, pack([2], [2]), np.empty(2, np.int64))
+
+
+def test_views_that_ask_for_much_memory_are_compared_with_their_pool_first():
+    views = pack([0] * 100, [1 << 23] * 100)
+    with pytest.raises(CorruptSegmentError, match="past its pool of 441"):
+        gather.check_views(views, 441, 8 * 100 << 23)
+    gather.check_views(views, 1 << 23, 8 * 100 << 23)
+    with pytest.raises(CorruptSegmentError, match="read fewer rows"):
+        gather.check_views(views, 1 << 23, gather.MAX_LIST_BYTES + 1)
+    gather.check_views(views, 441, 1 << 20)  # copying will tell
