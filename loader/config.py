@@ -141,6 +141,8 @@ class LoaderConfig(_Section):
 
     Attributes:
         decode: `rank` decodes in the ranks, `cpu` too and there on the CPU whatever the device, `actor` in Ray Data actors that send whole batches.
+        device_memory_bytes: GPU memory for encoded bytes and windows, taken once; what the plan needs if left out.
+        pinned_bytes: Pinned host memory that blocks are fetched into, taken once.
     """
 
     global_batch_size: PositiveInt
@@ -154,6 +156,8 @@ class LoaderConfig(_Section):
     decode: Literal["rank", "actor", "cpu"] = "rank"
     output: Literal["dict", "kjt", "nested", "arrow", "numpy"] = "dict"
     prefetch_bytes: PositiveInt = 64 << 20
+    device_memory_bytes: PositiveInt | None = None
+    pinned_bytes: PositiveInt | None = None
     threads: PositiveInt = 2
 
 

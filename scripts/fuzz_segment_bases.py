@@ -126,6 +126,7 @@ def shared(rng: np.random.Generator, rows: int) -> dict[str, pa.Array]:
         "id": pa.array(ids[picks[:rows]], mask=rng.random(rows) < 0.1),
         "name": pa.array([names[pick % 90] for pick in picks[:rows].tolist()]),
         "ids": pa.ListArray.from_arrays(np.arange(0, 4 * rows + 1, 4, dtype=np.int32), ids[picks]),
+        "key": pa.MapArray.from_arrays(np.arange(rows + 1, dtype=np.int32), ids[rng.integers(0, 120, rows)], np.ones(rows, np.float32)),
     }
     return columns
 

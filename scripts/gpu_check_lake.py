@@ -226,7 +226,8 @@ def delete_and_patch(lake: Lake, rng: np.random.Generator, values: Any) -> None:
 
 def program_of(block: EncodedBlock) -> Program:
     """The decode program of a fetched block."""
-    return build(block.slab, block.chunk_offsets, block.chunk_bytes)
+    _, offsets, sizes, shared = block.program_chunks()
+    return build(block.slab, offsets, sizes, shared=shared)
 
 
 def slab_bytes(block: EncodedBlock) -> int:

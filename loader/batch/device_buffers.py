@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 IDLE_BYTES = 1 << 30
 SMALLEST_BYTES = 4096
+MOST_TIMES_LARGER = 2  # a buffer that serves a smaller batch is at most so much too large
 
 
 class DeviceBufferPool:
@@ -56,9 +57,9 @@ class DeviceBufferPool:
         size = size_class(max(num_bytes, SMALLEST_BYTES))
         with self._lock:
             self._trim()
-            idle = self._idle[size]
-            memory, events = idle.pop(0) if idle else (None, [])
-            self._idle_bytes -= size if memory is not None else 0
+            fits = min((idle_size for idle_size, idle in self._idle.items() if idle and size <= idle_size <= MOST_TIMES_LARGER * size), default=None)
+            memory, events = (None, []) if fits is None else self._idle[fits].pop(0)
+            self._idle_bytes -= fits or 0
         for event in events:
             self.runtime.wait(self._stream, event)
         return DeviceLease(self, self.runtime.empty_device(size) if memory is None else memory)

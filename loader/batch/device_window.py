@@ -107,8 +107,9 @@ class DeviceWindowFill:
             CorruptSegmentError: Its headers do not hold together.
             DeviceMemoryError: There is no room for its encoded bytes.
         """
-        present, used = np.flatnonzero(block.chunk_offsets >= 0), block.slab.size - PADDING_BYTES
-        program = build(block.slab, block.chunk_offsets[present], block.chunk_bytes[present])
+        present, offsets, sizes, shared = block.program_chunks()
+        used = block.slab.size - PADDING_BYTES
+        program = build(block.slab, offsets, sizes, shared=shared)
         more = inflated_bytes(program)
         if more:
             room = self._device.large(used + more + PADDING_BYTES)

@@ -120,15 +120,16 @@ def build(slab: Array, chunk_offsets: Array, chunk_bytes: Array, *, shared: Arra
         slab: uint8; the chunks, each on 8 bytes, and PADDING_BYTES of padding after the last.
         chunk_offsets: int64 `[chunks]` into the slab.
         chunk_bytes: int64 `[chunks]`.
-        shared: int64 `[chunks]`, the position in the request of the chunk that holds the dictionary shared with other blocks, -1 where there is none; None for
-            none at all. A shared chunk is decoded once, whatever number of chunks look it up.
+        shared: int64, for the chunks of columns, which come first, the position in the request of the chunk that holds the dictionary shared with other blocks,
+            -1 where there is none; None for none at all. A shared chunk is decoded once, whatever number of chunks look it up.
         max_arena_bytes: Refuse to decode to more than this.
 
     Raises:
         CorruptSegmentError: Something does not hold; names the chunk by its position in `chunk_offsets`.
     """
     offsets, sizes = np.ascontiguousarray(chunk_offsets, np.int64), np.ascontiguousarray(chunk_bytes, np.int64)
-    shared = None if shared is None else np.ascontiguousarray(shared, np.int64)
+    if shared is not None:
+        shared = np.concatenate([np.asarray(shared, np.int64), np.full(offsets.size - len(shared), -1, np.int64)])
     library = native.load()
     if library is not None:
         records = (REGION_ITEM, PROGRAM_OP, PROGRAM_SOURCE)

@@ -91,9 +91,13 @@ class RecycledSpans:
 
     def take(self, num_bytes: int) -> int | None:
         """Where a span starts that nothing uses any more; None if there is no room now. Does not block."""
+        self.reclaim()
+        return self.spans.take(num_bytes)
+
+    def reclaim(self) -> None:
+        """Free the spans whose events have happened."""
         while self._waiting and self._runtime.is_done(self._waiting[0][0]):
             self.spans.give_back(self._waiting.popleft()[1])
-        return self.spans.take(num_bytes)
 
     def take_soon(self, num_bytes: int) -> int | None:
         """As `take`, after waiting for spans that are under way; None if those are not enough."""
@@ -138,6 +142,7 @@ class PinnedSlabs:
     def taken_bytes(self) -> int:
         """Bytes of slabs that live, or that a copy still reads."""
         with self._changed:
+            self._spans.reclaim()
             return self._spans.spans.num_bytes - self._spans.spans.free_bytes
 
     def begin(self) -> None:

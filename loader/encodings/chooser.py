@@ -31,7 +31,7 @@ _DECIMAL_TYPES = (ValueType.FLOAT32, ValueType.FLOAT64)
 MIN_DECIMALS = 64
 MAX_CHANGES = 1 / 40  # of the values of a mask: a change costs about 32 bits
 
-__all__ = ["Decision", "EncodeOptions", "as_integers", "choose", "encode_booleans", "encode_mask", "encode_values"]
+__all__ = ["Decision", "EncodeOptions", "as_integers", "choose", "encode_booleans", "encode_entries", "encode_mask", "encode_values"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,18 @@ def choose(values: Array, *, spread: bool, options: EncodeOptions, value_type: V
         candidates.append(Compressed(values))
     worth_hashing = options.dictionary and values.dtype.itemsize > 1 and least > SMALL_BYTES
     if worth_hashing and estimate_bytes(values) + RECORD_BYTES < 0.9 * least:
-        candidates.append(
-            best_dictionary(values, options, lambda entries: _cheapest(_flat(entries, options=options, value_type=value_type, budget=1), options))
-        )
+        candidates.append(best_dictionary(values, options, lambda entries: encode_entries(entries, options, value_type)))
+    coded = None if options.shared is None else options.shared.candidate(values, options)
+    if coded is not None:
+        candidates.append(coded)
     best = _cheapest(candidates, options)
     others = "; ".join(f"{candidate.text.split('[')[0].split('(')[0]} {candidate.num_bytes:,} B" for candidate in candidates if candidate is not best)
     return best, f"{best.num_bytes:,} B" + (f"; {others}" if others else "")
+
+
+def encode_entries(entries: Array, options: EncodeOptions, value_type: ValueType | None = None) -> Candidate:
+    """The cheapest candidate for the entries of a dictionary."""
+    return _cheapest(_flat(entries, options=options, value_type=value_type, budget=1), options)
 
 
 def _cheapest(candidates: list[Candidate], options: EncodeOptions) -> Candidate:

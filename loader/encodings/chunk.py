@@ -77,6 +77,8 @@ def _encode_map(builder: ChunkBuilder, node: ListNode, weights: Node, leaf: Leaf
     layouts = own if apart else [common, common]
     pools, views = [], []
     for group, ((child, kind), layout) in enumerate(zip(children, layouts, strict=True)):
+        # only keys are looked up in a dictionary that blocks share
+        options = dataclasses.replace(options, shared=None) if group else options
         with builder.weights() if group else contextlib.nullcontext():
             views.append(emit_views(builder, layout, depth=0, count=count, options=options) if apart or not group else "")
             pools.append(_encode_node(builder, _take(child, layout), kind, 1, options))

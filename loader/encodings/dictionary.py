@@ -154,28 +154,34 @@ def by_frequency(entries: Array, codes: Array, counts: Array, *, split_codes: bo
 
 
 class Dictionary:
-    """Values of 2, 4 or 8 bytes, few of them distinct."""
+    """Values of 2, 4 or 8 bytes, few of them distinct.
 
-    def __init__(self, entries: Array, values: Candidate, codes: Stream) -> None:
+    Attributes:
+        entries: Distinct values, in the order of their codes.
+        values: Their encoding.
+        limits: Where codes are in classes, the first code of classes 1, 2…
+    """
+
+    def __init__(self, entries: Array, values: Candidate, codes: Stream, limits: Array) -> None:
         """
         Args:
-            entries: Distinct values.
-            values: Their encoding.
+            entries, values, limits: See the attributes.
             codes: The code of each value, encoded.
         """
         self._size, self._count = entries.dtype.itemsize, entries.size
-        self._values, self._codes = values, codes
+        self.entries, self.limits = entries, limits
+        self.values, self._codes = values, codes
         self.num_bytes = codes.num_bytes + values.num_bytes + RECORD_BYTES
         self.decode_ns = codes.decode_ns + values.decode_ns + GATHER_NS * codes.count
 
     @property
     def text(self) -> str:
-        return f"dictionary[{self._count:,}: {self._values.text}]({self._codes.text})"
+        return f"dictionary[{self._count:,}: {self.values.text}]({self._codes.text})"
 
     def emit(self, target: Target) -> int:
         builder = target.builder
         scratch = builder.region(Role.SCRATCH, depth=0, item_bytes=self._size, value_type=ValueType.UINT8, count=self._count)
-        level = self._values.emit(Target(builder=builder, region=scratch, out_kind=OUT_KINDS[self._size], count=self._count))
+        level = self.values.emit(Target(builder=builder, region=scratch, out_kind=OUT_KINDS[self._size], count=self._count))
         return target.read(self._codes, dictionary=scratch, dict_count=self._count, level=level + 1)
 
 
@@ -193,9 +199,9 @@ def best_dictionary(values: Array, options: EncodeOptions, encode_entries: Calla
     # thresholds on codes by value are searched only where frequency gives none
     scattered = np.count_nonzero(runs.starts(ordered.codes)) > MAX_RUN_SHARE * values.size
     codes: Stream = Packed(ordered.codes) if frequent.limits.size and scattered else choose_stream(ordered.codes, options)
-    best = Dictionary(ordered.entries, encode_entries(ordered.entries), codes)
+    best = Dictionary(ordered.entries, encode_entries(ordered.entries), codes, ordered.limits)
     if frequent.limits.size:
-        other = Dictionary(frequent.entries, encode_entries(frequent.entries), Split(frequent.codes, frequent.limits))
+        other = Dictionary(frequent.entries, encode_entries(frequent.entries), Split(frequent.codes, frequent.limits), frequent.limits)
         if weigh(other.num_bytes, other.decode_ns, options) < weigh(best.num_bytes, best.decode_ns, options):
             best = other
     return best

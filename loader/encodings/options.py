@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loader.encodings.shared import PoolCollector, SharedDictionary
 
 EFFORTS = {"size": 0.0, "balanced": 0.03, "speed": 2.0}  # bytes that a nanosecond of decoding is worth
 
@@ -19,6 +23,7 @@ class EncodeOptions:
         max_slide_items: Most items a window may drop from one row to the next and still be found.
         compress: Compress strings and blobs where that makes them smaller.
         quantise: `float16`, `bfloat16` or `int8`: store float32 values with less precision; None keeps every bit.
+        shared: The dictionary that the blocks of a column share, or what collects their values for one.
     """
 
     dictionary: bool = True
@@ -28,6 +33,7 @@ class EncodeOptions:
     max_slide_items: int = 8
     compress: bool = True
     quantise: str | None = None
+    shared: SharedDictionary | PoolCollector | None = None
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:

@@ -50,10 +50,10 @@ def decode(
     Raises:
         CorruptSegmentError: A chunk does not decode.
     """
-    present = np.flatnonzero(block.chunk_offsets >= 0)
+    present, offsets, sizes, shared = block.program_chunks()
     memory = None if arena is None else arena.memory
     leaves = [columns[i].leaf for i in present.tolist()]
-    decoded = decode_block(block.slab, block.chunk_offsets[present], block.chunk_bytes[present], leaves, threads=threads, arena=memory)
+    decoded = decode_block(block.slab, offsets, sizes, leaves, threads=threads, arena=memory, shared=shared)
     if arena is not None:
         arena.memory = decoded.arena
     found = dict(zip(present.tolist(), decoded.columns, strict=True))

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from loader.segment.layout import PADDING_BYTES
 
-BUFFERS_VERSION = 1
+BUFFERS_VERSION = 2
 Buffer: TypeAlias = Any  # anything with the buffer protocol: bytes, memoryview, pyarrow.Buffer, uint8 array
 
 
@@ -49,17 +49,33 @@ class BlockPatch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Dictionaries:
+    """Chunks in a block's slab that its columns share with other blocks.
+
+    Attributes:
+        offsets: int64 [dictionaries], into the slab.
+        num_bytes: int64 [dictionaries].
+        of_column: int64 [columns], the number of the dictionary that a column looks up, -1 where there is none.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    num_bytes: npt.NDArray[np.int64]
+    of_column: npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedBlock:
     """The chunks of one block, for the columns of a scan.
 
     Attributes:
         request: What was asked for.
         num_rows: Rows stored in the block, deleted ones too.
-        slab: uint8, the chunks, each on 64 bytes, then PADDING_BYTES more.
+        slab: uint8, the chunks of the columns and their dictionaries, each on 64 bytes, then PADDING_BYTES more.
         chunk_offsets: int64 [columns], into the slab; -1 where the segment is older than the column.
         chunk_bytes: int64 [columns].
         selected: uint8, one bit a row (least significant first), or None when every row is selected.
         patches: By index of the column.
+        dictionaries: What the columns share with other blocks, or None.
     """
 
     request: FetchRequest
@@ -69,6 +85,18 @@ class EncodedBlock:
     chunk_bytes: npt.NDArray[np.int64]
     selected: npt.NDArray[np.uint8] | None = None
     patches: dict[int, BlockPatch] = dataclasses.field(default_factory=dict)
+    dictionaries: Dictionaries | None = None
+
+    def program_chunks(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+        """What `program.build` takes: the indices of the columns that the block has, then the offsets and bytes of their chunks and of their dictionaries, and
+        the position of each column's dictionary."""
+        present = np.flatnonzero(self.chunk_offsets >= 0)
+        offsets, sizes, dictionaries = self.chunk_offsets[present], self.chunk_bytes[present], self.dictionaries
+        if dictionaries is None:
+            return present, offsets, sizes, None
+        shared = dictionaries.of_column[present]
+        shared = np.where(shared >= 0, shared + present.size, -1)
+        return present, np.concatenate([offsets, dictionaries.offsets]), np.concatenate([sizes, dictionaries.num_bytes]), shared
 
     @property
     def num_bytes(self) -> int:
@@ -82,7 +110,7 @@ class EncodedBlock:
         return np.flatnonzero(np.unpackbits(self.selected, count=self.num_rows, bitorder="little"))
 
     def to_buffers(self) -> list[Buffer]:
-        """The block as flat buffers: a JSON header, the slab, the chunk table, the selection, then an Arrow IPC stream for each patch."""
+        """The block as flat buffers: a JSON header, the slab, the chunk table, the selection, the dictionaries, then an Arrow IPC stream for each patch."""
         header = {
             "version": BUFFERS_VERSION,
             "request": [self.request.sequence, self.request.shard, self.request.block],
@@ -91,8 +119,11 @@ class EncodedBlock:
             "patches": list(self.patches),
         }
         selected = np.zeros(0, np.uint8) if self.selected is None else self.selected
-        chunks = np.concatenate([self.chunk_offsets, self.chunk_bytes])
-        return [json.dumps(header).encode(), self.slab, chunks.view(np.uint8), selected, *(_to_stream(patch) for patch in self.patches.values())]
+        chunks, shared = np.concatenate([self.chunk_offsets, self.chunk_bytes]), np.zeros(0, np.int64)
+        if self.dictionaries is not None:
+            shared = np.concatenate([self.dictionaries.of_column, self.dictionaries.offsets, self.dictionaries.num_bytes])
+        tables = [chunks.view(np.uint8), selected, shared.view(np.uint8)]
+        return [json.dumps(header).encode(), self.slab, *tables, *(_to_stream(patch) for patch in self.patches.values())]
 
     @classmethod
     def from_buffers(cls, buffers: Sequence[Buffer]) -> EncodedBlock:
@@ -100,8 +131,10 @@ class EncodedBlock:
         header = json.loads(bytes(memoryview(buffers[0])))
         if header["version"] != BUFFERS_VERSION:
             raise ValueError(f"block buffers of version {header['version']} met a loader of version {BUFFERS_VERSION}: run the same Headrace on every host")
-        slab, chunks, selected = (np.frombuffer(memoryview(buffer), np.uint8) for buffer in buffers[1:4])
+        slab, chunks, selected, shared = (np.frombuffer(memoryview(buffer), np.uint8) for buffer in buffers[1:5])
         offsets, num_bytes = chunks.view("<i8").reshape(2, -1)
+        of_column, places = np.split(shared.view("<i8"), [offsets.size])
+        starts, sizes = places.reshape(2, -1)
         sequence, shard, block = header["request"]
         return cls(
             request=FetchRequest(sequence=sequence, shard=shard, block=block),
@@ -110,7 +143,8 @@ class EncodedBlock:
             chunk_offsets=offsets,
             chunk_bytes=num_bytes,
             selected=None if header["all_selected"] else selected,
-            patches={column: _from_stream(buffer) for column, buffer in zip(header["patches"], buffers[4:], strict=True)},
+            patches={column: _from_stream(buffer) for column, buffer in zip(header["patches"], buffers[5:], strict=True)},
+            dictionaries=Dictionaries(offsets=starts, num_bytes=sizes, of_column=of_column) if shared.size else None,
         )
 
 

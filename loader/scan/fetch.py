@@ -22,7 +22,7 @@ from loader.catalog.records import SegmentRef, SnapshotView
 from loader.errors import CorruptSegmentError, NotFoundError, StorageError, StorageFullError
 from loader.scan.adapt import default_chunk, is_narrower, widened_chunk
 from loader.scan.columns import ReadColumn
-from loader.scan.encoded import BlockPatch, EncodedBlock, FetchRequest, empty_slab
+from loader.scan.encoded import BlockPatch, Dictionaries, EncodedBlock, FetchRequest, empty_slab
 from loader.segment.checksum import crc32c
 from loader.segment.layout import ALIGNMENT
 from loader.segment.reader import SegmentReader
@@ -132,7 +132,7 @@ class BlockFetcher:
 
     def fetch_place(self, request: FetchRequest, place: BlockPlace, empty: Empty | None = None) -> EncodedBlock:
         """Fetch the block at a place, whatever number a plan gives it."""
-        slab, offsets, num_bytes = self._fetch_chunks(place, empty)
+        slab, offsets, num_bytes, dictionaries = self._fetch_chunks(place, empty)
         return EncodedBlock(
             request=request,
             num_rows=place.num_rows,
@@ -141,6 +141,7 @@ class BlockFetcher:
             chunk_bytes=num_bytes,
             selected=place.selected,
             patches=self._patches(place),
+            dictionaries=dictionaries,
         )
 
     def reader(self, path: str, offset: int, num_bytes: int) -> SegmentReader:
@@ -163,23 +164,29 @@ class BlockFetcher:
                 places.setdefault(section, []).append(index)
         return places
 
-    def _fetch_chunks(self, place: BlockPlace, empty: Empty | None) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Read all chunks of the block into one slab: (slab, offset of each column's chunk, its bytes)."""
+    def _fetch_chunks(
+        self, place: BlockPlace, empty: Empty | None
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64], Dictionaries | None]:
+        """Read all chunks of the block into one slab: (slab, offset of each column's chunk, its bytes, what columns share with other blocks)."""
         sources = self.sources(place.ref)
         stored, made = self._split_chunks(place, sources)
+        shared, of_column = self._shared_chunks(sources, made)
         num_bytes = np.zeros(len(self._columns), np.int64)
         for _, _, members, chunks in stored:
             num_bytes[members] = chunks["num_bytes"]
         for index, chunk in made.items():
             num_bytes[index] = memoryview(chunk).nbytes
         present = np.array([*(index for _, _, members, _ in stored for index in members), *made], np.int64)
-        ends = np.cumsum(-(-num_bytes[present] // ALIGNMENT) * ALIGNMENT)
+        sizes = np.concatenate([num_bytes[present], np.array([part.size for part in shared], np.int64)])
+        ends = np.cumsum(-(-sizes // ALIGNMENT) * ALIGNMENT)
+        starts = np.concatenate([[0], ends[:-1]])[: sizes.size]
         offsets = np.full(len(self._columns), -1, np.int64)
-        offsets[present] = np.concatenate([[0], ends[:-1]])[: present.size]
-        slab = empty_slab(int(ends[-1]) if present.size else 0, empty)
-        for index in present.tolist():
-            stop = int(offsets[index] + num_bytes[index])
-            slab[stop : -(-stop // ALIGNMENT) * ALIGNMENT] = 0  # nothing of this process's memory leaves with a block
+        offsets[present] = starts[: present.size]
+        slab = empty_slab(int(ends[-1]) if sizes.size else 0, empty)
+        for start, size, end in zip(starts.tolist(), sizes.tolist(), ends.tolist(), strict=True):
+            slab[start + size : end] = 0  # nothing of this process's memory leaves with a block
+        for start, part in zip(starts[present.size :].tolist(), shared, strict=True):
+            slab[start : start + part.size] = part
         for index, chunk in made.items():
             slab[offsets[index] : offsets[index] + num_bytes[index]] = np.frombuffer(chunk, np.uint8)
         for path, offset, members, chunks in stored:
@@ -189,7 +196,21 @@ class BlockFetcher:
             retry(functools.partial(read, path, ranges, parts))
             for index, chunk, part in zip(members, chunks, parts, strict=True):
                 self._verify(place, path, index, chunk, part)
-        return slab, offsets, num_bytes
+        behind = slice(present.size, None)
+        return slab, offsets, num_bytes, Dictionaries(offsets=starts[behind], num_bytes=sizes[behind], of_column=of_column) if shared else None
+
+    def _shared_chunks(
+        self, sources: dict[tuple[str, int, int], list[int]], made: dict[int, memoryview]
+    ) -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int64]]:
+        """The dictionaries that columns share with other blocks, and which of them each column looks up; a column that was made anew has none."""
+        shared: list[npt.NDArray[np.uint8]] = []
+        of_column = np.full(len(self._columns), -1, np.int64)
+        for section, columns in sources.items():
+            reader, members = self.reader(*section), [index for index in columns if index not in made]
+            records, numbers = reader.dictionaries([self._columns[index].id for index in members])
+            of_column[members] = np.where(numbers >= 0, numbers + len(shared), -1)
+            shared += retry(functools.partial(reader.shared.data, records, verify=True))
+        return shared, of_column
 
     def _split_chunks(
         self, place: BlockPlace, sources: dict[tuple[str, int, int], list[int]]

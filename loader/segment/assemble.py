@@ -10,9 +10,10 @@ import numpy as np
 from loader.kernels import native
 from loader.kernels.native_segments import SECTION, SEGMENT_PART, SEGMENT_PLAN
 from loader.segment.checksum import crc32c
+from loader.segment.column import arena_bytes
 from loader.segment.encode import EncodedChunks
 from loader.segment.footer import SectionContent, record_bytes, write_footer
-from loader.segment.layout import ALIGNMENT, BLOCK, CHUNK, FORMAT_VERSION, HEADER, MAGIC, STATS, Feature, Section
+from loader.segment.layout import ALIGNMENT, BLOCK, CHUNK, FORMAT_VERSION, HEADER, MAGIC, SHARED_CHUNK, STATS, Feature, Section, round_up
 from loader.segment.plan import WritePlan
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -45,7 +46,7 @@ def assemble(
         The bytes of each segment.
     """
     library = native.load()
-    if library is None:
+    if library is None or chunks.shared:
         return [
             _segment(chunks, block_rows, range(start, stop), plan, properties=properties, key_index=index, segment_id=segment_id, features=features)
             for start, stop, index, segment_id in zip(first_blocks[:-1], first_blocks[1:], key_indexes, segment_ids, strict=True)
@@ -88,7 +89,9 @@ def _segment(
     """`assemble` for one segment, in NumPy."""
     made = chunks.made[:, blocks.start : blocks.stop]
     features |= plan.features | int(np.bitwise_or.reduce(made["features"], axis=None)) | (int(Feature.NULLS) if made["null_count"].any() else 0)
-    placed, footer_offset = _lay_chunks(made, plan.file_order)
+    dictionaries = {place: chunk for (place, first_block), chunk in chunks.shared.items() if first_block == blocks.start and len(blocks)}
+    shared, blocks_offset = _lay_shared(dictionaries)
+    placed, footer_offset = _lay_chunks(made, plan.file_order, blocks_offset)
     stats, records = np.zeros(made.shape, STATS), np.zeros(len(blocks), BLOCK)
     for name in STATS.names or ():
         stats[name] = made[name]
@@ -100,6 +103,8 @@ def _segment(
         Section.STATS: SectionContent(data=stats.tobytes(), count=stats.size),
         Section.PROPERTIES: SectionContent(data=_properties(chunks, blocks, plan, properties), count=1),
     }
+    if shared.size:
+        sections[Section.SHARED_CHUNKS] = SectionContent(data=shared.tobytes(), count=shared.size)
     if key_index is not None:
         sections[Section.KEY_INDEX] = SectionContent(data=bytes(key_index), count=1)
     num_rows = int(records["num_rows"].sum())
@@ -108,6 +113,8 @@ def _segment(
     )  # fmt: skip
     data = np.zeros(footer_offset + len(footer), np.uint8)
     data[: HEADER.itemsize] = np.frombuffer(_header(features, segment_id), np.uint8)
+    for record in shared:
+        data[int(record["offset"]) : int(record["offset"]) + int(record["num_bytes"])] = dictionaries[int(record["column_index"])]
     for column, block in np.ndindex(*made.shape):
         start = int(placed["offset"][column, block])
         data[start : start + int(made["num_bytes"][column, block])] = chunks.chunk(column, blocks.start + block)
@@ -124,15 +131,25 @@ def _header(features: int, segment_id: bytes) -> bytes:
     return bytes(raw)
 
 
-def _lay_chunks(made: Array, file_order: Array) -> tuple[Array, int]:
+def _lay_shared(dictionaries: dict[int, Array]) -> tuple[Array, int]:
+    """SHARED_CHUNK records of the dictionaries that blocks share, by rows of COLUMNS, and where the blocks start after them."""
+    placed, position = np.zeros(len(dictionaries), SHARED_CHUNK), HEADER.itemsize
+    for record, (place, chunk) in zip(placed, sorted(dictionaries.items()), strict=True):
+        record["column_index"], record["offset"], record["num_bytes"] = place, position, chunk.size
+        record["checksum"], record["arena_bytes"] = crc32c(chunk), arena_bytes(chunk)
+        position = round_up(position + chunk.size)
+    return placed, position
+
+
+def _lay_chunks(made: Array, file_order: Array, start: int) -> tuple[Array, int]:
     """CHUNKS records, and where the footer starts. A block's chunks are neighbours."""
     placed = np.zeros(made.shape, CHUNK)
     taken = (made["num_bytes"][file_order].T + np.uint64(ALIGNMENT - 1)) // np.uint64(ALIGNMENT) * np.uint64(ALIGNMENT)
-    ends = HEADER.itemsize + np.cumsum(taken.reshape(-1), dtype=np.uint64).reshape(taken.shape)
+    ends = start + np.cumsum(taken.reshape(-1), dtype=np.uint64).reshape(taken.shape)
     placed["offset"][file_order] = (ends - taken).T
     for name in ("num_bytes", "checksum", "arena_bytes"):
         placed[name] = made[name]
-    return placed, int(ends[-1, -1]) if ends.size else HEADER.itemsize
+    return placed, int(ends[-1, -1]) if ends.size else start
 
 
 def _properties(chunks: EncodedChunks, blocks: range, plan: WritePlan, properties: str) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -17,16 +18,13 @@ import numpy as np
 import pyarrow as pa
 
 from loader.encodings import compressed
-from loader.encodings.chunk import EncodedChunk, encode_chunk
-from loader.encodings.shred import shred
-from loader.errors import SchemaError
+from loader.encodings.chunk import EncodedChunk
 from loader.kernels import native
 from loader.kernels.native_columns import MADE, TASK, ColumnOptions, NativeChunks
-from loader.segment.checksum import crc32c
-from loader.segment.layout import CHUNK_HEADER, STATS
+from loader.segment.column import ColumnChunks, TableColumn, contiguous, encode_column, may_share
 from loader.segment.options import WriteOptions
 from loader.segment.plan import WritePlan, pointer
-from loader.segment.stats import has_range, measure
+from loader.segment.stats import has_range
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ITEMS_PER_THREAD = 1 << 17  # fewer are encoded before another thread has started
@@ -43,6 +41,7 @@ class EncodedChunks:
         notes: What was chosen for the first block of each column and segment, and why: JSON objects end to end.
         note_ends: uint64, where the notes end.
         kept: What holds the bytes.
+        shared: Chunks of the dictionaries that the blocks of a column and segment share, by the column's row and the segment's first block.
     """
 
     made: Array
@@ -50,11 +49,19 @@ class EncodedChunks:
     notes: bytes
     note_ends: Array
     kept: Any
+    shared: dict[tuple[int, int], Array] = dataclasses.field(default_factory=dict)
 
     def chunk(self, column: int, block: int) -> Array:
         """The bytes of a chunk, uint8."""
         size = int(self.made["num_bytes"][column, block])
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(self.pointers[column, block])))
+
+    def shared_bytes(self, first_block: int) -> Array:
+        """Bytes of the dictionaries that the columns of the segment with this first block share among its blocks, int64 `[columns]`."""
+        sizes = np.zeros(self.made.shape[0], np.int64)
+        for (column, block), chunk in self.shared.items():
+            sizes[column] += chunk.size if block == first_block else 0
+        return sizes
 
     def note(self, column: int, block: int) -> str:
         """What was chosen for a chunk and why, as JSON."""
@@ -79,27 +86,44 @@ def encode_columns(table: pa.Table, block_rows: Sequence[int], first_blocks: Seq
     """
     noted = np.zeros(len(block_rows), np.uint8)
     noted[[block for block in first_blocks[:-1] if block < len(block_rows)]] = 1
-    if plan.native.all() and block_rows and plan.order:
+    columns = _table_columns(table, block_rows, first_blocks, plan)
+    sharing = {place: blocks for place, column in columns.items() if (blocks := may_share(column))} if plan.encode.dictionary else {}
+    by_native = plan.native & ~np.isin(np.arange(len(plan.order)), list(sharing))
+    if by_native.all() and block_rows and plan.order:
         return _natively(table, block_rows, np.arange(len(plan.order)), noted, plan, options)
     shape = (len(plan.order), len(block_rows))
     made, pointers, notes = np.zeros(shape, MADE), np.zeros(shape, np.uint64), [[""] * shape[1] for _ in plan.order]
     kept: list[Any] = []
-    places = np.flatnonzero(plan.native)
+    places = np.flatnonzero(by_native)
     if places.size and block_rows:
         found = _natively(table, block_rows, places, noted, plan, options)
         made[places], pointers[places] = found.made, found.pointers
         for row, place in enumerate(places.tolist()):
             notes[place] = [found.note(row, block) for block in range(shape[1])]
         kept.append(found)
-    others = np.flatnonzero(~plan.native).tolist() if block_rows else []
-    for place, chunks, records in _one_by_one(table, block_rows, others, plan, options):
-        made[place] = records
-        kept.append(chunks)
-        pointers[place] = [chunk.data.ctypes.data for chunk in chunks]
-        notes[place] = [_note(chunk) if asked else "" for chunk, asked in zip(chunks, noted, strict=True)]
+    shared: dict[tuple[int, int], Array] = {}
+    others = {place: columns[place] for place in np.flatnonzero(~by_native).tolist()} if block_rows else {}
+    for place, column in _one_by_one(others, sharing, plan, options).items():
+        made[place] = column.made
+        kept.append(column)
+        pointers[place] = [chunk.data.ctypes.data for chunk in column.chunks]
+        notes[place] = [_note(chunk) if asked else "" for chunk, asked in zip(column.chunks, noted, strict=True)]
+        shared.update({(place, first_block): chunk for first_block, chunk in column.shared.items()})
     flat = [note.encode() for column in notes for note in column]
     ends = np.cumsum([len(note) for note in flat], dtype=np.uint64).reshape(shape)
-    return EncodedChunks(made=made, pointers=pointers, notes=b"".join(flat), note_ends=ends, kept=kept)
+    return EncodedChunks(made=made, pointers=pointers, notes=b"".join(flat), note_ends=ends, kept=kept, shared=shared)
+
+
+def _table_columns(table: pa.Table, block_rows: Sequence[int], first_blocks: Sequence[int], plan: WritePlan) -> dict[int, TableColumn]:
+    """The columns that Python may have to encode, by their places in the order: all where a segment has several blocks, for those may share a dictionary."""
+    several = any(stop - start > 1 for start, stop in itertools.pairwise(first_blocks))
+    return {
+        place: TableColumn(
+            values=table.column(index), name=table.schema.field(index).name, leaf=plan.leaves[index], block_rows=block_rows, first_blocks=first_blocks
+        )
+        for place, index in enumerate(plan.order)
+        if several or not plan.native[place]
+    }
 
 
 def fits(table: pa.Table, plan: WritePlan, most_bytes: int) -> bool:
@@ -168,51 +192,22 @@ def _natively(table: pa.Table, block_rows: Sequence[int], places: Array, noted: 
     return EncodedChunks(made=chunks.made.reshape(shape), pointers=chunks.pointers().reshape(shape), notes=text, note_ends=ends.reshape(shape), kept=chunks)
 
 
-def _one_by_one(
-    table: pa.Table, block_rows: Sequence[int], places: Sequence[int], plan: WritePlan, options: WriteOptions
-) -> list[tuple[int, list[EncodedChunk], Array]]:
-    """Columns by the encoders in Python: place, chunks by block, MADE records."""
-    starts = [0, *np.cumsum(block_rows).tolist()]
+def _one_by_one(columns: dict[int, TableColumn], sharing: dict[int, list[range]], plan: WritePlan, options: WriteOptions) -> dict[int, ColumnChunks]:
+    """Columns by the encoders in Python, by their places in the order."""
 
-    def run(place: int) -> tuple[int, list[EncodedChunk], Array]:
-        index = plan.order[place]
-        leaf, field, column = plan.leaves[index], table.schema.field(index), table.column(index)
-        ranged, encode = has_range(field.type), dataclasses.replace(plan.encode, quantise=plan.quantise[index])
-        chunks, records = [], np.zeros(len(block_rows), MADE)
-        for record, start, rows in zip(records, starts[:-1], block_rows, strict=True):
-            node = shred(contiguous(column.slice(start, rows), field.name), leaf)
-            chunk, stats = encode_chunk(node, leaf, rows, encode), measure(node, leaf, ranged=ranged)
-            record["num_bytes"], record["arena_bytes"] = chunk.data.size, chunk.data[: CHUNK_HEADER.itemsize].view(CHUNK_HEADER)["arena_bytes"][0]
-            record["features"], record["checksum"] = chunk.features, crc32c(chunk.data)
-            for name in STATS.names or ():
-                record[name] = stats[name]
-            chunks.append(chunk)
-        return place, chunks, records
+    def run(place: int) -> ColumnChunks:
+        column, encode = columns[place], dataclasses.replace(plan.encode, quantise=plan.quantise[plan.order[place]])
+        return encode_column(column, encode, ranged=has_range(column.values.type), sharing=sharing.get(place, []))
 
-    if not places:
-        return []
-    threads = min(num_threads(options.threads, len(places) * table.num_rows, max(block_rows), options.encode_memory_bytes), len(places))
-    if threads == 1:
-        return [run(place) for place in places]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(run, places))
+    if not columns:
+        return {}
+    first = next(iter(columns.values()))
+    threads = num_threads(options.threads, len(columns) * sum(first.block_rows), max(first.block_rows), options.encode_memory_bytes)
+    if min(threads, len(columns)) == 1:
+        return {place: run(place) for place in columns}
+    with ThreadPoolExecutor(min(threads, len(columns))) as pool:
+        return dict(zip(columns, pool.map(run, columns), strict=True))
 
 
 def _note(chunk: EncodedChunk) -> str:
     return json.dumps(dataclasses.asdict(chunk.decision), separators=(",", ":"))
-
-
-def contiguous(column: pa.ChunkedArray, name: str) -> pa.Array:
-    """The column as one array.
-
-    Raises:
-        SchemaError: Arrow cannot join its chunks.
-    """
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    merged = column.combine_chunks()
-    if isinstance(merged, pa.ChunkedArray):
-        if merged.num_chunks > 1:
-            raise SchemaError(f"column {name!r}: a block holds more than 2 GiB of {column.type}: use the large type or a smaller block_rows")
-        merged = merged.chunk(0) if merged.num_chunks else pa.array([], column.type)
-    return merged

@@ -27,6 +27,7 @@ from loader.segment.layout import (
     MAGIC,
     NAME_ENTRY,
     SECTION_PAGE_BYTES,
+    SHARED_CHUNK,
     STATS,
     TAIL,
     Feature,
@@ -37,7 +38,14 @@ from loader.segment.layout import (
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _CHECKED_TAIL_BYTES = 52
-_RECORDS = {Section.COLUMNS: COLUMN, Section.NAME_INDEX: NAME_ENTRY, Section.BLOCKS: BLOCK, Section.CHUNKS: CHUNK, Section.STATS: STATS}
+_RECORDS = {
+    Section.COLUMNS: COLUMN,
+    Section.NAME_INDEX: NAME_ENTRY,
+    Section.BLOCKS: BLOCK,
+    Section.CHUNKS: CHUNK,
+    Section.STATS: STATS,
+    Section.SHARED_CHUNKS: SHARED_CHUNK,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

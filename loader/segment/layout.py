@@ -53,6 +53,7 @@ KNOWN_FEATURES = (
     | Feature.DECIMAL_FLOATS
     | Feature.QUANTISED
     | Feature.COMPRESSED_BYTES
+    | Feature.SHARED_DICTIONARIES
     | Feature.COLUMN_FILE
     | Feature.OVERLAY
     | Feature.MAPS
@@ -221,6 +222,9 @@ COLUMN_IS_MAP = 2
 NAME_ENTRY = np.dtype([("name_hash", "<u8"), ("column_index", "<u4"), ("reserved", "<u4")])
 BLOCK = np.dtype([("row_start", "<u8"), ("num_rows", "<u4"), ("flags", "<u4")])
 CHUNK = np.dtype([("offset", "<u8"), ("num_bytes", "<u4"), ("checksum", "<u4"), ("arena_bytes", "<u8")])
+SHARED_CHUNK = np.dtype(
+    [("column_index", "<u4"), ("reserved", "<u4"), ("offset", "<u8"), ("num_bytes", "<u4"), ("checksum", "<u4"), ("arena_bytes", "<u8")]
+)  # the dictionary that the blocks of a column share; column_index is a row of COLUMNS
 STATS = np.dtype([("min", "<u8"), ("max", "<u8"), ("num_values", "<u8"), ("null_count", "<u4"), ("flags", "<u4")])
 STATS_HAS_RANGE = 1
 

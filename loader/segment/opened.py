@@ -33,6 +33,7 @@ from loader.segment.layout import (
     ValueType,
 )
 from loader.segment.pages import SectionPages
+from loader.segment.shared import SharedChunks
 from loader.segment.source import open_source, source_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -273,6 +274,20 @@ class OpenFooter:
         """STATS records of a column, one a block."""
         rows = self.column_index(column_id) * self.num_blocks + np.arange(self.num_blocks)
         return self._records(Section.STATS, STATS, self.num_columns * self.num_blocks, rows)[rows]
+
+    @functools.cached_property
+    def shared(self) -> SharedChunks:
+        """The dictionaries that blocks share."""
+        return SharedChunks(self._sections.get(Section.SHARED_CHUNKS), self.num_columns, self.num_bytes, self.name, self._read)
+
+    def dictionaries(self, column_ids: Sequence[int]) -> tuple[Array, Array]:
+        """CHUNK records of the dictionaries that columns share among blocks, each once, and of each column which of them it looks up (int64, -1 for none)."""
+        return self.shared.of(self.rows_of(column_ids))
+
+    def column_bytes(self, column_ids: Sequence[int]) -> Array:
+        """Bytes of the chunks of columns, dictionaries that blocks share included, int64."""
+        chunks = self.chunks(column_ids, np.arange(self.num_blocks))["num_bytes"].sum(axis=1, dtype=np.int64)
+        return np.asarray(chunks + self.shared.bytes_of(self.rows_of(column_ids)))
 
     @property
     def num_bytes(self) -> int:

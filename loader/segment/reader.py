@@ -20,9 +20,10 @@ from loader.errors import CorruptSegmentError
 from loader.segment import requests
 from loader.segment.checksum import first_mismatch
 from loader.segment.inspect import SegmentLayout, column_layout
-from loader.segment.layout import PADDING_BYTES, Section
+from loader.segment.layout import PADDING_BYTES, Section, round_up
 from loader.segment.opened import OpenFooter
 from loader.segment.rows import RowReader
+from loader.segment.shared import behind_columns
 from loader.segment.source import fill
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -35,17 +36,19 @@ LOOK_UP_SHARE = 16  # blocks of which more than this part of the rows is wanted 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Chunks:
-    """Chunks of a block, in memory.
+    """Chunks of a block in memory: those of some columns, then the dictionaries that they share with other blocks.
 
     Attributes:
         slab: uint8, PADDING_BYTES after the last chunk.
         offsets: int64 `[chunks]`, where they are in it.
         records: Their CHUNK records.
+        shared: int64 `[columns]`, which chunk is a column's dictionary, -1 where it has none; None where none has.
     """
 
     slab: Array
     offsets: Array
     records: Array
+    shared: Array | None = None
 
     @property
     def sizes(self) -> Array:
@@ -91,13 +94,13 @@ class SegmentReader(OpenFooter):
         if allocate is not None:
             stated = int(found.records["arena_bytes"].sum(dtype=np.float64))
             arena = allocate(stated + PADDING_BYTES) if stated <= MAX_ARENA_BYTES else None
-        with self.locating(block, column_ids, found.records):
-            decoded = decode_block(found.slab, found.offsets, found.sizes, self.leaves(column_ids), threads=threads, arena=arena)
-        self.check_rows(block, decoded.program)
+        with self.locating(block, column_ids, found.records, found.shared):
+            decoded = decode_block(found.slab, found.offsets, found.sizes, self.leaves(column_ids), threads=threads, arena=arena, shared=found.shared)
+        self.check_rows(block, decoded.program, len(column_ids))
         return decoded
 
     def fetch(self, block: int, column_ids: Sequence[int], *, verify: bool | None = None) -> Chunks:
-        """The chunks of some columns of a block.
+        """The chunks of some columns of a block, and the dictionaries that they share with others.
 
         Args:
             block: Its number.
@@ -108,18 +111,24 @@ class SegmentReader(OpenFooter):
             ColumnNotFoundError: An id is not in the segment.
             CorruptSegmentError: A checksum does not match; names file, block, column and offset.
         """
-        records = self.chunks(column_ids, [block])[:, 0]
+        verify = self._verify if verify is None else verify
+        records, (dictionaries, numbers) = self.chunks(column_ids, [block])[:, 0], self.dictionaries(column_ids)
         sizes = records["num_bytes"].astype(np.int64)
         wanted = requests.plan(records["offset"].astype(np.int64), sizes)
-        slab = np.empty(wanted.slab_bytes, np.uint8)
-        slab[-PADDING_BYTES:] = 0
+        slab, offsets = np.empty(wanted.slab_bytes + sum(map(round_up, dictionaries["num_bytes"].tolist())), np.uint8), wanted.chunk_offsets
         self.read_into(wanted.ranges, wanted.starts, slab)
-        if self._verify if verify is None else verify:
+        at = wanted.slab_bytes - PADDING_BYTES
+        for data in self.shared.data(dictionaries, verify=verify):
+            slab[at : at + data.size] = data
+            offsets = np.append(offsets, at)
+            at += round_up(data.size)
+        slab[-PADDING_BYTES:] = 0
+        if verify:
             bad = first_mismatch(slab, wanted.chunk_offsets, sizes, records["checksum"])
             if bad is not None:
                 where = self.where_chunk(block, column_ids[bad], int(records["offset"][bad]))
                 raise CorruptSegmentError(f"{where}: its checksum does not match: the bytes changed since they were written; {_REMEDY}")
-        return Chunks(slab=slab, offsets=wanted.chunk_offsets, records=records)
+        return Chunks(slab=slab, offsets=offsets, records=np.concatenate([records, dictionaries]), shared=behind_columns(numbers))
 
     def read_into(self, ranges: Sequence[tuple[int, int]], starts: Sequence[int], slab: Array) -> None:
         """Read (offset, num_bytes) ranges of the segment to their places in a slab (uint8)."""
@@ -129,17 +138,17 @@ class SegmentReader(OpenFooter):
         """Whether a read with this argument compares checksums."""
         return self._verify if verify is None else verify
 
-    def check_rows(self, block: int, program: Program) -> None:
-        """Refuse chunks that are not of a block.
+    def check_rows(self, block: int, program: Program, num_columns: int) -> None:
+        """Refuse chunks of columns, the first of a program, that are not of a block.
 
         Raises:
             CorruptSegmentError: They have another number of rows.
         """
-        if (program.num_rows != int(self.blocks["num_rows"][block])).any():
+        if (program.num_rows[:num_columns] != int(self.blocks["num_rows"][block])).any():
             raise CorruptSegmentError(f"{self.name}, block {block}: chunks have another number of rows than the block; fetch or write the file again")
 
     @contextlib.contextmanager
-    def locating(self, block: int, column_ids: Sequence[int], records: Array) -> Iterator[None]:
+    def locating(self, block: int, column_ids: Sequence[int], records: Array, shared: Array | None) -> Iterator[None]:
         """Errors of decoders name file, column and offset in place of a chunk's position in the request."""
         try:
             yield
@@ -147,9 +156,16 @@ class SegmentReader(OpenFooter):
             found = re.match(r"chunk (\d+) of the request (is corrupt: )?", str(error))
             if found is None:
                 raise CorruptSegmentError(f"{self.name}, block {block}: {error}; fetch or write the file again") from None
-            chunk = int(found.group(1))
-            where = self.where_chunk(block, column_ids[chunk], int(records["offset"][chunk]))
+            where = self.where_of(block, column_ids, records, shared, int(found.group(1)))
             raise CorruptSegmentError(f"{where}: {str(error)[found.end() :]}; {_REMEDY}") from None
+
+    def where_of(self, block: int, column_ids: Sequence[int], records: Array, shared: Array | None, chunk: int) -> str:
+        """What errors call a chunk of a request: one of a column, or a dictionary behind them."""
+        offset = int(records["offset"][chunk])
+        if chunk < len(column_ids):
+            return self.where_chunk(block, column_ids[chunk], offset)
+        assert shared is not None
+        return f"{self.where_chunk(block, column_ids[shared.tolist().index(chunk)], offset)}, the dictionary that its blocks share"
 
     def where_chunk(self, block: int, column_id: int, offset: int) -> str:
         """What errors call a chunk."""
@@ -250,7 +266,7 @@ class SegmentReader(OpenFooter):
     def layout(self) -> SegmentLayout:
         """What `headrace inspect` prints."""
         ids = [int(column) for column in self.columns["column_id"]]
-        sizes = self.chunks(ids, np.arange(self.num_blocks))["num_bytes"].sum(axis=1, dtype=np.int64)
+        sizes = self.column_bytes(ids)
         fields = [self.arrow_schema.field(index) for index in self.columns["schema_index"].tolist()]
         noted = self.properties.get("encodings")
         columns = [column_layout(noted, ids[i], self.column_name(i), fields[i], size) for i, size in enumerate(sizes.tolist())]

@@ -19,6 +19,7 @@ import pyarrow as pa
 from loader.decode.program import build
 from loader.decode.rows import PAGE_BYTES, OpenChunks, RowFields, RowPart, row_columns
 from loader.segment.layout import CHUNK_HEADER, OP, PADDING_BYTES, REGION, SOURCE, Feature
+from loader.segment.shared import behind_columns
 
 if TYPE_CHECKING:
     from loader.segment.reader import SegmentReader
@@ -203,25 +204,22 @@ class RowReader:
         reader = self._reader
         if self._verify:
             found = reader.fetch(block, column_ids, verify=True)
-            slab, offsets, records, pages = found.slab, found.offsets, found.records, None
+            slab, offsets, records, shared, pages = found.slab, found.offsets, found.records, found.shared, None
         else:
-            records = reader.chunks(column_ids, [block])[:, 0]
+            dictionaries, numbers = reader.dictionaries(column_ids)
+            records, shared = np.concatenate([reader.chunks(column_ids, [block])[:, 0], dictionaries]), behind_columns(numbers)
             pages = _Pages(reader, records)
             slab, offsets = pages.slab, pages.offsets
-        with reader.locating(block, column_ids, records):
-            program = build(slab, offsets, records["num_bytes"].astype(np.int64))
-        reader.check_rows(block, program)
+        with reader.locating(block, column_ids, records, shared):
+            program = build(slab, offsets, records["num_bytes"].astype(np.int64), shared=shared)
+        reader.check_rows(block, program, len(column_ids))
         if pages is not None and (program.features & Feature.COMPRESSED_BYTES or pages.is_whole):
             pages.load_all()
             pages = None
-        where = functools.partial(_where, reader, block, tuple(column_ids), records["offset"].tolist())
+        where = functools.partial(reader.where_of, block, tuple(column_ids), records, shared)
         present, load = (None, None) if pages is None else (pages.present, pages.load)
-        with reader.locating(block, column_ids, records):
+        with reader.locating(block, column_ids, records, shared):
             return OpenChunks(program, slab, reader.leaves(column_ids), present=present, load=load, where=where)
-
-
-def _where(reader: SegmentReader, block: int, column_ids: tuple[int, ...], offsets: Sequence[int], chunk: int) -> str:
-    return reader.where_chunk(block, column_ids[chunk], offsets[chunk])
 
 
 class _Pages:

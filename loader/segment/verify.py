@@ -50,14 +50,15 @@ def verify_segment(source: Any) -> SegmentReport:
             # column by column, to name every one that is damaged
             problems += [found for column in ids if (found := _problem(reader, block, [column])) is not None]
     reader.close()
-    return SegmentReport(num_chunks=len(ids) * num_blocks, num_bytes=reader.num_bytes, num_rows=reader.num_rows, problems=tuple(problems))
+    num_chunks = len(ids) * num_blocks + len(reader.dictionaries(ids)[0])
+    return SegmentReport(num_chunks=num_chunks, num_bytes=reader.num_bytes, num_rows=reader.num_rows, problems=tuple(problems))
 
 
 def _check_footer(reader: SegmentReader) -> list[int]:
     """Read every page of the footer; the ids of the columns."""
     for kind in reader.section_kinds:
         reader.section(kind)
-    _ = reader.segment_id, reader.blocks, reader.properties
+    _ = reader.segment_id, reader.blocks, reader.properties, reader.shared
     reader.read(rows=[])  # the Arrow schema and the columns must agree
     return reader.resolve(None)
 

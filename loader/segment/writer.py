@@ -40,6 +40,7 @@ class EncodedSegment:
         block_rows: Rows of each block.
         stats: By column id.
         chunk_bytes: uint64 `[columns, blocks]`, columns by id.
+        shared_bytes: int64 `[columns]`, of the dictionaries that the blocks of a column share.
         segment_id: 16 bytes.
     """
 
@@ -48,12 +49,13 @@ class EncodedSegment:
     block_rows: list[int]
     stats: Mapping[int, ColumnStats]
     chunk_bytes: Array
+    shared_bytes: Array
     segment_id: bytes
 
     @property
     def column_bytes(self) -> dict[int, int]:
-        """Bytes of the column's chunks, by column id."""
-        return dict(zip(self.stats, self.chunk_bytes.sum(axis=1).tolist(), strict=True))
+        """Bytes of the column's chunks, by column id, those of what its blocks share included."""
+        return dict(zip(self.stats, (self.chunk_bytes.sum(axis=1).astype(np.int64) + self.shared_bytes).tolist(), strict=True))
 
 
 def encode_segment(
@@ -150,6 +152,7 @@ def _encode(
             block_rows=rows,
             stats=SegmentStats(plan.column_ids, chunks.made[:, first : first + len(rows)], plan.value_types),
             chunk_bytes=chunks.made["num_bytes"][:, first : first + len(rows)],
+            shared_bytes=chunks.shared_bytes(first),
             segment_id=segment_id,
         )
         for data, rows, first, segment_id in zip(made, blocks, first_blocks, ids, strict=False)

@@ -153,7 +153,6 @@ def bytes_by_column(view: SnapshotView, storage: Storage) -> dict[str, int]:
         whole = open_columns(storage, ref)
         for reader in whole.readers if isinstance(whole, JoinedReader) else [whole]:
             ids = [column_id for column_id in reader.columns["column_id"].tolist() if column_id in names]
-            sizes = reader.chunks(ids, np.arange(reader.num_blocks))["num_bytes"].sum(axis=1)
-            for column_id, size in zip(ids, sizes.tolist(), strict=True):
+            for column_id, size in zip(ids, reader.column_bytes(ids).tolist(), strict=True):
                 total[names[column_id]] += size
     return total

@@ -21,6 +21,7 @@ from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
 from loader.table.delete import delete
+from loader.table.diff import Diff, diff
 from loader.table.expire import ExpiryReport, expire
 from loader.table.lookup import KeyValues
 from loader.table.overwrite import Overwrite
@@ -337,6 +338,20 @@ class Table:
             SnapshotNotFoundError: No such snapshot or tag.
         """
         return reading.read_view(self.view(snapshot), self.lake.storage, columns=columns, where=where, closed_before=closed_before)
+
+    def diff(self, a: SnapshotLike, b: SnapshotLike = None, columns: Sequence[str] | None = None) -> Diff:
+        """Rows that are in `b` and not in `a`, the other way round, and those that differ, by primary key.
+
+        Args:
+            a: A number, a tag or a Snapshot.
+            b: Likewise; default the newest.
+            columns: Which columns to compare and return beside the key; default all of `b`, which `a` must have too.
+
+        Raises:
+            SchemaError: A snapshot lacks a column.
+            SnapshotNotFoundError: No such snapshot or tag.
+        """
+        return diff(self.view(a), self.view(b), self.lake.storage, columns)
 
     def lookup(self, keys: KeyValues, columns: Sequence[str] | None = None, *, snapshot: SnapshotLike = None) -> pa.Table:
         """Rows by primary key; what was looked up before stays open, so that a warm look-up takes a fraction of a millisecond.

@@ -56,7 +56,8 @@ class DataLoader:
         world_size: Likewise.
         remainder: "drop" leaves out the last rows that fill no batch, "pad" fills the last batch with masked rows, "uneven" makes it smaller.
         device: "cpu"; "cuda" or "cuda:N" decodes and makes batches on that GPU, or raises an error that says why not; "auto" takes a GPU where one can be
-            used, else the CPU with a warning that says why. The batches are the same. One GPU a rank.
+            used, else the CPU with a warning that says why. The batches are the same. One GPU a rank. With decode="cpu" or "actor" they come in host memory:
+            move them with `batch.to(device)`.
         output: "dict" gives `Batch` of torch tensors, "numpy" of arrays, "arrow" `pyarrow.RecordBatch`.
         decode: Where blocks are decoded: "rank" in this process; "cpu" too, and there on the CPU whatever the device; "actor" in Ray Data actors, which send
             whole batches. The batches are the same.

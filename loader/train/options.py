@@ -55,12 +55,8 @@ class LoaderOptions:
             raise ValueError(f"remainder is {self.remainder!r}; it must be one of {', '.join(REMAINDERS)}")
         if self.decode not in DECODE_PLACES:
             raise ValueError(f"decode is {self.decode!r}; it must be one of {', '.join(DECODE_PLACES)}")
-        kind = self.device.partition(":")[0]
-        if kind == "cuda" and (self.output != "dict" or self.decode != "rank"):
-            wrong = f"output is {self.output!r}" if self.output != "dict" else f"decode is {self.decode!r}"
-            raise ValueError(
-                f"device is {self.device!r} and {wrong}: a GPU gives tensors, decoded in the rank; use output='dict' and decode='rank', or device='cpu'"
-            )
+        if self.device.startswith("cuda") and self.decode == "rank" and self.output != "dict":
+            raise ValueError(f"device is {self.device!r} and output is {self.output!r}: a GPU gives tensors; use output='dict', or device='cpu'")
         for name in ("prefetch_bytes", "threads", "device_memory_bytes", "pinned_bytes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -57,6 +57,8 @@ def loader_options(config: ExperimentConfig, *, rank: int, world_size: int, test
         prefetch_bytes=options.prefetch_bytes,
         threads=options.threads,
         memory_bytes=None,
+        device_memory_bytes=options.device_memory_bytes,
+        pinned_bytes=options.pinned_bytes,
     )
 
 

@@ -15,6 +15,8 @@ from loader.batch.device_assemble import DeviceAssembler
 from loader.batch.device_columns import DeviceColumns
 from loader.batch.device_window import DeviceWindowFill
 from loader.batch.window import Columns, WindowFill
+from loader.decode.inflate import inflated_bytes
+from loader.decode.program import build
 from loader.errors import CorruptSegmentError, DeviceMemoryError, SchemaError
 from loader.kernels.host_runtime import HostRuntime
 from loader.kernels.native import NO_ERROR
@@ -316,3 +318,25 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic():
         on_device(BatchDevice(HostRuntime(), small), DeviceColumns.of(columns), window)
     with pytest.raises(ValueError, match="of pinned memory and pinned_bytes is 4,096"):
         on_device(BatchDevice(HostRuntime(), dataclasses.replace(MEMORY, pinned_bytes=1 << 12)), DeviceColumns.of(columns), window)
+
+
+def test_strings_arrive_too_those_that_are_compressed_inflated_before():
+    """Tensors hold no strings, but what reads bytes (images) takes them from these arrays."""
+    rng = np.random.default_rng(11)
+    words = ["", *(f"a rather long and much repeated text, number {i % 7} of seven" for i in range(50))]
+    texts = [None if rng.random() < 0.1 else words[int(rng.integers(0, 51))] + str(rng.integers(0, 10**6)) for _ in range(900)]
+    table = pa.table({"text": pa.array(texts), "blob": pa.array([None if text is None else text.encode() * 2 for text in texts], pa.binary())})
+    columns, window = one_block(table)
+    runtime = HostRuntime(timing="lazy")
+    device = BatchDevice(runtime, MEMORY)
+    assert inflated_bytes(build(window[0][0].slab, window[0][0].chunk_offsets, window[0][0].chunk_bytes)) > 0
+    assembler = DeviceAssembler(device, DeviceColumns.of(columns))
+    sides = on_device(device, DeviceColumns.of(columns), window), on_cpu(columns, window)
+    arrays = assembler.finish(assembler.begin([Part(window=sides[0], start=1, stop=900, step=2)]))
+    arrays.hand_over()
+    want = assemble(columns, [Part(window=sides[1], start=1, stop=900, step=2)])
+    for column in (0, 1):
+        values, offsets, _ = arrays.list_column(column)
+        np.testing.assert_array_equal(values.numpy(), want.lists[column][0])
+        np.testing.assert_array_equal(offsets.numpy(), want.lists[column][1])
+        np.testing.assert_array_equal(arrays.validity_of(column).numpy(), want.validity[column])

@@ -12,7 +12,7 @@ from typing import Any
 
 MAGIC = b"HEADRACE"
 VECTOR = 1024
-KNOWN_FEATURES = 0b111_0011_1111_1111  # NULLS to COMPRESSED_BYTES, COLUMN_FILE, OVERLAY, MAPS
+KNOWN_FEATURES = 0b111_0111_1111_1111  # NULLS to SHARED_DICTIONARIES, COLUMN_FILE, OVERLAY, MAPS
 VALUE_CODES = "BbhiqBHIQefdH"  # of struct, by value type; bool a byte, bfloat16 its 16 bits
 COPY, DIRECT, NULLS, RANK, SPLIT, RUNS = range(6)
 CONSTANT, PACKED, PLAIN, BITS, PACKED_EXCEPTIONS = range(5)
@@ -81,6 +81,15 @@ class Segment:
             column["weights"] = {"value_type": weights & 15, "depth": weights >> 4, "fixed_size": 0}
         return column
 
+    def _shared(self, row: int) -> Chunk | None:
+        """The chunk with the dictionary that the blocks of a column share."""
+        for column, _, offset, num_bytes, checksum, arena_bytes in struct.iter_unpack("<IIQIIQ", self.sections.get(10, b"")):
+            if column == row:
+                chunk = self.data[offset : offset + num_bytes]
+                check(offset % 64 == 0 and crc32c(chunk) == checksum, "checksum of a shared chunk")
+                return Chunk(chunk, arena_bytes, self.inflate)
+        return None
+
     def locate(self, name: str) -> int:
         """Row of COLUMNS, by the name index."""
         wanted = struct.unpack("<Q", hashlib.blake2b(name.encode(), digest_size=8).digest())[0]
@@ -91,12 +100,13 @@ class Segment:
         """All rows of a column."""
         row = self.locate(name)
         found: list[Any] = []
+        shared = self._shared(row)
         for block, (row_start, num_rows) in enumerate(self.blocks):
             check(row_start == len(found), "blocks lie end to end")
             offset, num_bytes, checksum, arena_bytes = struct.unpack_from("<QIIQ", self.sections[5], 24 * (row * self.num_blocks + block))
             chunk = self.data[offset : offset + num_bytes]
             check(offset % 64 == 0 and crc32c(chunk) == checksum, f"checksum of {name}")
-            decoded = Chunk(chunk, arena_bytes, self.inflate)
+            decoded = Chunk(chunk, arena_bytes, self.inflate, shared)
             check(decoded.num_rows == num_rows, "rows of a chunk")
             found += decoded.column(self.columns[row])
         return found
@@ -162,10 +172,10 @@ class KeyIndex:
 class Chunk:
     """One column of one block, decoded."""
 
-    def __init__(self, data: bytes, arena_bytes: int, inflate: Callable[[bytes, int], bytes] | None = None) -> None:
-        self.data, self.inflate = data, inflate
+    def __init__(self, data: bytes, arena_bytes: int, inflate: Callable[[bytes, int], bytes] | None = None, shared: Chunk | None = None) -> None:
+        self.data, self.inflate, self.shared = data, inflate, shared
         self.num_rows, num_regions, num_ops, num_sources, num_levels, flags, num_bytes, arena, _ = struct.unpack_from("<IHHHBBIQQ", data)
-        check(num_bytes == len(data) and flags == 0 and arena == arena_bytes, "chunk header")
+        check(num_bytes == len(data) and flags in (0, 1) and arena == arena_bytes, "chunk header")
         at = 32
         self.regions = [struct.unpack_from("<BBBBIQq", data, at + 24 * number) for number in range(num_regions)]
         at += 24 * num_regions
@@ -194,7 +204,12 @@ class Chunk:
             return
         values = self._input(op)
         if op.dict_region != 0xFFFF:
-            entries = self.memory[op.dict_region]
+            if op.dict_region == 0xFFFE:
+                assert self.shared is not None
+                check(self.shared.num_rows == 0 and self.shared.regions[0][:2] == (VALUES, 0), "a shared dictionary")
+                entries = self.shared.memory[0]
+            else:
+                entries = self.memory[op.dict_region]
             items = [entries[code * size : code * size + size] if code is not None else bytes(size) for code in values]
             check(all(code is None or code < op.dict_count for code in values), "a code without an entry")
         else:

@@ -82,3 +82,10 @@ def test_maps_repeat_together_and_apart() -> None:
     assert trees["apart"].startswith("map(views(")
     assert trees["int64 float"].startswith("map lists(")
     assert reader.features & Feature.MAPS
+
+
+def test_blocks_share_dictionaries() -> None:
+    reader = SegmentReader(FOLDER / "v1-shared.segment")
+    trees = {column.name: column.encoding for column in reader.layout().columns}
+    assert [name for name, tree in trees.items() if "shared dictionary[" in tree] == ["id", "null", "unsigned", "short", "lists", "keys"]
+    assert reader.features & Feature.SHARED_DICTIONARIES

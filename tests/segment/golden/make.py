@@ -1,7 +1,7 @@
 """Writes golden segments, once: `python -m tests.segment.golden.make`. Files that exist are never touched.
 
 `v1` was written when version 1 knew packing, dictionaries and views; `v1-cascades` shows the features that came after,
-`v1-maps` maps.
+`v1-maps` maps, `v1-shared` dictionaries that blocks share.
 """
 
 from __future__ import annotations
@@ -106,6 +106,24 @@ def maps() -> pa.Table:
     return pa.table(columns)
 
 
+def shared() -> pa.Table:
+    """Hashed ids that come in every block: as values, under nulls, in lists, as keys, narrow ones, and beside them ids of which each comes once."""
+    rng = np.random.default_rng(20_261_125)
+    count, offsets = 3 * ROWS, np.arange(0, 3 * ROWS + 1, 3, dtype=np.int32)
+    ids, short = rng.integers(-(1 << 63), (1 << 63) - 1, 250), rng.integers(0, 1 << 32, 250).astype(np.uint32)
+    skewed = np.minimum(rng.zipf(1.1, count), 250) - 1
+    columns = {
+        "id": pa.array(ids[skewed[:ROWS]]),
+        "null": pa.array(ids[rng.integers(0, 250, ROWS)], mask=rng.random(ROWS) < 0.2),
+        "unsigned": pa.array(ids[rng.integers(0, 250, ROWS)].astype(np.uint64)),
+        "short": pa.array(short[rng.integers(0, 250, ROWS)]),
+        "lists": pa.ListArray.from_arrays(offsets, pa.array(ids[rng.permutation(skewed)])),
+        "keys": pa.MapArray.from_arrays(offsets, pa.array(ids[rng.permutation(skewed)]), pa.array(rng.random(count, np.float32))),
+        "unique": pa.array(rng.integers(-(1 << 63), (1 << 63) - 1, ROWS)),
+    }
+    return pa.table(columns)
+
+
 def write(name: str, table: pa.Table, options: WriteOptions) -> None:
     """Write <name>.segment and <name>.arrow beside this file, unless they are there."""
     segment, expected = FOLDER / f"{name}.segment", FOLDER / f"{name}.arrow"
@@ -124,6 +142,7 @@ def main() -> None:
     lossy = {f"{kind}{null}": kind for kind in ("float16", "bfloat16", "int8") for null in ("", " null")}
     write("v1-cascades", cascades(), WriteOptions(block_rows=1030, segment_id=bytes(range(16)), quantise=lossy))
     write("v1-maps", maps(), WriteOptions(block_rows=1030, segment_id=bytes(range(16))))
+    write("v1-shared", shared(), WriteOptions(block_rows=300, segment_id=bytes(range(16))))
 
 
 if __name__ == "__main__":
