@@ -90,13 +90,18 @@ class BatchDevice:
         """Bytes of windows and batches under way."""
         return self._heap_spans.num_bytes - self._heap_spans.free_bytes
 
-    def take_heap(self, num_bytes: int, what: str) -> int:
+    def take_heap(self, num_bytes: int, what: str, *, passing: bool = False) -> int:
         """Where a span of the heap starts; nothing is launched later that uses what it held before.
+
+        Args:
+            num_bytes: Of the span.
+            what: For the error.
+            passing: It is given back soon.
 
         Raises:
             DeviceMemoryError: There is no room; says the arithmetic.
         """
-        start = self._heap_spans.take(num_bytes)
+        start = self._heap_spans.take(num_bytes, from_end=passing)
         if start is None:
             spans = self._heap_spans
             raise DeviceMemoryError(

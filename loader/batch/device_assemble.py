@@ -98,7 +98,7 @@ class DeviceAssembler:
         report, sums = np.full(1 + num_lists, NO_ERROR, np.uint64), num_lists * max(tiles, 1)
         tables = [report, self._parts(parts), batch.fixed_places.planes(batch.fixed.address), batch.lists]
         starts, num_bytes = places([*(table.nbytes for table in tables), 8 * sums, table_bytes, scratch_bytes])
-        batch.span = device.take_heap(num_bytes, "the tables of a batch")
+        batch.span = device.take_heap(num_bytes, "the tables of a batch", passing=True)
         at = batch.tables = (device.heap_base + batch.span + starts).tolist()
         self._place_scratch(batch.lists, at[5], at[6], batch.num_rows)
         try:
@@ -208,7 +208,7 @@ class DeviceAssembler:
         device, columns, at, num_rows = self._device, self._columns, batch.tables, batch.num_rows
         num_tiles, row_tiles = int(outs["num_tiles"].sum(dtype=np.int64)), -(-num_rows // TILE_ROWS)
         starts, num_bytes = places([outs.nbytes, 4 * num_tiles])
-        span = device.take_heap(num_bytes, "the tables of a batch")
+        span = device.take_heap(num_bytes, "the tables of a batch", passing=True)
         table, first_entry = (device.heap_base + span + starts).tolist()
         device.upload(span, [outs])
         common = (at[1], len(batch.parts), at[3], table)

@@ -146,7 +146,7 @@ class DeviceWindowFill:
         starts = np.zeros(regions.table.size, np.int64)
         pool_places, pool_bytes = places(regions.num_bytes()[regions.is_pool])
         once_places, once_bytes = places(regions.num_bytes()[~regions.is_pool])
-        pools, once = self._take(pool_bytes, "the lists of a window"), self._take(once_bytes, "what decodes to a window")
+        pools, once = self._take(pool_bytes, "the lists of a window"), self._take(once_bytes, "what decodes to a window", passing=True)
         starts[regions.is_pool], starts[~regions.is_pool] = pools + pool_places, once + once_places
         planes, pool_pieces = regions.planes(base + starts), regions.pools(base + starts)
         items = regions.item_validity(base + starts)
@@ -188,8 +188,8 @@ class DeviceWindowFill:
         self._pieces, self._spans = [], []
         return window
 
-    def _take(self, num_bytes: int, what: str) -> int:
-        span = self._device.take_heap(num_bytes, what)
+    def _take(self, num_bytes: int, what: str, *, passing: bool = False) -> int:
+        span = self._device.take_heap(num_bytes, what, passing=passing)
         self._spans.append(span)
         return span
 
@@ -252,14 +252,14 @@ class DeviceWindowFill:
             more[checked.index(column), piece]["items"], more[checked.index(column), piece]["kind"] = address, ITEMS
         fills = self._label is not None and bool(held.has_validity[self._label.label])
         label = columns.label_fill(self._label) if fills and self._label is not None else np.zeros(0, np.uint8)
-        zeroed = self._take(patches.zeroed_bytes, "the patches of a window") if patches.zeroed_bytes else 0
+        zeroed = self._take(patches.zeroed_bytes, "the patches of a window", passing=True) if patches.zeroed_bytes else 0
         # addresses of the arrays must be known before the records that name them
         sizes = [array.nbytes for array in patches.arrays]
         arrays, array_bytes = places(sizes)
-        patch_span = self._take(array_bytes, "the patches of a window") if patches.num_patches else 0
+        patch_span = self._take(array_bytes, "the patches of a window", passing=True) if patches.num_patches else 0
         records = patches.records(device.heap_base + zeroed, (device.heap_base + patch_span + arrays).tolist())
         tables = [held.rows, table, np.concatenate([planes, more]), label, records]
-        span = self._take(places([one.nbytes for one in tables])[1], "the tables of a window")
+        span = self._take(places([one.nbytes for one in tables])[1], "the tables of a window", passing=True)
         at = device.upload(span, tables)
         if patches.num_patches:
             device.upload(patch_span, patches.arrays)

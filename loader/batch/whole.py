@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.batch.buffers import BufferPool
-from loader.batch.gather import LENGTH_SHIFT, START_MASK, check_views, gather_lists, list_offsets
+from loader.batch.gather import LENGTH_SHIFT, START_MASK, TRUSTED_BYTES, check_views, gather_lists, list_offsets
 from loader.decode.arrow import take, widened
 from loader.decode.result import DecodedColumn, FixedColumn, ListColumn
 from loader.encodings.leaf import LeafType
@@ -128,8 +128,9 @@ class _Plan:
             return PlainBatch(self, number, None, _NOTHING)
         start, stop = self.rows(number)
         rows = self._library.measure_lists(self._table, start, stop - start)
-        for column in self._table.columns:
-            check_views(column.views[start:stop], len(column.pool), rows.num_bytes)
+        if rows.num_bytes > TRUSTED_BYTES:
+            for column in self._table.columns:
+                check_views(column.views[start:stop], len(column.pool), rows.num_bytes)
         if rows.num_bytes > self._memory_bytes:
             # the batches to come take as much, so that they get the memory, still in the cache, that one before let go
             self._memory_bytes = rows.num_bytes + rows.num_bytes // 8

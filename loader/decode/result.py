@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from loader.segment.layout import PADDING_BYTES, Role
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_BYTE, _VIEW = _UNSIGNED[1], _UNSIGNED[8]
 _MAX_DEPTHS = 16
 _REGION_FIELDS = ["chunk", "role", "depth", "count", "item_bytes", "value_type", "base", "arena"]
 
@@ -63,6 +64,18 @@ DecodedColumn = FixedColumn | ListColumn
 def num_entries(column: DecodedColumn) -> int:
     """Entries of a column or pool."""
     return len(column.values if isinstance(column, FixedColumn) else column.views)
+
+
+class _Roles(NamedTuple):
+    """The roles of the regions of a list, or of a column without lists."""
+
+    values: Role
+    validity: Role
+    views: Role
+
+
+_OF_FIRST = _Roles(Role.VALUES, Role.VALIDITY, Role.VIEWS)
+_OF_WEIGHTS = _Roles(Role.WEIGHT_VALUES, Role.WEIGHT_VALIDITY, Role.WEIGHT_VIEWS)
 
 
 class DecodedBlock(Sequence[DecodedColumn]):
@@ -115,27 +128,26 @@ class DecodedBlock(Sequence[DecodedColumn]):
 
     def _weights(self, chunk: int, leaf: LeafType, keys: ListColumn, num_rows: int) -> ListColumn:
         """The second list of a map. Views of its own have the lengths of the keys' views, and without them its pool has as many entries as theirs."""
-        views = self._region(chunk, Role.WEIGHT_VIEWS, 0, num_rows, np.dtype("<u8"))
-        child = self._column(chunk, leaf, 1, None, Role.WEIGHT_VALUES)
+        views = self._region(chunk, Role.WEIGHT_VIEWS, 0, num_rows, _VIEW)
+        child = self._column(chunk, leaf, 1, None, _OF_WEIGHTS)
         if num_entries(child) != num_entries(keys.child) if views is None else ((views ^ keys.views) >> np.uint64(32)).any():
             raise CorruptSegmentError(f"chunk {chunk} of the request has maps with other numbers of keys than of weights")
         views = keys.views if views is None else views
         return ListColumn(views=views, validity=None, child=child, base=child.base if isinstance(child, FixedColumn) else 0)
 
-    def _column(self, chunk: int, leaf: LeafType, depth: int, count: int | None, group: int = 0) -> DecodedColumn:
-        """The column from a depth on; `group` is what the roles of its regions are above those of the first list."""
+    def _column(self, chunk: int, leaf: LeafType, depth: int, count: int | None, roles: _Roles = _OF_FIRST) -> DecodedColumn:
+        """The column from a depth on; its regions have these roles."""
         if depth == leaf.depth:
-            return self._leaf(chunk, leaf, count, group)
-        views = self._region(chunk, Role(Role.VIEWS + group), depth, count, np.dtype("<u8"))
+            return self._leaf(chunk, leaf, count, roles)
+        views = self._region(chunk, roles.views, depth, count, _VIEW)
         if views is None:
             raise CorruptSegmentError(f"chunk {chunk} of the request has no views at depth {depth}")
-        validity = self._region(chunk, Role(Role.VALIDITY + group), depth, views.size, np.dtype("u1"))
-        child = self._column(chunk, leaf, depth + 1, None, group)
+        validity = self._region(chunk, roles.validity, depth, views.size, _BYTE)
+        child = self._column(chunk, leaf, depth + 1, None, roles)
         return ListColumn(views=views, validity=validity, child=child, base=child.base if isinstance(child, FixedColumn) else 0)
 
-    def _leaf(self, chunk: int, leaf: LeafType, count: int | None, group: int = 0) -> FixedColumn:
-        role, validity_role = Role(Role.VALUES + group), Role(Role.VALIDITY + group)
-        region = self._regions.get((chunk, role, leaf.depth))
+    def _leaf(self, chunk: int, leaf: LeafType, count: int | None, roles: _Roles = _OF_FIRST) -> FixedColumn:
+        region = self._regions.get((chunk, roles.values, leaf.depth))
         if region is None:
             raise CorruptSegmentError(f"chunk {chunk} of the request has no values at depth {leaf.depth}")
         _, size, stated, base, _ = region
@@ -144,16 +156,16 @@ class DecodedBlock(Sequence[DecodedColumn]):
         if stated != leaf.value_type or size > dtype.itemsize or (narrow and dtype.kind not in "iu"):
             raise CorruptSegmentError(f"chunk {chunk} of the request holds values of type {stated} and {size} bytes, not {leaf.value_type.name.lower()}")
         wanted = None if count is None else count * leaf.values_per_entry
-        values = self._region(chunk, role, leaf.depth, wanted, _UNSIGNED[size] if narrow else dtype)
+        values = self._region(chunk, roles.values, leaf.depth, wanted, _UNSIGNED[size] if narrow else dtype)
         assert values is not None
         if leaf.fixed_size and values.size % leaf.fixed_size:
             raise CorruptSegmentError(f"chunk {chunk} of the request holds {values.size:,} values, no multiple of {leaf.fixed_size}")
         entries = values.size // leaf.values_per_entry
-        validity = self._region(chunk, validity_role, leaf.depth, entries, np.dtype("u1"))
+        validity = self._region(chunk, roles.validity, leaf.depth, entries, _BYTE)
         base = base if narrow else 0
         if not leaf.fixed_size:
             return FixedColumn(values=values, validity=validity, base=base)
-        items = self._region(chunk, validity_role, leaf.depth + 1, values.size, np.dtype("u1"))
+        items = self._region(chunk, roles.validity, leaf.depth + 1, values.size, _BYTE)
         shape = (entries, leaf.fixed_size)
         return FixedColumn(values=values.reshape(shape), validity=validity, item_validity=None if items is None else items.reshape(shape), base=base)
 

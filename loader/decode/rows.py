@@ -136,6 +136,12 @@ class RowPart:
     block: int = 0
 
 
+def address_of(array: Array) -> int:
+    """Where an array's memory begins: `array.ctypes.data`, in a fraction of its time."""
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
 def row_columns(chunks: Sequence[tuple[OpenChunks, int] | None]) -> Array:
     """ROW_COLUMN records of chunks: which chunk of which program each field is."""
     columns = np.zeros(len(chunks), ROW_COLUMN)
@@ -193,9 +199,7 @@ class RowFields:
 
     def take_native(self, library: native.NativeLibrary, parts: Sequence[RowPart], num_rows: int) -> pa.RecordBatch | None:
         """The columns that the library knows; None where a program is too deep for it."""
-        groups = np.zeros(len(parts), ROW_GROUP)
-        for record, part in zip(groups, parts, strict=True):
-            record["rows"], record["places"], record["num_rows"] = part.rows.ctypes.data, part.places.ctypes.data, part.rows.size
+        groups = np.array([number for part in parts for number in (address_of(part.rows), address_of(part.places), part.rows.size)], np.uint64).view(ROW_GROUP)
         chosen = [part.columns if self._is_stored else part.columns[self._native] for part in parts]
         columns = chosen[0] if len(chosen) == 1 else np.concatenate([np.zeros(0, ROW_COLUMN), *chosen])
         for _ in range(MAX_ROUNDS):

@@ -25,7 +25,7 @@ class InterruptedWaitError(HeadraceError):
 
 
 class Spans:
-    """Byte ranges of [0, num_bytes), first fit, neighbours joined when they come back. Not thread-safe.
+    """Byte ranges of [0, num_bytes), neighbours joined when they come back. Not thread-safe.
 
     Attributes:
         num_bytes: All there are.
@@ -38,18 +38,28 @@ class Spans:
         self._stops = [self.num_bytes] if self.num_bytes else []
         self._taken: dict[int, int] = {}
 
-    def take(self, num_bytes: int) -> int | None:
-        """Where a range of so many bytes starts; None if no free range is as large."""
+    def take(self, num_bytes: int, *, from_end: bool = False) -> int | None:
+        """Where a range of so many bytes starts; None if no free range is as large.
+
+        Args:
+            num_bytes: How many.
+            from_end: For what is given back soon: the last range that fits, at its end, so that it does not lie between what stays. Else the tightest.
+        """
         size = span_bytes(num_bytes)
-        for index, (start, stop) in enumerate(zip(self._starts, self._stops, strict=True)):
-            if stop - start >= size:
-                self._starts[index] = start + size
-                if start + size == stop:
-                    del self._starts[index], self._stops[index]
-                self._taken[start] = size
-                self.free_bytes -= size
-                return start
-        return None
+        fits = [index for index, start in enumerate(self._starts) if self._stops[index] - start >= size]
+        if not fits:
+            return None
+        index = fits[-1] if from_end else min(fits, key=lambda one: self._stops[one] - self._starts[one])
+        start, stop = self._starts[index], self._stops[index]
+        if stop - start == size:
+            del self._starts[index], self._stops[index]
+        elif from_end:
+            start = self._stops[index] = stop - size
+        else:
+            self._starts[index] = start + size
+        self._taken[start] = size
+        self.free_bytes -= size
+        return start
 
     def give_back(self, start: int) -> None:
         """Free a range that `take` gave."""

@@ -86,6 +86,7 @@ class CudaRuntime:
         self.device = f"cuda:{self._number}"
         self.launches = self.allocations = 0
         self._streams: dict[str, _Handle] = {}
+        self._consumers: dict[int, _Handle] = {}
         self._lock = threading.RLock()
         with self._on_device():
             self.properties |= _check_device(self._cuda, self._torch, self._number, needed_bytes)
@@ -150,7 +151,8 @@ class CudaRuntime:
             return self._streams[name]
 
     def consumer_stream(self) -> _Handle:
-        return _Handle(int(self._torch.cuda.current_stream(self.device).cuda_stream), None)
+        handle = int(self._torch.cuda.current_stream(self.device).cuda_stream)
+        return self._consumers.setdefault(handle, _Handle(handle, None))  # one object a stream, so that callers can tell them apart
 
     def event(self) -> _Handle:
         with self._on_device():

@@ -341,6 +341,13 @@ static void decode_vector(const Task& t) {
     decode_rows<OP_DIRECT, STEP_SCAN, ANY>(t);
 }
 
+// All vectors of one op.
+static void decode_op(const u8* slab, u8* arena, const ProgramOp* ops, const ProgramSource* sources, u32 op, u64* error) {
+    Near near[MAX_CLASSES];
+    for (u32 k = 0; k < MAX_CLASSES; ++k) near[k].held = 0;
+    for (u32 vector = 0; (u64)vector * VECTOR < ops[op].count; ++vector) decode_vector({slab, arena, ops + op, sources, op, vector, error, near});
+}
+
 // A run of vectors over ops, in the order of `first_items`, which has the vectors before each op; vectors [item, stop).
 static void decode_items(const u8* slab, u8* arena, const ProgramOp* ops, const ProgramSource* sources, const u64* first_items, u64 op, u64 item, u64 stop,
                          u64* error) {

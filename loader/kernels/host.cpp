@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -51,7 +52,7 @@ namespace avx2 {
 namespace {
 
 const u32 ABI_VERSION = 1;
-const u64 VECTORS_PER_GRAB = 32, VECTORS_PER_THREAD = 128, ROWS_PER_GRAB = 16384, LISTS_PER_GRAB = 4096, BYTES_PER_PIECE = 1 << 20;
+const u64 ROWS_PER_GRAB = 16384, LISTS_PER_GRAB = 4096, BYTES_PER_PIECE = 1 << 20;
 
 bool force_portable = false;
 
@@ -85,23 +86,6 @@ std::string describe_records() {
             FIELD(ProgramSource, value) + FIELD(ProgramSource, count) + FIELD(ProgramSource, num_words) + "\n";
     return text;
 }
-
-struct Decoder {
-    const u8* slab;
-    u8* arena;
-    const ProgramOp* ops;
-    const ProgramSource* sources;
-    std::vector<u64> first_item;   // vectors before each op, over the whole program
-    std::vector<u64> stage_first;  // vectors before each level
-    std::vector<u64> errors;       // one word a thread
-
-    // Decodes vectors [first, end) of a level.
-    void decode(unsigned thread, size_t stage, u64 first, u64 end) {
-        const u64 item = stage_first[stage] + first, stop = stage_first[stage] + end;
-        const u64 op = (u64)(std::upper_bound(first_item.begin(), first_item.end(), item) - first_item.begin()) - 1;
-        DISPATCH(decode_items(slab, arena, ops, sources, first_item.data(), op, item, stop, &errors[thread]));
-    }
-};
 
 void lower(std::atomic<u64>& least_seen, u64 value) {
     u64 known = least_seen.load();
@@ -176,33 +160,6 @@ EXPORT void headrace_force_portable(int on) { force_portable = on != 0; }
 
 EXPORT int headrace_has_avx2() { return use_avx2(); }
 
-// Sizes are without padding; both buffers are readable for PADDING_BYTES more. Returns NO_ERROR or the first error's word.
-EXPORT u64 headrace_decode(const u8* slab, u64 slab_bytes, u8* arena, u64 arena_bytes, const ProgramOp* ops, u64 num_ops, const ProgramSource* sources,
-                           u64 num_sources, u32 num_threads) {
-    const u64 error = verify::check_program(ops, num_ops, sources, num_sources, {slab_bytes, arena_bytes});
-    if (error != NO_ERROR || num_ops == 0) return error;
-    Decoder decoder = {slab, arena, ops, sources, std::vector<u64>(num_ops + 1), {}, {}};
-    std::vector<unsigned long long> stage_items;
-    for (u64 k = 0; k < num_ops; ++k) {
-        if (k == 0 || ops[k].level != ops[k - 1].level) {
-            decoder.stage_first.push_back(decoder.first_item[k]);
-            stage_items.push_back(0);
-        }
-        const u64 vectors = verify::num_vectors(ops[k].count);
-        decoder.first_item[k + 1] = decoder.first_item[k] + vectors;
-        stage_items.back() += vectors;
-    }
-    threads::Team team((unsigned)std::min<u64>(num_threads, decoder.first_item[num_ops] / VECTORS_PER_THREAD + 1));
-    decoder.errors.assign(team.size(), NO_ERROR);
-    team.run(stage_items, VECTORS_PER_GRAB, [&](unsigned thread, size_t stage, u64 first, u64 end) { decoder.decode(thread, stage, first, end); });
-    return *std::min_element(decoder.errors.begin(), decoder.errors.end());
-}
-
-// What headrace_decode checks before it starts, for executors of other devices.
-EXPORT u64 headrace_check_program(const ProgramOp* ops, u64 num_ops, const ProgramSource* sources, u64 num_sources, u64 slab_bytes, u64 arena_bytes) {
-    return verify::check_program(ops, num_ops, sources, num_sources, {slab_bytes, arena_bytes});
-}
-
 // out[i] = values[rows[i]]; rows are u32 (row_bytes 4) or i64. Returns the first i whose row is outside, else num_rows.
 EXPORT u64 headrace_gather_fixed(const void* values, u64 num_values, u32 item_bytes, const void* rows, u32 row_bytes, u64 num_rows, void* out, u32 num_threads) {
     if (row_bytes == 4) return gather_sized<u32>(values, num_values, item_bytes, rows, num_rows, out, num_threads);
@@ -256,6 +213,7 @@ EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* ou
 }
 
 #include "columns.h"
+#include "executor.h"
 #include "program.h"
 #include "encoder.h"
 #include "rows_take.h"

@@ -6,9 +6,8 @@ Imports no Arrow: a result is the address of an Arrow C array that the caller im
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,9 +49,8 @@ class RowsStatus(enum.IntEnum):
     MEMORY = 4
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class TakenRows:
-    """What a look-up led to.
+class TakenRows(NamedTuple):
+    """What a look-up led to; a tuple, because many are made.
 
     Attributes:
         status: DONE or why not.
@@ -64,13 +62,16 @@ class TakenRows:
         record: Holds the array.
     """
 
-    status: RowsStatus
+    status: int
     reason: int
     group: int
     field: int
     missing: Array
     array: int
     record: Array
+
+
+_NONE_MISSING = np.zeros(0, ROW_RANGE)
 
 
 class RowMethods:
@@ -91,17 +92,17 @@ class RowMethods:
         if columns.dtype != ROW_COLUMN or groups.dtype != ROW_GROUP or fields.dtype != ROW_FIELD or columns.size != groups.size * fields.size:
             raise ValueError(f"columns must be ROW_COLUMN records for {groups.size} groups of {fields.size} fields, got {columns.size} of {columns.dtype}")
         result = np.zeros(1, ROW_RESULT)
-        at = result.ctypes.data
+        at = address(result, "result", alignment=8)
         self._library.headrace_take_rows(
             address(columns, "columns", alignment=8), address(groups, "groups", alignment=8), groups.size, address(fields, "fields", alignment=4), fields.size,
             num_rows, max_bytes, at,
         )  # fmt: skip
         _, status, reason, group, field, missing, num_missing = result.item()
-        ranges = np.zeros(0, ROW_RANGE)
+        ranges = _NONE_MISSING
         if status == RowsStatus.MISSING:
             ranges = np.frombuffer(ctypes.string_at(missing, num_missing * ROW_RANGE.itemsize), ROW_RANGE)
             self._library.headrace_free_ranges(missing)
-        return TakenRows(status=RowsStatus(status), reason=reason, group=group, field=field, missing=ranges, array=at, record=result)
+        return TakenRows(status, reason, group, field, ranges, at, result)
 
     def release_rows(self, taken: TakenRows) -> None:
         """Free a result's arrays unless somebody imported them."""

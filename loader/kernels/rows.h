@@ -86,10 +86,13 @@ struct Stop {
     u32 status, reason;
 };
 
-// All buffers of a result; goes when the last of its arrays is released.
+// All buffers of a result; goes when the last of its arrays is released. Small ones share blocks.
 struct Memory {
+    static constexpr u64 BLOCK_BYTES = 32 << 10, SMALL_BYTES = 4 << 10;
+
     std::atomic<u64> users{0};
     std::vector<void*> blocks;
+    u8 *next = nullptr, *end = nullptr;
     u64 left;  // bytes that may still be taken
 
     explicit Memory(u64 most) : left(most) {}
@@ -103,11 +106,22 @@ struct Memory {
     template <class T> T* make(u64 count) {
         if (count > left / sizeof(T)) throw Stop{ROW_CORRUPT, ROW_TOO_LARGE};
         left -= count * sizeof(T);
-        const u64 num_bytes = (count * sizeof(T) + 63) / 64 * 64 + 64;
+        const u64 num_bytes = (count * sizeof(T) + 63) / 64 * 64;
+        if (num_bytes > SMALL_BYTES) return (T*)block(num_bytes);
+        if ((u64)(end - next) < num_bytes) {
+            next = (u8*)block(BLOCK_BYTES);
+            end = next + BLOCK_BYTES;
+        }
+        next += num_bytes;
+        return (T*)(next - num_bytes);
+    }
+
+  private:
+    void* block(u64 num_bytes) {
         blocks.push_back(nullptr);
         blocks.back() = std::aligned_alloc(64, num_bytes);
         if (!blocks.back()) throw std::bad_alloc();
-        return (T*)__builtin_memset(blocks.back(), 0, num_bytes);
+        return __builtin_memset(blocks.back(), 0, num_bytes);
     }
 };
 

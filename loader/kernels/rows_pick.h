@@ -17,7 +17,7 @@ class RowPicker {
   private:
     static constexpr u32 MAX_DEPTH = 8, PAGE_SHIFT = 12;
     static constexpr u64 MAX_HELD = 4096, MOST_OFFSET = 1ull << 40;
-    static constexpr u32 MANY = 24;
+    static constexpr u32 MANY = 48;
 
     struct Sums {
         u32 of[VECTOR];

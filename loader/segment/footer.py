@@ -200,8 +200,7 @@ def check_directory(directory: memoryview, tail_bytes: memoryview, where: str, n
     if crc32c(bytes(directory) + bytes(tail_bytes[:_CHECKED_TAIL_BYTES])) != int(tail["checksum"]):
         raise CorruptSegmentError(f"{where}: checksum of the directory at offset {int(tail['directory_offset']):,} does not match; fetch or write it again")
     entries = np.frombuffer(directory, DIRECTORY_ENTRY)
-    for entry in entries:
-        pages = -(-int(entry["num_bytes"]) // SECTION_PAGE_BYTES)
-        if int(entry["offset"]) + int(entry["num_bytes"]) > num_bytes or int(entry["checksums_offset"]) + 4 * pages > num_bytes:
-            raise CorruptSegmentError(f"{where}: section {int(entry['kind'])} lies outside of the file; fetch or write it again")
+    for kind, _, offset, size, _, checksums_offset, _ in entries.tolist():
+        if offset + size > num_bytes or checksums_offset + 4 * -(-size // SECTION_PAGE_BYTES) > num_bytes:
+            raise CorruptSegmentError(f"{where}: section {kind} lies outside of the file; fetch or write it again")
     return entries

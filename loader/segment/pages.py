@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from loader.errors import CorruptSegmentError
-from loader.segment.checksum import first_mismatch
+from loader.segment.checksum import crc32c, first_mismatch
 from loader.segment.layout import SECTION_PAGE_BYTES, Section
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -26,15 +27,22 @@ class SectionPages:
             where: File name for errors.
         """
         self._read, self._where = read, where
-        self.kind, self.count = int(entry["kind"]), int(entry["count"])
-        self._offset, self.num_bytes = int(entry["offset"]), int(entry["num_bytes"])
-        self._checksums_offset = int(entry["checksums_offset"])
-        self._loaded = np.zeros(-(-self.num_bytes // SECTION_PAGE_BYTES), np.bool_)
-        self._content = np.empty(self.num_bytes, np.uint8)
+        self.kind, _, self._offset, self.num_bytes, self.count, self._checksums_offset, _ = entry.item()
+        self._is_whole = False
+
+    @functools.cached_property
+    def _loaded(self) -> Array:
+        return np.zeros(-(-self.num_bytes // SECTION_PAGE_BYTES), np.bool_)
+
+    @functools.cached_property
+    def _content(self) -> Array:
+        return np.empty(self.num_bytes, np.uint8)
 
     def all(self) -> Array:
         """The whole section, uint8."""
-        self._load(np.flatnonzero(~self._loaded))
+        if not self._is_whole:
+            self._load(np.flatnonzero(~self._loaded))
+            self._is_whole = True
         return self._content
 
     def records(self, dtype: np.dtype[Any], rows: Array | None = None) -> Array:
@@ -78,8 +86,10 @@ class SectionPages:
         if not pages.size:
             return
         # neighbours become one range
-        cuts = np.flatnonzero(np.diff(pages) != 1) + 1
-        runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(pages, cuts)]
+        first, last = int(pages[0]), int(pages[-1])
+        runs = [(first, last + 1)]
+        if last - first >= pages.size:
+            runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1)]
         spans = [(first * SECTION_PAGE_BYTES, min(last * SECTION_PAGE_BYTES, self.num_bytes)) for first, last in runs]
         ranges = [(self._offset + start, stop - start) for start, stop in spans]
         ranges += [(self._checksums_offset + 4 * first, 4 * (last - first)) for first, last in runs]
@@ -91,8 +101,13 @@ class SectionPages:
         self._loaded[pages] = True
 
     def _compare(self, first: int, last: int, checksums: Array) -> None:
-        starts = np.arange(first, last) * SECTION_PAGE_BYTES
-        bad = first_mismatch(self._content, starts, np.minimum(self.num_bytes - starts, SECTION_PAGE_BYTES), checksums)
+        bad: int | None
+        if last - first == 1:
+            start = first * SECTION_PAGE_BYTES
+            bad = None if crc32c(self._content[start : start + SECTION_PAGE_BYTES]) == int(checksums[0]) else 0
+        else:
+            starts = np.arange(first, last) * SECTION_PAGE_BYTES
+            bad = first_mismatch(self._content, starts, np.minimum(self.num_bytes - starts, SECTION_PAGE_BYTES), checksums)
         if bad is not None:
             page = first + bad
             raise CorruptSegmentError(

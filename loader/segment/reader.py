@@ -14,9 +14,9 @@ import pyarrow as pa
 from loader.decode.arrow import to_arrow
 from loader.decode.program import MAX_ARENA_BYTES, Program
 from loader.decode.result import DecodedBlock, decode_block
-from loader.decode.rows import reordered
 from loader.encodings.leaf import leaf_type
 from loader.errors import CorruptSegmentError
+from loader.schema import take
 from loader.segment import requests
 from loader.segment.checksum import first_mismatch
 from loader.segment.inspect import SegmentLayout, column_layout
@@ -238,30 +238,36 @@ class SegmentReader(OpenFooter):
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
     def _read_rows(self, ids: Sequence[int], rows: Array, verify: bool | None) -> pa.Table:
-        owner = self.blocks_of(rows)
-        blocks, counts = np.unique(owner, return_counts=True)
-        few = counts * LOOK_UP_SHARE <= self.block_rows[blocks]
-        if few.all():
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        blocks, cuts = self.cut_at_blocks(ascending)
+        if (np.diff(cuts) * LOOK_UP_SHARE <= self.block_rows[blocks]).all():
             taken = RowReader(self, verify=verify)
             slices = range(0, max(rows.size, 1), LOOK_UP_ROWS)
             return pa.Table.from_batches([taken.take(rows[start : start + LOOK_UP_ROWS], ids) for start in slices])
         schema = self.schema_of(ids)
-        # whole blocks one behind the other, and in them the rows
-        starts = np.zeros(self.num_blocks, np.int64)
-        starts[blocks] = np.cumsum(self.block_rows[blocks].astype(np.int64)) - self.block_rows[blocks]
-        tables = [self._block_table(schema, ids, block, verify) for block in blocks.tolist()]
-        places = rows - self.blocks["row_start"].astype(np.int64)[owner] + starts[owner]
-        return pa.Table.from_arrays([reordered(column.chunks, places, column.type) for column in pa.concat_tables(tables).columns], schema=schema)
+        parts = [take(self._block_table(schema, ids, block, verify), ascending[low:high] - self.block_starts[block])
+                 for block, low, high in zip(blocks, cuts, cuts[1:], strict=False)]  # fmt: skip
+        back = np.empty(rows.size, np.int64)
+        back[order] = np.arange(rows.size)
+        found: pa.Table = take(pa.concat_tables(parts), back)
+        return found
 
-    def blocks_of(self, rows: Array) -> Array:
-        """The block of each row, int64.
+    def cut_at_blocks(self, rows: Array) -> tuple[list[int], list[int]]:
+        """Ascending row numbers (int64) by block: the blocks, and where the rows of each begin and those of the last end.
 
         Raises:
             ValueError: A row is not in the segment.
         """
-        if rows.size and (int(rows.min()) < 0 or int(rows.max()) >= self.num_rows):
-            raise ValueError(f"rows go from 0 to {self.num_rows - 1:,}, not {int(rows.min()):,} to {int(rows.max()):,}")
-        return np.asarray(np.searchsorted(self.block_starts, rows, side="right") - 1)
+        if not rows.size:
+            return [], [0]
+        if rows[0] < 0 or rows[-1] >= self.num_rows:
+            raise ValueError(f"rows go from 0 to {self.num_rows - 1:,}, not {int(rows[0]):,} to {int(rows[-1]):,}")
+        if self.num_blocks == 1:
+            return [0], [0, rows.size]
+        ends = np.searchsorted(rows, self.block_starts[1:]).tolist() + [rows.size]
+        filled = [block for block, (low, high) in enumerate(zip([0, *ends], ends, strict=False)) if low < high]
+        return filled, [0, *(ends[block] for block in filled)]
 
     def layout(self) -> SegmentLayout:
         """What `headrace inspect` prints."""

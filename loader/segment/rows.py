@@ -126,27 +126,31 @@ class RowReader:
         self._cache = RowCache() if cache is None else cache
         self._number = next(_numbers)
         self.fields = functools.lru_cache(maxsize=64)(self._fields)
+        self._resolved = functools.lru_cache(maxsize=64)(self._resolve)
 
     def _fields(self, column_ids: tuple[int, ...]) -> RowFields:
         return RowFields(self._reader.schema_of(column_ids))
+
+    def _resolve(self, columns: tuple[str | int, ...] | None) -> tuple[tuple[int, ...], RowFields]:
+        ids = tuple(self._reader.resolve(columns))
+        return ids, self.fields(ids)
 
     def take(self, rows: Sequence[int] | Array, columns: Sequence[str | int] | None = None) -> pa.RecordBatch:
         """Rows in the order given.
 
         Args:
             rows: Row numbers, in any order; repeats allowed.
-            columns: Names or ids in the order wanted; default all, in the order they were written. Ids are faster.
+            columns: Names or ids in the order wanted; default all, in the order they were written.
 
         Raises:
             ColumnNotFoundError: A column is not in the segment.
             CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
             ValueError: A row is not in the segment.
         """
-        given = [column for column in columns or () if isinstance(column, int)]
-        ids = tuple(given) if columns is not None and len(given) == len(columns) else tuple(self._reader.resolve(columns))
+        ids, fields = self._resolved(None if columns is None else tuple(columns))
         numbers = np.asarray(rows, np.int64)
         parts = self.parts(numbers, ids)
-        batch = self.fields(ids).take(parts, numbers.size)
+        batch = fields.take(parts, numbers.size)
         self.measure(parts)
         return batch
 
@@ -164,15 +168,17 @@ class RowReader:
             ValueError: A row is not in the segment.
         """
         places = np.arange(rows.size, dtype=np.uint32) if places is None else places
-        owner = self._reader.blocks_of(rows)
-        blocks = np.unique(owner).tolist() if self._reader.num_blocks > 1 else [0] if rows.size else []
+        if rows.size > 1:
+            # neighbours share vectors
+            order = np.argsort(rows, kind="stable")
+            rows, places = rows[order], places[order]
+        blocks, cuts = self._reader.cut_at_blocks(rows)
         starts = self._reader.block_starts
         found = []
-        for block in blocks:
-            mine = slice(None) if len(blocks) == 1 else np.flatnonzero(owner == block)
+        for block, low, high in zip(blocks, cuts, cuts[1:], strict=False):
             chunks, columns = self._open(block, column_ids)
-            inside = (rows[mine] - starts[block]).astype(np.uint32)
-            found.append(RowPart(chunks=chunks, columns=columns, rows=inside, places=np.ascontiguousarray(places[mine]), block=block))
+            inside = (rows[low:high] - starts[block]).astype(np.uint32)
+            found.append(RowPart(chunks=chunks, columns=columns, rows=inside, places=places[low:high], block=block))
         return found
 
     def measure(self, parts: Sequence[RowPart]) -> None:

@@ -22,10 +22,9 @@ from loader.kernels.host_runtime import HostRuntime
 from loader.kernels.native import NO_ERROR
 from loader.scan.columns import LabelFill, read_columns
 from loader.scan.decoded import decode
-from loader.scan.encoded import BlockPatch, EncodedBlock, FetchRequest, empty_slab
+from loader.scan.encoded import BlockPatch
 from loader.schema import Schema
-from loader.segment.reader import SegmentReader
-from loader.segment.writer import encode_segment
+from tests.batch.test_window import encode
 from tests.train.device import assert_same
 
 SCHEMA = pa.schema(
@@ -79,25 +78,14 @@ def block_table(rng, count, nulls=0.2):
     return pa.table({name: some_nulls(rng, values, nulls) for name, values in columns.items()}, schema=SCHEMA)
 
 
-def encode(table, number, selected=None, patches=None, absent=()):
-    """A block as a fetcher would hand it over."""
-    read = read_columns(Schema.from_arrow(table.schema), table.schema.names)
-    segment = encode_segment(table, column_ids=[column.id for column in read])
-    chunks = SegmentReader(segment.data).chunks([column.id for column in read], [0])[:, 0]
-    sizes = chunks["num_bytes"].astype(np.int64)
-    padded = -(-sizes // 64) * 64
-    offsets = np.cumsum(padded) - padded
-    slab = empty_slab(int(padded.sum()))
-    for chunk, offset in zip(chunks, offsets, strict=True):
-        part = np.frombuffer(segment.data, np.uint8)[int(chunk["offset"]) : int(chunk["offset"]) + int(chunk["num_bytes"])]
-        slab[offset : offset + len(part)] = part
-    offsets[[table.schema.get_field_index(name) for name in absent]] = -1
-    bits = None if selected is None else np.packbits(selected, bitorder="little")
-    request = FetchRequest(sequence=number, shard=0, block=number)
-    return EncodedBlock(request=request, num_rows=len(table), slab=slab, chunk_offsets=offsets, chunk_bytes=sizes, selected=bits, patches=patches or {})
+def without(block, absent):
+    """The block as of a segment that is older than some columns."""
+    offsets = block.chunk_offsets.copy()
+    offsets[[SCHEMA.get_field_index(name) for name in absent]] = -1
+    return dataclasses.replace(block, chunk_offsets=offsets)
 
 
-def random_patches(rng, count, absent):
+def random_patches(rng, count):
     """Patches of some columns; lists grow, shrink and become null."""
     patches = {}
     for name in SCHEMA.names:
@@ -118,7 +106,7 @@ def random_window(rng, num_blocks, rows):
         if mask is not None and not mask.any():
             mask[0] = True
         absent = [name for name in SCHEMA.names if rng.random() < 0.2]
-        blocks.append(encode(block_table(rng, count), number, mask, random_patches(rng, count, absent), absent))
+        blocks.append(without(encode(block_table(rng, count), number, mask, random_patches(rng, count)), absent))
         chosen = count if mask is None else int(mask.sum())
         head = int(rng.integers(0, chosen))
         tail = int(rng.integers(head + 1, chosen + 1))

@@ -57,9 +57,9 @@ def block_table(rng, count):
 
 def encode(table, number, selected=None, patches=None):
     """A block as a fetcher would hand it over."""
-    segment = encode_segment(table, column_ids=[column.id for column in READ])
-    reader = SegmentReader(segment.data)
-    chunks = reader.chunks([column.id for column in READ], [0])[:, 0]
+    read = read_columns(Schema.from_arrow(table.schema), table.schema.names)
+    segment = encode_segment(table, column_ids=[column.id for column in read])
+    chunks = SegmentReader(segment.data).chunks([column.id for column in read], [0])[:, 0]
     sizes = chunks["num_bytes"].astype(np.int64)
     padded = -(-sizes // 64) * 64
     offsets = np.cumsum(padded) - padded

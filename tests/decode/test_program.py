@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loader.decode import cpu, reference
 from loader.decode.arrow import to_arrow
-from loader.decode.program import Program, build
+from loader.decode.program import NO_OFFSET, Program, build
 from loader.decode.result import FixedColumn, ListColumn, decode_block
 from loader.encodings.chooser import EncodeOptions
 from loader.encodings.chunk import encode_chunk
@@ -95,12 +95,26 @@ def test_many_chunks_in_one_program(data: st.DataObject) -> None:
         assert same(to_arrow(column, array.type), array)
 
 
-def test_native_and_reference_write_the_same_arena() -> None:
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_native_and_reference_write_the_same_arena(threads: int) -> None:
     slab = slab_of(sample_arrays(3000))
     program = build(slab.data, slab.offsets, slab.sizes)
     one, two = (np.zeros(program.arena_bytes + PADDING_BYTES, np.uint8) for _ in range(2))
     reference.execute(program, slab.data, one)
-    cpu.execute(program, slab.data, two, threads=3)
+    cpu.execute(program, slab.data, two, threads=threads)
+    assert np.array_equal(one[: program.arena_bytes], two[: program.arena_bytes])
+
+
+def test_a_program_whose_chunks_read_each_other_runs_level_by_level() -> None:
+    """As a joined program may: the dictionary of one chunk's op is what another chunk wrote."""
+    slab = slab_of([pa.array(np.arange(5000) % 7 * 1_000_003 + (1 << 40)), pa.array(np.arange(5000) % 7 * 999_983 + (1 << 41))])
+    program = build(slab.data, slab.offsets, slab.sizes)
+    looked_up = np.flatnonzero(program.ops["dict"] != NO_OFFSET)
+    assert looked_up.size == 2
+    program.ops["dict"][looked_up] = program.ops["dict"][looked_up[::-1]]
+    one, two = (np.zeros(program.arena_bytes + PADDING_BYTES, np.uint8) for _ in range(2))
+    reference.execute(program, slab.data, one)
+    cpu.execute(program, slab.data, two)
     assert np.array_equal(one[: program.arena_bytes], two[: program.arena_bytes])
 
 

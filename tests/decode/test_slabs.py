@@ -120,3 +120,21 @@ def test_whoever_waits_is_told_when_the_read_is_stopped(waits_for):
 def test_a_block_larger_than_the_ring_is_refused_by_its_setting():
     with pytest.raises(ValueError, match="a block takes 600 bytes of pinned memory and pinned_bytes is 512: raise it"):
         PinnedSlabs(HostRuntime(), 600).empty(600)
+
+
+def test_what_passes_does_not_lie_between_what_stays():
+    """Windows of different sizes come and go for a long time in the room that a loader reckons for them."""
+    rng, size = np.random.default_rng(5), 1 << 20
+    for held_windows in (2, 9):
+        spans, held = Spans(int(1.5 * (held_windows + 2) * size + 2 * size)), []
+        for _ in range(600):
+            window = int(size * rng.uniform(0.75, 1.3))
+            passing = [spans.take(window, from_end=True), spans.take(window // 50, from_end=True)]
+            stays = [spans.take(int(0.4 * window)), spans.take(int(0.6 * window))]
+            assert None not in (*passing, *stays)
+            for start in passing:
+                spans.give_back(start)
+            held.append(stays)
+            if len(held) > held_windows:
+                for start in held.pop(int(rng.integers(0, 2))):
+                    spans.give_back(start)

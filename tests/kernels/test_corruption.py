@@ -50,6 +50,7 @@ def sanitized(build_folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, str]]
     return target, {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
+@pytest.mark.timeout(900)  # both instruction sets are compiled with sanitizers, which takes minutes where others work too
 def test_damaged_programs_are_clean_under_address_and_undefined_behaviour_sanitizers(sanitized: tuple[pathlib.Path, dict[str, str]]) -> None:
     target, options = sanitized
     overrun = (

@@ -69,6 +69,7 @@ def test_streams_events_and_zeros(fake: FakeCuda) -> None:
     memory, pinned = runtime.empty_device(100), runtime.empty_pinned(100)
     stream, event = runtime.stream("copy"), runtime.event()
     assert runtime.stream("copy") is stream
+    assert runtime.consumer_stream() is runtime.consumer_stream()
     assert runtime.is_done(event)
     pinned[:] = 7
     runtime.copy_to_device(memory.address, pinned, stream)

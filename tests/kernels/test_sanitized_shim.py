@@ -47,6 +47,17 @@ def test_programs_sound_and_damaged_are_clean(sanitized: tuple[pathlib.Path, dic
     assert 0.2 * count < int(found[1]) < 0.75 * count
 
 
+def test_windows_and_batches_are_clean(sanitized: tuple[pathlib.Path, dict[str, str]]) -> None:
+    code = (
+        "import pathlib; from tests.kernels import fuzz_device as f; f.poison_guards(); from tests.batch.test_device_batches import check\n"
+        "for seed, schedule in enumerate(('forward', 'greedy shuffled')):\n"
+        f"    runtime = f.HostRuntime(schedule=schedule, timing='random', seed=seed, folder=pathlib.Path({str(sanitized[0])!r}))\n"
+        "    check(runtime, seed, unique=('ids', 'short'), rows=1300 if seed else 40, batches=2)\n"
+    )
+    result = run(sanitized, "-c", code)
+    assert result.returncode == 0, result.stderr[-6000:]
+
+
 def test_a_read_behind_device_memory_is_seen(sanitized: tuple[pathlib.Path, dict[str, str]]) -> None:
     planted = (
         "import pathlib; from tests.kernels import fuzz_device as f; f.poison_guards()\n"

@@ -199,6 +199,17 @@ def test_transforms_see_and_make_whole_tensors(plain):
     assert compare(make, runtime) == 25
 
 
+def test_windows_go_when_no_batch_needs_them(plain):
+    def peak(window_rows):
+        with maker(plain, ["id", "history"], batch=12, window_rows=window_rows, canonical_shards=1)("cuda") as batches:
+            for _ in batches:
+                pass
+            return batches.stats().peak_window_bytes
+
+    with override(host_runtime(timing="lazy")):
+        assert 0 < 2 * peak(20) < peak(100_000)
+
+
 class Copies:
     """A stream whose blocks lie in memory of their own, as Ray's do."""
 
