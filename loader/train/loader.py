@@ -13,9 +13,10 @@ from typing import Any
 
 from loader.batch.buffers import BufferPool
 from loader.batch.device import BatchDevice
+from loader.decode.known_answers import open_device
 from loader.errors import ForkedProcessError, StateMismatchError
 from loader.extras import require
-from loader.kernels.runtime import Runtime, open_runtime
+from loader.kernels.runtime import Runtime
 from loader.scan import order as ordering
 from loader.scan.fetch import FetchSpec
 from loader.scan.order import Layout, Order
@@ -171,7 +172,7 @@ class DataLoader:
         if options.may_use_gpu:
             memory = plan_device_memory(self.plan, order, options)
             if self._runtime is None:
-                self._runtime = open_runtime(options.device, needed_bytes=memory.slab_bytes + memory.heap_bytes)
+                self._runtime = open_device(options.device, needed_bytes=memory.slab_bytes + memory.heap_bytes)
         if options.decode != "actor" and self._runtime is None:
             check_memory(self.plan, order, options)
 
