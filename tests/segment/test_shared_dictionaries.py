@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import loader
 from loader.decode.result import FixedColumn
@@ -97,6 +99,44 @@ def test_every_way_of_reading_finds_them(table: pa.Table, segment: EncodedSegmen
     assert same_table(reader.read(rows=rows).combine_chunks(), table.take(pa.array(rows)).combine_chunks())
     for verify in (True, False):
         assert same_table(pa.Table.from_batches([reader.take(rows, verify=verify)]).combine_chunks(), table.take(pa.array(rows)).combine_chunks())
+
+
+INTEGERS = [pa.int64(), pa.uint64(), pa.int32(), pa.uint32(), pa.timestamp("ns")]
+SHAPES = [lambda kind: kind, pa.list_, pa.large_list, lambda kind: pa.list_(pa.list_(kind)), lambda kind: pa.map_(kind, pa.float32())]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(INTEGERS), st.sampled_from(SHAPES), st.integers(0, 2**32), st.sampled_from([0.0, 0.1, 0.9]), st.sampled_from([1, 40, 700, 5_000]))
+def test_any_column_of_ids(integer: pa.DataType, shape: Any, seed: int, null_share: float, distinct: int) -> None:
+    """Ends of the range among the ids, blocks that have all, some or none of them, and rows of every shape."""
+    rng, wide, rows = np.random.default_rng(seed), integer.bit_width == 64, 2_400
+    pool = rng.integers(0, 1 << 63 if wide else 1 << 32, distinct, dtype=np.uint64) << np.uint64(1 if wide else 0)
+    ends = [0, (1 << 64) - 1 if wide else (1 << 32) - 1, 1 << 63 if wide else 1 << 31]
+    pool[:3] = ends[: pool.size]
+
+    def ids(count: int) -> pa.Array:
+        values = pool[rng.integers(0, distinct, count)].astype(np.uint64 if wide else np.uint32)
+        values[count // 2 :][rng.random(count - count // 2) < rng.choice([0.0, 0.5, 1.0])] = 7
+        nulls = None if not null_share else pa.py_buffer(np.packbits(rng.random(count) >= null_share, bitorder="little"))
+        return pa.Array.from_buffers(integer, count, [nulls, pa.py_buffer(values)])
+
+    def column(kind: pa.DataType, count: int) -> pa.Array:
+        if kind == integer:
+            return ids(count)
+        ends = np.concatenate([[0], np.cumsum(rng.integers(0, 4, count))])
+        if pa.types.is_map(kind):
+            keys = ids(int(ends[-1]))
+            keys = keys.fill_null(pa.scalar(0, pa.int64()).cast(integer)) if keys.null_count else keys
+            return pa.MapArray.from_arrays(pa.array(ends, pa.int32()), keys, pa.array(rng.random(ends[-1], np.float32)))
+        stored = pa.py_buffer(ends.astype(np.int64 if pa.types.is_large_list(kind) else np.int32))
+        return pa.Array.from_buffers(kind, count, [None, stored], children=[column(kind.value_type, int(ends[-1]))])
+
+    table = pa.table({"c": column(shape(integer), rows)})
+    reader = SegmentReader(encode_segment(table, column_ids=[1], options=WriteOptions(block_rows=int(rng.choice([300, 800, 1_000])))).data)
+    assert same_table(reader.read(), table)
+    chosen = rng.integers(0, rows, 9)
+    read = pa.Table.from_batches([reader.take(chosen)])
+    assert same_table(read, pa.concat_tables([table.slice(int(row), 1) for row in chosen]).combine_chunks())
 
 
 def test_the_same_rows_give_the_same_bytes(table: pa.Table, segment: EncodedSegment) -> None:
