@@ -42,8 +42,8 @@ def stages(job: dict[str, Any], form: Any) -> dict[str, Any]:
     with SegmentReader(path) as reader:
         ids = reader.resolve(None)
         blocks = range(reader.num_blocks)
-        seconds["read"] = timed(lambda: [reader._fetch(block, ids, False) for block in blocks])
-        seconds["checksums"] = timed(lambda: [reader._fetch(block, ids, True) for block in blocks]) - seconds["read"]
+        seconds["read"] = timed(lambda: [reader.fetch(block, ids, verify=False) for block in blocks])
+        seconds["checksums"] = timed(lambda: [reader.fetch(block, ids, verify=True) for block in blocks]) - seconds["read"]
         block_stages = [_block_stages(reader, block, ids, threads, timed) for block in blocks]
     for name in {name: None for parts in block_stages for name in parts[0]}:
         seconds[name] = sum(parts[0].get(name, 0.0) for parts in block_stages)
@@ -66,10 +66,10 @@ def _block_stages(reader: Any, block: int, ids: Sequence[int], threads: int, tim
     from loader.decode.program import build
     from loader.decode.result import DecodedBlock
 
-    slab, offsets, records = reader._fetch(block, ids, False)
-    sizes, leaves, num_rows = records["num_bytes"].astype(np.int64), reader.leaves(ids), int(reader.block_rows[block])
-    seconds = {"program": timed(lambda: build(slab, offsets, sizes))}
-    program = build(slab, offsets, sizes)
+    chunks = reader.fetch(block, ids, verify=False)
+    slab, leaves, num_rows = chunks.slab, reader.leaves(ids), int(reader.block_rows[block])
+    seconds = {"program": timed(lambda: build(slab, chunks.offsets, chunks.sizes, shared=chunks.shared))}
+    program = build(slab, chunks.offsets, chunks.sizes, shared=chunks.shared)
     arena = np.empty(program.arena_bytes + 8192, np.uint8)
     seconds |= _op_seconds(program, slab, arena, threads, timed)
     decoded = DecodedBlock(program, arena, leaves)

@@ -155,7 +155,7 @@ class _Plan:
 def plain_batches(
     block: Sequence[DecodedColumn], leaves: Sequence[LeafType], num_rows: int, batch_rows: int, pool: BufferPool, *, threads: int = 1
 ) -> Iterator[PlainBatch]:
-    """A block laid out some rows at a time. Its memory is reused by the batch after the next one, unless somebody holds on to it.
+    """A block laid out some rows at a time. The memory of a batch is used again once nobody holds on to the batch, its columns or their tensors.
 
     Args:
         block: Its columns.

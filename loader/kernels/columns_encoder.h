@@ -174,15 +174,13 @@ EXPORT void headrace_encoded_pointers(const encode::Encoded* encoded, u64* point
     for (size_t k = 0; k < encoded->chunks.size(); ++k) pointers[k] = (u64)encoded->chunks[k].data.get();
 }
 
-// Bytes of all columns of a batch as Arrow arrays, at most; ~0 if a type is not known.
-EXPORT u64 headrace_decoded_bytes(const ArrowArray* batch, const ArrowSchema* schema) {
-    u64 sum = 0;
+// Bytes of each column of a batch as Arrow arrays, at most; ~0 where the type is not known.
+EXPORT void headrace_decoded_bytes(const ArrowArray* batch, const ArrowSchema* schema, u64* num_bytes) {
     for (i64 k = 0; k < schema->num_children; ++k) {
         encode::ColumnType type;
-        if (!encode::column_type(*schema->children[k], type)) return ~0ull;
-        sum += encode::most_bytes(*batch->children[k], *schema->children[k], (u64)batch->length, type);
+        const bool known = encode::column_type(*schema->children[k], type);
+        num_bytes[k] = known ? encode::most_bytes(*batch->children[k], *schema->children[k], (u64)batch->length, type) : ~0ull;
     }
-    return sum;
 }
 
 // Notes end to end, `ends[k]` behind that of task k; with `out` null only the ends.

@@ -19,7 +19,7 @@ import numpy as np
 from loader.errors import DeviceError, DeviceMemoryError, MissingDependencyError
 from loader.extras import require
 from loader.kernels import cubin
-from loader.kernels.nvrtc import CompileError
+from loader.kernels.nvrtc import CompileError, load_wheels
 from loader.kernels.runtime import TensorOwner, split_dtype
 from loader.kernels.signatures import KERNEL_FILES, check_arguments, signatures
 
@@ -96,6 +96,7 @@ class CudaRuntime:
         """Every kernel's function by name: one that does not compile is met here, not in the middle of an epoch."""
         functions: dict[str, int] = {}
         try:
+            load_wheels()
             nvrtc = self._cupy.cuda.nvrtc
             architecture = cubin.architecture_of(nvrtc, self.properties["compute_capability"])
             for file in KERNEL_FILES:

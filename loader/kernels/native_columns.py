@@ -20,7 +20,7 @@ COLUMN_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "headrace_encodable_columns": ([_POINTER, _POINTER], None),
     "headrace_encode_columns": ([_POINTER, _POINTER, _U64, _POINTER, _U32, _POINTER], _POINTER),
     "headrace_encoded_pointers": ([_POINTER, _POINTER], None),
-    "headrace_decoded_bytes": ([_POINTER, _POINTER], _U64),
+    "headrace_decoded_bytes": ([_POINTER, _POINTER, _POINTER], None),
     "headrace_encoded_notes": ([_POINTER, _POINTER, _POINTER], None),
     "headrace_encoded_free": ([_POINTER], None),
 }
@@ -110,9 +110,11 @@ class ColumnMethods:
         self._library.headrace_encodable_columns(schema, supported.ctypes.data)
         return supported.view(np.bool_)
 
-    def decoded_bytes(self, array: int, schema: int) -> int:
-        """Bytes that the columns of a record batch take as Arrow arrays, at most: no list or string is longer. All ones if a type is not known."""
-        return int(self._library.headrace_decoded_bytes(array, schema))
+    def decoded_bytes(self, array: int, schema: int, num_columns: int) -> Array:
+        """Bytes that each column of a record batch takes as an Arrow array, at most, uint64; all ones where its type is not known."""
+        found = np.zeros(num_columns, np.uint64)
+        self._library.headrace_decoded_bytes(array, schema, found.ctypes.data)
+        return found
 
     def encode_columns(self, tasks: Array, noted: Array, options: ColumnOptions, threads: int) -> NativeChunks:
         """Encode chunks; the same bytes as `encodings.chunk.encode_chunk`.

@@ -6,6 +6,7 @@ Reports come from nvcc where it is on the path, else from NVRTC: CuPy's binding,
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import glob
@@ -66,10 +67,21 @@ def available() -> str | None:
 
 
 def _find_nvrtc() -> str | None:
+    return next(iter(_nvrtc_libraries()), None)
+
+
+def load_wheels() -> None:
+    """Load the NVRTC of NVIDIA's wheels, so that CuPy finds it loaded: before CuPy 14 it looks for one on the system's path only."""
+    for path in _nvrtc_libraries():
+        with contextlib.suppress(OSError):  # CuPy says what it lacks
+            ctypes.CDLL(path)
+
+
+def _nvrtc_libraries() -> list[str]:
     folders = [path for path in sys.path if path] + ["/usr/local/cuda"]
     patterns = ("nvidia/*/lib/libnvrtc.so.*", "lib64/libnvrtc.so.*")
     found = [path for folder in folders for pattern in patterns for path in glob.glob(os.path.join(folder, pattern))]
-    return next((path for path in sorted(found) if "builtins" not in path and "alt" not in path), None)
+    return [path for path in sorted(found) if "builtins" not in os.path.basename(path) and ".alt" not in os.path.basename(path)]
 
 
 def compile_kernels(architecture: str) -> list[KernelReport]:

@@ -27,8 +27,8 @@ from loader.segment.plan import WritePlan, pointer
 from loader.segment.stats import has_range
 
 Array = np.ndarray[Any, np.dtype[Any]]
-ITEMS_PER_THREAD = 1 << 17  # fewer are encoded before another thread has started
-WORKING_BYTES_PER_ITEM = 160  # that the encoder holds at most, about, while it looks at a chunk
+BYTES_PER_THREAD = 1 << 20  # fewer are encoded before another thread has started
+WORKING_BYTES = 12  # that the encoder holds, at most, about, for a byte of a column while it looks at a chunk
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,14 +131,13 @@ def fits(table: pa.Table, plan: WritePlan, most_bytes: int) -> bool:
     library = native.load()
     if library is None or not plan.native.all() or not plan.order or any(column.num_chunks != 1 for column in table.columns):
         return False
-    batch = _Exported(table.to_batches()[0]) if table.num_rows else None
-    return batch is None or library.decoded_bytes(batch.array, batch.schema) <= most_bytes
+    return not table.num_rows or int(_Exported(table.to_batches()[0]).decoded_bytes(library).sum()) <= most_bytes
 
 
-def num_threads(asked: int | None, num_items: int, largest: int, memory_bytes: int) -> int:
-    """Threads that pay for so many items, of which the largest chunk has `largest`, within the memory."""
+def num_threads(asked: int | None, num_bytes: int, largest_bytes: int, memory_bytes: int) -> int:
+    """Threads that pay for so many bytes of columns, of which the largest chunk has `largest_bytes`, within the memory."""
     most = len(os.sched_getaffinity(0)) if asked is None else asked
-    return max(min(most, 1 + num_items // ITEMS_PER_THREAD, memory_bytes // max(largest * WORKING_BYTES_PER_ITEM, 1)), 1)
+    return max(min(most, 1 + num_bytes // BYTES_PER_THREAD, memory_bytes // max(largest_bytes * WORKING_BYTES, 1)), 1)
 
 
 class _Exported:
@@ -147,6 +146,11 @@ class _Exported:
     def __init__(self, batch: pa.RecordBatch) -> None:
         self._capsules = batch.__arrow_c_array__()
         self.schema, self.array = (pointer(capsule, name) for capsule, name in zip(self._capsules, (b"arrow_schema", b"arrow_array"), strict=True))
+        self._num_columns = batch.num_columns
+
+    def decoded_bytes(self, library: native.NativeLibrary) -> Array:
+        """Bytes of each column as an Arrow array, at most, int64."""
+        return np.minimum(library.decoded_bytes(self.array, self.schema, self._num_columns), np.uint64(1 << 40)).astype(np.int64)
 
 
 def _batches(table: pa.Table, block_rows: Sequence[int]) -> tuple[list[pa.RecordBatch], Array, Array]:
@@ -181,7 +185,9 @@ def _natively(table: pa.Table, block_rows: Sequence[int], places: Array, noted: 
         bytes_per_ns=encode.bytes_per_ns, min_pool_saving=encode.min_pool_saving, max_slide_items=encode.max_slide_items, dictionary=encode.dictionary,
         list_views=encode.list_views, nested_splits=encode.nested_splits, compress=compressed.compress_bytes if encode.compress else None,
     )  # fmt: skip
-    threads = num_threads(options.threads, places.size * table.num_rows, max(block_rows), options.encode_memory_bytes)
+    sizes = np.sum([batch.decoded_bytes(library) for batch in exported], axis=0)
+    largest = int(sizes.max()) * max(block_rows) // table.num_rows
+    threads = num_threads(options.threads, int(sizes.sum()), largest, options.encode_memory_bytes)
     chunks: NativeChunks = library.encode_columns(tasks.reshape(-1), np.tile(noted, places.size), asked, threads)
     if chunks.made["failed"].any():
         failed = int(np.flatnonzero(chunks.made["failed"])[0]) // len(block_rows)
@@ -201,8 +207,8 @@ def _one_by_one(columns: dict[int, TableColumn], sharing: dict[int, list[range]]
 
     if not columns:
         return {}
-    first = next(iter(columns.values()))
-    threads = num_threads(options.threads, len(columns) * sum(first.block_rows), max(first.block_rows), options.encode_memory_bytes)
+    sizes, block_rows = [column.values.nbytes for column in columns.values()], next(iter(columns.values())).block_rows
+    threads = num_threads(options.threads, sum(sizes), max(sizes) * max(block_rows) // max(sum(block_rows), 1), options.encode_memory_bytes)
     if min(threads, len(columns)) == 1:
         return {place: run(place) for place in columns}
     with ThreadPoolExecutor(min(threads, len(columns))) as pool:

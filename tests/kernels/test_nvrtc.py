@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import pytest
 
 from loader.kernels import nvrtc
@@ -31,3 +33,14 @@ def test_a_kernel_that_does_not_compile_shows_the_compilers_words() -> None:
         pytest.skip("no CUDA compiler")
     with pytest.raises(nvrtc.CompileError, match="could not compile [a-z]+.cu for sm_1"):
         nvrtc.compile_kernels("sm_1")
+
+
+def test_a_wheel_whose_library_does_not_load_is_left_to_cupys_own_words(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "nvidia" / "cuda_nvrtc" / "lib" / "libnvrtc.so.12"
+    library.parent.mkdir(parents=True)
+    library.write_text("not a library")
+    (library.parent / "libnvrtc-builtins.so.12.9").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert str(library) in nvrtc._nvrtc_libraries()
+    assert not any("builtins" in path for path in nvrtc._nvrtc_libraries())
+    nvrtc.load_wheels()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loader.kernels import native
-from loader.segment.encode import num_threads
+from loader.segment.encode import WORKING_BYTES, num_threads
 from loader.segment.reader import SegmentReader
 from loader.segment.writer import WriteOptions, encode_segment, encode_segments
 from tests.segment.tables import LEAVES, Maker, columns, same, types
@@ -102,10 +105,32 @@ def test_a_buffer_that_is_not_aligned_is_read_all_the_same() -> None:
 
 
 def test_threads_are_bounded_by_work_and_memory() -> None:
-    assert num_threads(8, 1000, 1000, 1 << 30) == 1
-    assert num_threads(8, 100_000_000, 1000, 1 << 30) == 8
-    assert num_threads(8, 100_000_000, 65_536, 3 * 160 * 65_536) == 3
-    assert num_threads(8, 100_000_000, 65_536, 1) == 1
+    assert num_threads(8, 100_000, 8_000, 1 << 30) == 1
+    assert num_threads(8, 100_000_000, 8_000, 1 << 30) == 8
+    assert num_threads(8, 100_000_000, 1_000_000, 3 * WORKING_BYTES * 1_000_000) == 3
+    assert num_threads(8, 100_000_000, 1_000_000, 1) == 1
+
+
+def test_working_memory_stays_within_what_bounds_the_threads() -> None:
+    script = """
+import sys
+import numpy as np, pyarrow as pa
+from loader.segment.encode import WORKING_BYTES
+from loader.segment.writer import WriteOptions, encode_segment
+items, rows = 2_000_000, 20_000
+values = np.random.default_rng(0).integers(0, 1 << 60, items)
+table = pa.table({"a": pa.ListArray.from_arrays(np.arange(0, items + 1, items // rows, dtype=np.int32), values)})
+encode_segment(table.slice(0, 10), column_ids=[1])
+peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+with open("/proc/self/clear_refs", "w") as clear:
+    clear.write("5")
+before = peak()
+written = len(encode_segment(table, column_ids=[1], options=WriteOptions(threads=1)).data)
+grown = peak() - before - 2 * written
+sys.exit(0 if grown < WORKING_BYTES * values.nbytes else f"{grown:,} bytes for a column of {values.nbytes:,}")
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2], check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @settings(max_examples=25)
