@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from loader.catalog.records import Attribution as Attribution
     from loader.catalog.records import Snapshot as Snapshot
     from loader.catalog.records import SourceOffsets as SourceOffsets
+    from loader.decode.images import ImageOptions as ImageOptions
     from loader.lake import Lake as Lake
     from loader.lake import connect as connect
     from loader.scan import Scan as Scan
@@ -28,6 +29,7 @@ _MODULES = {
     "CompactionOptions": "loader.table.compaction.pick",
     "DataLoader": "loader.train",
     "HeadraceError": "loader.errors",
+    "ImageOptions": "loader.decode.images",
     "Jagged": "loader.batch.jagged",
     "Lake": "loader.lake",
     "Scan": "loader.scan",

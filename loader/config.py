@@ -192,6 +192,7 @@ class TrainConfig(_Section):
         fetch_actors: Actors that serve one rank (`stream: ray`).
         decode_actors: Actors that make one rank's batches (`loader.decode: actor`), at most.
         decode_actor_cpus: Logical CPUs that each of them reserves. 0 lets them start where the ranks hold every CPU.
+        decode_actor_gpus: Share of a GPU that each of them reserves, and decodes on; 0 decodes on its CPU.
         epochs: Passes over the plan.
         seeds: One training a seed; it sets the initial weights. The order follows `loader.seed` and goes on from seed to seed as from epoch to epoch.
         learning_rate: Of the dense layers.
@@ -213,6 +214,7 @@ class TrainConfig(_Section):
     fetch_actors: PositiveInt = 1
     decode_actors: PositiveInt = 1
     decode_actor_cpus: NonNegativeFloat = 0.0
+    decode_actor_gpus: NonNegativeFloat = 0.0
     epochs: PositiveInt = 1
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (17,)
     learning_rate: PositiveFloat = 1e-3

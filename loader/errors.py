@@ -15,6 +15,7 @@ HeadraceError
 ├── StorageError                 the object store or disk refused
 │   ├── StorageFullError         no space left
 │   └── CatalogUnavailableError  the catalog's server does not answer
+├── BadRecordError               a value that means nothing, such as an image that does not decode
 ├── CommitError                  a commit that did not happen
 │   ├── ConflictError            somebody else committed something incompatible first
 │   ├── FencedError              a newer owner of this pipeline exists
@@ -94,6 +95,10 @@ class StorageFullError(StorageError):
 
 class CatalogUnavailableError(StorageError):
     """The catalog's server does not answer, or the connection to it broke."""
+
+
+class BadRecordError(HeadraceError):
+    """A value of a row that means nothing, such as an image that does not decode; the bad-record policy says whether it stops a run."""
 
 
 class CommitError(HeadraceError):

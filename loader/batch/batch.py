@@ -39,6 +39,7 @@ class BatchLayout:
         block_segments: int64 [blocks], segment id of each block of the plan.
         block_row_starts: int64 [blocks], first row of each block in its segment.
         output: `dict` gives torch tensors, `numpy` arrays.
+        images: Binary columns that are to hold pixels (`Batch.put`).
     """
 
     columns: Columns
@@ -46,17 +47,20 @@ class BatchLayout:
     block_segments: npt.NDArray[np.int64]
     block_row_starts: npt.NDArray[np.int64]
     output: str = "dict"
+    images: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
             raise ValueError(f"output is {self.output!r}; it must be one of {', '.join(OUTPUTS)}")
+        if self.images and self.output == "arrow":
+            raise SchemaError(f"columns {', '.join(sorted(self.images))} are decoded to pixels, which Arrow has no place for: use output='dict' or 'numpy'")
         if self.output == "dict":
             require("torch", extra="torch")  # missing: say so now, not at the first batch
         for column in self.columns.read:
-            if self.output == "dict" and column.name in self.names and is_bytes(storage_type(column.type)):
+            if self.output == "dict" and column.name in self.names and is_bytes(storage_type(column.type)) and column.name not in self.images:
                 raise SchemaError(
                     f"column {column.name!r} is {column.type}, which no tensor holds: leave it out of columns=[…], encode it as numbers when writing, "
-                    "or use output='numpy' or 'arrow'"
+                    f"use output='numpy' or 'arrow', or, if it holds JPEG images, images={{{column.name!r}: ImageOptions(size=224)}}"
                 )
 
     @functools.cached_property
@@ -78,9 +82,9 @@ class BatchLayout:
 class _Validity(Mapping[str, Any]):
     """Validity by column, made when it is asked for."""
 
-    def __init__(self, names: tuple[str, ...], make: Callable[[str], Any]) -> None:
+    def __init__(self, names: tuple[str, ...], make: Callable[[str], Any], made: Mapping[str, Any] | None = None) -> None:
         self._names, self._make = names, make
-        self._made: dict[str, Any] = {}
+        self._made: dict[str, Any] = dict(made or {})
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._made:
@@ -223,6 +227,18 @@ class Batch(Mapping[str, Any]):
         """int64 [samples, 2]: (segment id, row of the segment) of every sample, by which it can be accounted for."""
         blocks = self._arrays.blocks
         return np.stack([self._layout.block_segments[blocks], self._layout.block_row_starts[blocks] + self._arrays.rows], axis=1)
+
+    def put(self, name: str, value: Any, present: npt.NDArray[np.bool_]) -> None:
+        """Give a column its value before anybody asks for it, and its validity: for what a loader makes of bytes.
+
+        Args:
+            name: A column of the layout.
+            value: What `batch[name]` is from now on.
+            present: bool [rows].
+        """
+        self._columns[name] = value
+        valid = self._convert(self._arrays.placed(present.view(np.uint8)), ValueType.BOOL)
+        self._validity = _Validity(self._names, self.validity.__getitem__, {name: valid})
 
     def replace(self, **columns: Any) -> Batch:
         """The batch with other or more columns, for transforms; a value of None removes the column."""

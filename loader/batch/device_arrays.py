@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from loader.batch.assemble import BatchArrays
 from loader.batch.device_buffers import DeviceLease, torch_dtype
 from loader.batch.device_columns import DeviceColumns
 from loader.batch.device_tables import BATCH_PLANE, places
@@ -125,6 +127,14 @@ def tensors_of(batch: Any) -> Iterator[Any]:
             yield from tensors_of(getattr(batch, field.name))
 
 
+def _on_host(memory: torch.Tensor) -> Array:
+    """A copy in host memory, done when this returns."""
+    host = require("torch", "torch").empty(memory.shape, dtype=memory.dtype, pin_memory=memory.is_cuda)
+    host.copy_(memory)
+    copied: Array = host.numpy()
+    return copied
+
+
 class DeviceArrays:
     """The arrays of a batch on a device, with the faces of `BatchArrays`.
 
@@ -192,6 +202,38 @@ class DeviceArrays:
         """uint8 [rows], or None where every sample of the column is there."""
         start = self._fixed_places.validity_by_column.get(index)
         return None if start is None else self._fixed_bytes[start : start + self.num_rows]
+
+    def to_host(self) -> BatchArrays:
+        """The same arrays in host memory, pinned where there is a GPU; blocks until they are there."""
+        self._wait()
+        fixed, offsets, values = (_on_host(memory) for memory in (self._fixed_bytes, self._offset_bytes, self._value_bytes))
+        layout, where, rows = self._columns, self._list_places, self.num_rows
+
+        def taken(memory: Array, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+            return memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+
+        starts = self._fixed_places.by_column
+        groups = [taken(fixed, starts[group.columns[0]], (len(group.columns), rows), group.dtype) for group in layout.columns.groups]
+        wide = {index: taken(fixed, starts[index], (rows, int(layout.width[index])), layout.columns.leaves[index].dtype) for index in layout.columns.wide}
+        lists, inverses = {}, {}
+        for index in layout.columns.lists:
+            number = int(layout.list_number[index])
+            shown = taken(values, int(where.values[number]), (int(where.num_values[number]),), layout.columns.leaves[index].dtype)
+            lists[index] = (shown, taken(offsets, int(where.offsets[number]), (int(where.num_entries[number]) + 1,), np.dtype(np.int64)))
+            if number < layout.num_unique:
+                inverses[index] = taken(offsets, int(where.inverses[number]), (rows,), np.dtype(np.int64))
+        validity = {index: fixed[start : start + rows] for index, start in self._fixed_places.validity_by_column.items()}
+        return BatchArrays(
+            num_rows=rows,
+            num_samples=self.num_samples,
+            fixed=tuple(groups),
+            wide=wide,
+            lists=lists,
+            validity=validity,
+            blocks=self.blocks,
+            rows=self.rows,
+            inverses=inverses,
+        )
 
     @staticmethod
     def _take(memory: torch.Tensor, start: int, count: int, dtype: np.dtype[Any]) -> torch.Tensor:

@@ -1,13 +1,16 @@
-"""What a catalog's database must offer: connections inside transactions, and the two places to get them. Owns names only; SQLite and PostgreSQL fill them.
+"""What a catalog's database must offer: connections inside transactions, and the two places to get them. SQLite and PostgreSQL fill these names.
 
 Statements are parameterised with `?` and written so that both understand them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
+
+from loader.errors import ForkedProcessError, StorageError
 
 
 class Cursor(Protocol):
@@ -72,3 +75,19 @@ class Database(Protocol):
 
     def close(self) -> None:
         """Close all connections; the object is of no use after it."""
+
+
+def check_process(place: str, pid: int, *, closed: bool) -> None:
+    """Refuse to work in a forked child of the process that opened a catalog, or once it was closed.
+
+    Raises:
+        ForkedProcessError: This process is not the one with `pid`.
+        StorageError: It was closed.
+    """
+    if pid != os.getpid():
+        raise ForkedProcessError(
+            f"the lake with catalog {place} was opened in process {pid} and is used in its forked child {os.getpid()}: "
+            "call loader.connect in the child, or start workers with spawn"
+        )
+    if closed:
+        raise StorageError(f"the lake with catalog {place} was closed: open it again with loader.connect")

@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from loader.catalog.connection import check_process
 from loader.catalog.version import open_version
-from loader.errors import CatalogBusyError, CatalogUnavailableError, CommitError, ForkedProcessError, StorageError, StorageFullError
+from loader.errors import CatalogBusyError, CatalogUnavailableError, CommitError, StorageError, StorageFullError
 from loader.extras import require
 
 ALL_TABLES = 0  # the lock that shuts out everybody; tables are numbered from 1
@@ -123,19 +124,8 @@ class PostgresCatalog:
         self.lake_id = open_version(self, "postgresql", create=create)
 
     def check_process(self) -> None:
-        """Refuse to work in a forked child, or once closed.
-
-        Raises:
-            ForkedProcessError: This process is not the one that opened the catalog.
-            StorageError: The lake was closed.
-        """
-        if self._pid != os.getpid():
-            raise ForkedProcessError(
-                f"the lake with catalog {self.place} was opened in process {self._pid} and is used in its forked child {os.getpid()}: "
-                "call loader.connect in the child, or start workers with spawn"
-            )
-        if self._closed:
-            raise StorageError(f"the lake with catalog {self.place} was closed: open it again with loader.connect")
+        """See `connection.Database`."""
+        check_process(self.place, self._pid, closed=self._closed)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[_Session]:

@@ -16,8 +16,9 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+from loader.catalog.connection import check_process
 from loader.catalog.version import open_version
-from loader.errors import CatalogBusyError, CommitError, ForkedProcessError, NotFoundError, StorageError, StorageFullError
+from loader.errors import CatalogBusyError, CommitError, NotFoundError, StorageError, StorageFullError
 from loader.storage import full_message, sync_folder
 
 QUEUE_SUFFIX = "-queue"
@@ -64,19 +65,8 @@ class SqliteCatalog:
             sync_folder(path.parent)
 
     def check_process(self) -> None:
-        """Refuse to work in a forked child, or once closed.
-
-        Raises:
-            ForkedProcessError: This process is not the one that opened the catalog.
-            StorageError: The lake was closed.
-        """
-        if self._pid != os.getpid():
-            raise ForkedProcessError(
-                f"the lake with catalog {self.path} was opened in process {self._pid} and is used in its forked child {os.getpid()}: "
-                "call loader.connect in the child, or start workers with spawn"
-            )
-        if self._closed:
-            raise StorageError(f"the lake with catalog {self.path} was closed: open it again with loader.connect")
+        """See `connection.Database`."""
+        check_process(self.place, self._pid, closed=self._closed)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:

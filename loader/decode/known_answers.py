@@ -6,6 +6,7 @@ compile them.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from loader.encodings.leaf import leaf_type
 from loader.encodings.options import EncodeOptions
 from loader.encodings.shred import shred
 from loader.errors import CorruptSegmentError, DeviceError
+from loader.kernels.runtime import Runtime, open_runtime
 from loader.segment.layout import OUT_ITEM_BYTES, PADDING_BYTES, round_up
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _ROWS = 2500  # three vectors, the last one cut
+logger = logging.getLogger(__name__)
 
 
 def _columns() -> list[pa.Array]:
@@ -75,3 +78,28 @@ def check_device(executor: CudaExecutor) -> None:
         if not np.array_equal(found[start : start + size], want[start : start + size]):
             kinds = f"kind {int(op['kind'])}, out kind {int(op['out_kind'])}"
             raise DeviceError(f"{where} decodes known columns to other bytes than the CPU, first in an op of {kinds}: set device to cpu, and report this")
+
+
+def open_device(device: str = "auto", *, needed_bytes: int = 0) -> Runtime | None:
+    """`open_runtime`, and a GPU's known answers.
+
+    Args:
+        device: As for `open_runtime`.
+        needed_bytes: As for `open_runtime`.
+
+    Raises:
+        DeviceError: As `open_runtime`, or the GPU gives wrong answers; under `auto` that is a warning, and the CPU decodes.
+        MissingDependencyError: As `open_runtime`.
+        ValueError: No such setting.
+    """
+    runtime = open_runtime(device, needed_bytes=needed_bytes)
+    if runtime is None or runtime.name != "cuda":
+        return runtime
+    try:
+        check_device(CudaExecutor(runtime, table_bytes=1 << 16, num_tables=1))
+    except DeviceError as error:
+        if device != "auto":
+            raise
+        logger.warning("device=auto decodes on the CPU: %s", error)
+        return None
+    return runtime

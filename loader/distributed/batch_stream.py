@@ -35,6 +35,7 @@ class RayBatchStream:
         prefetch_batches: Batches held ready in this process.
         batches_per_task: Batches that one Ray task makes; more saves scheduling where batches are small, and an actor's death costs a task.
         cpus_per_actor: Logical CPUs an actor reserves; it decodes with `threads` of the loader's options.
+        gpus_per_actor: Share of a GPU an actor reserves; above 0 it decodes there, and sends host batches all the same.
         resources: More options for the actors, as for `ray.remote`: `resources`, `label_selector`, `memory`.
 
     Raises:
@@ -50,17 +51,19 @@ class RayBatchStream:
         prefetch_batches: int = 2,
         batches_per_task: int = 4,
         cpus_per_actor: float = 0.0,
+        gpus_per_actor: float = 0.0,
         resources: Mapping[str, Any] | None = None,
     ) -> None:
         require("ray.data", extra="ray")
-        if min(num_actors, prefetch_bytes, prefetch_batches, batches_per_task) < 1 or cpus_per_actor < 0:
+        if min(num_actors, prefetch_bytes, prefetch_batches, batches_per_task) < 1 or min(cpus_per_actor, gpus_per_actor) < 0:
             raise ValueError(
                 f"num_actors {num_actors}, prefetch_bytes {prefetch_bytes}, prefetch_batches {prefetch_batches} and batches_per_task {batches_per_task} "
-                f"must be at least 1, cpus_per_actor {cpus_per_actor} not negative"
+                f"must be at least 1, cpus_per_actor {cpus_per_actor} and gpus_per_actor {gpus_per_actor} not negative"
             )
         self._spec, self._num_actors, self._batches_per_task = spec, num_actors, batches_per_task
         self._prefetch_bytes, self._prefetch_batches = prefetch_bytes, prefetch_batches
-        self._remote_options = {"num_cpus": cpus_per_actor, **(resources or {})}
+        self._device = "cuda" if gpus_per_actor else "cpu"
+        self._remote_options = {"num_cpus": cpus_per_actor, **({"num_gpus": gpus_per_actor} if gpus_per_actor else {}), **(resources or {})}
         self._lanes: list[Lane[PartBatch]] = []
         self._specs: list[DecodeSpec] = []
 
@@ -92,7 +95,7 @@ class RayBatchStream:
         """One lane a part; those that are there stay where the job needs the same actors."""
         parts = num_parts(job, self._num_actors)
         order = dataclasses.replace(job.order, epoch=0)  # a run names its own
-        specs = [DecodeSpec(fetch=self._spec, options=job.part(index, parts).options, order=order) for index in range(parts)]
+        specs = [DecodeSpec(fetch=self._spec, options=job.part(index, parts).options, order=order, device=self._device) for index in range(parts)]
         if specs != self._specs:
             self.close()
             self._specs = specs

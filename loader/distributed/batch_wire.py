@@ -27,6 +27,7 @@ def pack(part: PartBatch) -> pa.Table:
     named += [("wide", column, values) for column, values in arrays.wide.items()]
     for column, (values, offsets) in arrays.lists.items():
         named += [("values", column, values), ("offsets", column, offsets)]
+    named += [("inverses", column, inverse) for column, inverse in arrays.inverses.items()]
     named += [("validity", column, valid) for column, valid in arrays.validity.items()]
     named += [("blocks", 0, arrays.blocks), ("rows", 0, arrays.rows)]
     header = {
@@ -48,7 +49,7 @@ def _from_buffers(buffers: list[pa.Buffer]) -> PartBatch:
     header = json.loads(buffers[0].to_pybytes())
     if header["version"] != VERSION:
         raise ValueError(f"batch buffers of version {header['version']} met a loader of version {VERSION}: run the same Headrace on every host")
-    found: dict[str, dict[int, Array]] = {kind: {} for kind in ("fixed", "wide", "values", "offsets", "validity", "blocks", "rows")}
+    found: dict[str, dict[int, Array]] = {kind: {} for kind in ("fixed", "wide", "values", "offsets", "inverses", "validity", "blocks", "rows")}
     for (kind, key, dtype, shape), buffer in zip(header["arrays"], buffers[1:], strict=True):
         found[kind][key] = np.frombuffer(buffer, np.dtype(dtype)).reshape(shape)
     epoch, position, num_rows, num_samples = header["batch"]
@@ -62,5 +63,6 @@ def _from_buffers(buffers: list[pa.Buffer]) -> PartBatch:
         validity={column: valid.view(np.uint8) for column, valid in found["validity"].items()},
         blocks=found["blocks"][0],
         rows=found["rows"][0],
+        inverses=found["inverses"],
     )
     return PartBatch(epoch=epoch, position=position, arrays=arrays, blocks=blocks, encoded_bytes=encoded_bytes, window_bytes=window_bytes)

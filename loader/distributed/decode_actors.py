@@ -6,21 +6,28 @@ as after a death, begins a pipeline there: batches follow from their position, s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
 
+from loader.batch.assemble import BatchArrays
 from loader.batch.buffers import BufferPool
+from loader.batch.device import BatchDevice
 from loader.distributed.batch_wire import pack
+from loader.kernels.runtime import open_runtime
 from loader.scan import order as ordering
+from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.scan.fetch import FetchSpec
 from loader.scan.order import Order
 from loader.scan.plan import open_plan
 from loader.scan.stream import BlockStream, ThreadBlockStream
 from loader.train.batch_stream import BatchJob, PartBatch
+from loader.train.device_memory import plan_device_memory
+from loader.train.device_pipeline import make_device_arrays, pinned_fetch
 from loader.train.options import LoaderOptions, check_memory
 from loader.train.pipeline import QUEUED_BATCHES, Prefetcher, Work, layout_of, make_arrays
 from loader.train.stats import StageClock, StatsRecorder
@@ -36,11 +43,13 @@ class DecodeSpec:
         fetch: Of the plan.
         options: Of the part: its rank and world size are the part's.
         order: Of any epoch.
+        device: Where the actor decodes: `cpu`, or `cuda` for the GPU of which it has a share.
     """
 
     fetch: FetchSpec
     options: LoaderOptions
     order: Order
+    device: str = "cpu"
 
 
 def describe_runs(job: BatchJob, batches_per_task: int) -> pa.Table:
@@ -84,10 +93,18 @@ class _Maker:
 
     def __init__(self, spec: DecodeSpec) -> None:
         self._spec, self._plan = spec, open_plan(spec.fetch)
-        check_memory(self._plan, spec.order, spec.options)
-        self._layout = layout_of(self._plan, "numpy")
-        self._pool = BufferPool()
-        self._stream = ThreadBlockStream(self._plan.fetcher().fetch, threads=spec.options.threads, prefetch_bytes=spec.options.prefetch_bytes)
+        self._layout, self._pool = layout_of(self._plan, "numpy", spec.options.unique), BufferPool()
+        options, fetcher = spec.options, self._plan.fetcher()
+        runtime = open_runtime(spec.device)
+        self._device: BatchDevice | None = None
+        fetch: Callable[[FetchRequest], EncodedBlock] = fetcher.fetch
+        interrupt: Callable[[], None] = _nothing
+        if runtime is None:
+            check_memory(self._plan, spec.order, options)
+        else:
+            self._device = BatchDevice(runtime, plan_device_memory(self._plan, spec.order, options))
+            fetch, interrupt = pinned_fetch(fetcher, self._device.slabs), self._device.slabs.interrupt
+        self._stream = ThreadBlockStream(fetch, threads=options.threads, prefetch_bytes=options.prefetch_bytes, interrupt=interrupt)
         self._batches: _Batches | None = None
 
     def batches_at(self, epoch: int, position: int, num_left: int) -> _Batches:
@@ -113,8 +130,24 @@ class _Maker:
             threads=options.threads,
             transforms=(),
             pool=self._pool,
-            renew=lambda: None,  # the rank holds the snapshot
+            renew=_nothing,  # the rank holds the snapshot
+            device=self._device,
         )
+
+
+def _nothing() -> None:
+    pass
+
+
+def _host_arrays(work: Work, stream: BlockStream, clock: StageClock, recorder: StatsRecorder) -> Iterator[BatchArrays]:
+    """A pipeline's batches in host memory, wherever they are made."""
+    if work.device is None:
+        yield from make_arrays(work, stream, clock, recorder)
+        return
+    with contextlib.closing(make_device_arrays(work, work.device, stream, clock, recorder)) as made:
+        for arrays in made:
+            yield arrays.to_host()
+            del arrays
 
 
 class _Batches:
@@ -124,7 +157,7 @@ class _Batches:
         self.epoch, self.position = work.layout.order.epoch, work.position
         self._step, clock = work.global_batch_size, StageClock()
         self._recorder, self._blocks, self._bytes = StatsRecorder(), 0, 0
-        self._made = Prefetcher(lambda: make_arrays(work, stream, clock, self._recorder), name="headrace-decode", ahead=QUEUED_BATCHES, clock=clock)
+        self._made = Prefetcher(lambda: _host_arrays(work, stream, clock, self._recorder), name="headrace-decode", ahead=QUEUED_BATCHES, clock=clock)
 
     def take(self) -> PartBatch:
         """The next batch."""

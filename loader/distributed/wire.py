@@ -14,6 +14,7 @@ import pyarrow as pa
 from loader.scan.encoded import Buffer, EncodedBlock
 
 ALIGNMENT = 64
+NEEDED_ALIGNMENT = 8  # what decoding and NumPy ask of an address; Ray's shared memory keeps 16
 
 PAYLOAD = [pa.field("starts", pa.list_(pa.int64())), pa.field("sizes", pa.list_(pa.int64())), pa.field("payload", pa.large_binary())]
 SCHEMA = pa.schema([pa.field(name, pa.int64()) for name in ("sequence", "shard", "block")] + PAYLOAD)
@@ -46,7 +47,7 @@ def pack_buffers(buffers: Sequence[Buffer]) -> list[pa.Array]:
 
 
 def unpack_buffers(rows: pa.Table) -> Iterator[list[pa.Buffer]]:
-    """The buffers of each row, each on 64 bytes."""
+    """The buffers of each row, each on 64 bytes from where its payload starts, which is on 8."""
     for batch in rows.to_batches():
         starts, sizes, payloads = batch.column("starts"), batch.column("sizes"), batch.column("payload")
         for row in range(batch.num_rows):
@@ -56,7 +57,7 @@ def unpack_buffers(rows: pa.Table) -> Iterator[list[pa.Buffer]]:
 
 
 def _aligned(payload: pa.Buffer) -> pa.Buffer:
-    if payload.address % ALIGNMENT == 0:
+    if payload.address % NEEDED_ALIGNMENT == 0:
         return payload
     copy = np.empty(payload.size + ALIGNMENT, np.uint8)
     start = -copy.ctypes.data % ALIGNMENT

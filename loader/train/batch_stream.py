@@ -136,8 +136,11 @@ def as_window(arrays: BatchArrays) -> WindowData:
     for column, (values, offsets) in arrays.lists.items():
         if len(values) > MAX_POOL_VALUES:
             raise ValueError(f"a batch has {len(values):,} values in one list column, over 2**32: lower global_batch_size")
-        starts = offsets[:-1].astype(np.uint64)
-        lists[column] = ListWindow(views=starts | np.diff(offsets).astype(np.uint64) << LENGTH_SHIFT, pool=values, base=0)
+        lengths = np.diff(offsets).astype(np.uint64)
+        views = np.where(lengths > 0, offsets[:-1].astype(np.uint64) | lengths << LENGTH_SHIFT, np.uint64(0))  # every empty list is the view 0
+        if column in arrays.inverses:
+            views = views[arrays.inverses[column]]
+        lists[column] = ListWindow(views=views, pool=values, base=0)
     return WindowData(
         num_rows=arrays.num_rows, fixed=arrays.fixed, wide=arrays.wide, lists=lists, validity=arrays.validity, blocks=arrays.blocks, rows=arrays.rows
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from loader.batch.device import TABLE_BYTES, DeviceMemoryPlan
 from loader.batch.device_columns import DeviceColumns
 from loader.batch.window import Columns
 from loader.scan.order import Order
-from loader.scan.plan import Plan
 from loader.segment.layout import PADDING_BYTES
 from loader.train.options import LoaderOptions, window_memory
+
+if TYPE_CHECKING:
+    from loader.scan.plan import Plan
 
 SLACK = 1.5  # blocks differ, and spans of memory do not fit together exactly: with these two, simulated windows that vary by 30% never failed to fit
 SPARE_WINDOWS = 2

@@ -13,9 +13,10 @@ from typing import Any
 
 from loader.batch.buffers import BufferPool
 from loader.batch.device import BatchDevice
+from loader.decode.known_answers import open_device
 from loader.errors import ForkedProcessError, StateMismatchError
 from loader.extras import require
-from loader.kernels.runtime import Runtime, open_runtime
+from loader.kernels.runtime import Runtime
 from loader.scan import order as ordering
 from loader.scan.fetch import FetchSpec
 from loader.scan.order import Layout, Order
@@ -25,6 +26,7 @@ from loader.scan.stream import BlockStream, ThreadBlockStream
 from loader.train.batch_stream import BatchJob, BatchStream
 from loader.train.device_memory import plan_device_memory
 from loader.train.device_pipeline import pinned_fetch
+from loader.train.images import Images, ImageStage, image_columns
 from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
 from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, layout_of, run
 from loader.train.renewal import Renewal
@@ -61,6 +63,8 @@ class DataLoader:
         decode: Where blocks are decoded: "rank" in this process; "cpu" too, and there on the CPU whatever the device; "actor" in Ray Data actors, which send
             whole batches. The batches are the same.
         transforms: Called on every batch in turn, in the loader's thread; each returns what the next one gets.
+        images: What binary columns of JPEG images become, by column; one `ImageOptions` is for all columns whose field is marked headrace.content = image/jpeg.
+            They are decoded in the loader's thread before the transforms.
         stream: A block stream, or what makes one from a `FetchSpec` (`loader.distributed.RayBlockStream`). Default threads of this process. With
             decode="actor" a batch stream, or what makes one; default `loader.distributed.RayBatchStream` with one actor.
         prefetch_bytes: Encoded bytes fetched ahead.
@@ -92,6 +96,7 @@ class DataLoader:
         output: str = "dict",
         decode: str = "rank",
         transforms: Transform | Sequence[Transform] | None = None,
+        images: Images | None = None,
         stream: BlockStream | BatchStream | StreamFactory | None = None,
         prefetch_bytes: int = 64 << 20,
         threads: int | None = None,
@@ -123,6 +128,7 @@ class DataLoader:
         )
         self._transforms: tuple[Transform, ...] = (transforms,) if callable(transforms) else tuple(transforms or ())
         self._stream = stream
+        self._images = images
         self._process = os.getpid()
         self._recorder = StatsRecorder()
         self._pool = BufferPool()
@@ -148,7 +154,8 @@ class DataLoader:
 
     def _take_plan(self, order: Order | None) -> None:
         self._order = order or default_order(self.plan, self.options)
-        self._batch_layout = layout_of(self.plan, self.options.output, self.options.unique)
+        images = image_columns(self.plan, self._images)
+        self._batch_layout = layout_of(self.plan, self.options.output, self.options.unique, images)
         if self.options.remainder == "drop" and self.plan.num_rows < self.options.global_batch_size:
             raise ValueError(
                 f"the plan has {self.plan.num_rows:,} rows and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no batch: "
@@ -156,6 +163,8 @@ class DataLoader:
             )
         self._layout_cache: Layout | None = None
         self._check_memory(self._order)
+        device = "cpu" if self._runtime is None else self._runtime.device
+        self._image_stage = ImageStage(self._batch_layout, images, device=device, threads=self.options.threads) if images else None
 
     def _check_memory(self, order: Order) -> None:
         """Refuse windows that do not fit where they will be; actors check their own where they make the batches."""
@@ -163,7 +172,7 @@ class DataLoader:
         if options.may_use_gpu:
             memory = plan_device_memory(self.plan, order, options)
             if self._runtime is None:
-                self._runtime = open_runtime(options.device, needed_bytes=memory.slab_bytes + memory.heap_bytes)
+                self._runtime = open_device(options.device, needed_bytes=memory.slab_bytes + memory.heap_bytes)
         if options.decode != "actor" and self._runtime is None:
             check_memory(self.plan, order, options)
 
@@ -216,6 +225,7 @@ class DataLoader:
             pool=self._pool,
             renew=self._renewal,
             job=self.job() if options.decode == "actor" else None,
+            images=self._image_stage,
             device=device,
         )
         stream = self._open_stream(device)
@@ -231,7 +241,7 @@ class DataLoader:
                 if self._prefetcher is not prefetcher:
                     raise RuntimeError(ENDED)
                 self._position = min(self._position + options.global_batch_size, self.plan.num_rows)
-                self._recorder.handed_over(made.num_samples)
+                self._recorder.handed_over(made.num_samples, made.bad_records)
                 batch = made.batch
                 del made
                 yield batch

@@ -7,12 +7,14 @@ import dataclasses
 import math
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loader.extras import require
 from loader.scan.order import REMAINDERS, Order
-from loader.scan.plan import Plan
-from loader.scan.scan import Scan
+
+if TYPE_CHECKING:
+    from loader.scan.plan import Plan
+    from loader.scan.scan import Scan
 
 SHARDS_PER_RANK = 8
 MIN_BLOCKS_A_SHARD = 2
@@ -55,8 +57,6 @@ class LoaderOptions:
             raise ValueError(f"decode is {self.decode!r}; it must be one of {', '.join(DECODE_PLACES)}")
         if self.device.startswith("cuda") and self.decode == "rank" and self.output != "dict":
             raise ValueError(f"device is {self.device!r} and output is {self.output!r}: a GPU gives tensors; use output='dict', or device='cpu'")
-        if self.unique and self.decode == "actor":
-            raise ValueError(f"unique is {list(self.unique)} and decode is 'actor': actors send lists laid out; use decode='rank'")
         for name in ("prefetch_bytes", "threads", "device_memory_bytes", "pinned_bytes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from loader.batch.assemble import BatchArrays, assemble
@@ -50,11 +50,13 @@ class Made:
         batch: What it gets.
         num_samples: Samples in it.
         hand_over: Called in the consumer's thread before it gets the batch.
+        bad_records: Values in it that mean nothing and were left out, by column.
     """
 
     batch: Any
     num_samples: int
     hand_over: Callable[[], None]
+    bad_records: Mapping[str, int]
 
 
 def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, recorder: StatsRecorder) -> Iterator[Made]:
@@ -73,12 +75,17 @@ def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, record
             with clock.stage("assembly"):
                 if work.batch_layout.output == "arrow":
                     batch = batch.to_arrow()
-            if work.transforms:
-                with clock.stage("transform"), arrays.transforming():
-                    for transform in work.transforms:
-                        batch = transform(batch)
+            bad: dict[str, int] = {}
+            if work.transforms or work.images is not None:
+                with arrays.transforming():
+                    if work.images is not None:
+                        with clock.stage("images"):
+                            bad = work.images.apply(batch, arrays)
+                    with clock.stage("transform"):
+                        for transform in work.transforms:
+                            batch = transform(batch)
                 hand_over = functools.partial(arrays.hand_over, batch)
-            yield Made(batch=batch, num_samples=arrays.num_samples, hand_over=hand_over)
+            yield Made(batch=batch, num_samples=arrays.num_samples, hand_over=hand_over, bad_records=bad)
             del batch, arrays, hand_over
 
 

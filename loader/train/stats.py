@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-STAGES = ("plan", "read", "copy", "decode", "shuffle", "assembly", "transform", "hand_over")
+STAGES = ("plan", "read", "copy", "decode", "shuffle", "assembly", "images", "transform", "hand_over")
 
 
 class StageClock:
@@ -62,6 +62,7 @@ class LoaderStats:
         blocks: Blocks fetched.
         encoded_bytes: Bytes of their chunks, as stored.
         peak_window_bytes: Largest decoded size of all windows held at once.
+        bad_records: Values that mean nothing, in batches handed over, by column: broken images that the policy "skip" left out.
     """
 
     batches: int = 0
@@ -72,6 +73,7 @@ class LoaderStats:
     blocks: int = 0
     encoded_bytes: int = 0
     peak_window_bytes: int = 0
+    bad_records: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def samples_per_second(self) -> float:
@@ -101,6 +103,7 @@ class StatsRecorder:
         self._seconds = 0.0
         self._blocked: dict[str, float] = {}
         self._pipeline: dict[str, float] = {}
+        self._bad: dict[str, int] = {}
         self._last: float | None = None
 
     def note_window_bytes(self, num_bytes: int) -> None:
@@ -122,8 +125,10 @@ class StatsRecorder:
                 if seconds > before[stage]:
                     self._blocked[stage] = self._blocked.get(stage, 0.0) + seconds - before[stage]
 
-    def handed_over(self, rows: int) -> None:
-        """A batch reaches the consumer."""
+    def handed_over(self, rows: int, bad: Mapping[str, int]) -> None:
+        """A batch reaches the consumer, with some bad records by column."""
+        for column, count in bad.items():
+            self._bad[column] = self._bad.get(column, 0) + count
         now = time.perf_counter()
         self._seconds += now - (self._last if self._last is not None else now)
         self._last = now
@@ -148,4 +153,5 @@ class StatsRecorder:
             blocks=self.blocks,
             encoded_bytes=self.encoded_bytes,
             peak_window_bytes=self.peak_window_bytes,
+            bad_records=dict(self._bad),
         )

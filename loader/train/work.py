@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +14,14 @@ from loader.batch.window import Columns
 from loader.scan import order as ordering
 from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.scan.order import Layout, Window
-from loader.scan.plan import Plan
 from loader.scan.stream import check_arrival
 from loader.train.batch_stream import BatchJob
+from loader.train.images import ImageStage
 from loader.train.stats import StageClock, StatsRecorder
 
 if TYPE_CHECKING:
     from loader.batch.device import BatchDevice
+    from loader.scan.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Work:
         renew: Called before every batch, to keep the snapshot.
         job: What another process is asked for, where it makes the batches.
         device: Where blocks are decoded and batches made; None is the CPU.
+        images: Decodes image columns, where there are any.
     """
 
     plan: Plan
@@ -59,6 +61,7 @@ class Work:
     renew: Callable[[], None]
     job: BatchJob | None = None
     device: BatchDevice | None = None
+    images: ImageStage | None = None
 
     @property
     def pad_to(self) -> int:
@@ -88,14 +91,15 @@ class Work:
                 sequence += 1
 
 
-def layout_of(plan: Plan, output: str, unique: Sequence[str] = ()) -> BatchLayout:
-    """What all batches of a plan share; `unique` names list columns that come unexpanded."""
+def layout_of(plan: Plan, output: str, unique: Sequence[str] = (), images: Collection[str] = ()) -> BatchLayout:
+    """What all batches of a plan share; `unique` names list columns that come unexpanded, `images` binary columns that become pixels."""
     return BatchLayout(
         columns=Columns.of(plan.read, unique),
         names=plan.columns,
         block_segments=plan.blocks["segment_id"].astype(np.int64),
         block_row_starts=plan.row_starts,
         output=output,
+        images=frozenset(images),
     )
 
 

@@ -72,8 +72,8 @@ def make_stream(config: ExperimentConfig, plan: Plan) -> Stream | None:
     """Who fetches the training blocks, or makes the batches: None for threads of the rank, or its Ray Data actors."""
     train = config.train
     if config.loader.decode == "actor":
-        prefetch_bytes = config.loader.prefetch_bytes
-        return RayBatchStream(plan.fetch_spec(), num_actors=train.decode_actors, cpus_per_actor=train.decode_actor_cpus, prefetch_bytes=prefetch_bytes)
+        shares = {"cpus_per_actor": train.decode_actor_cpus, "gpus_per_actor": train.decode_actor_gpus}
+        return RayBatchStream(plan.fetch_spec(), num_actors=train.decode_actors, prefetch_bytes=config.loader.prefetch_bytes, **shares)
     if train.stream == "threads":
         return None
     return RayBlockStream(plan.fetch_spec(), num_actors=train.fetch_actors, prefetch_bytes=config.loader.prefetch_bytes)

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from loader.decode.cuda import CudaExecutor
-from loader.decode.known_answers import check_device, known_program
+from loader.decode.known_answers import check_device, known_program, open_device
 from loader.errors import DeviceError
+from loader.kernels import cuda_runtime
 from loader.kernels.host_runtime import HostRuntime
+from loader.kernels.runtime import override
 from loader.segment.layout import OpKind
+from tests.kernels.fake_cuda import FakeCuda
 
 
 class Broken(HostRuntime):
@@ -45,3 +48,19 @@ def test_a_device_that_works_passes(schedule: str) -> None:
 def test_a_device_that_computes_something_else_is_refused(how: str, words: str) -> None:
     with pytest.raises(DeviceError, match=words):
         check_device(CudaExecutor(Broken(how)))
+
+
+def test_opening_a_gpu_asks_it_and_falls_back_or_refuses(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(cuda_runtime, "require", FakeCuda(HostRuntime()).require)
+    opened = open_device("cuda")
+    assert opened is not None
+    assert opened.launches > 0
+    monkeypatch.setattr(cuda_runtime, "require", FakeCuda(Broken("skips a level")).require)
+    with pytest.raises(DeviceError, match="cuda:0 decodes known columns to other bytes"):
+        open_device("cuda")
+    assert open_device("auto") is None
+    assert "device=auto decodes on the CPU: cuda:0 decodes known columns" in caplog.text
+    with override(HostRuntime()) as runtime:
+        assert open_device("cuda") is runtime
+        assert runtime.launches == 0
+    assert open_device("cpu") is None

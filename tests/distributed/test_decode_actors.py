@@ -16,6 +16,8 @@ import loader
 from loader.distributed import batch_wire
 from loader.distributed.decode_actors import DecodeActor, DecodeSpec, describe_runs
 from loader.errors import CorruptSegmentError, HeadraceError
+from loader.kernels.host_runtime import HostRuntime
+from loader.kernels.runtime import override
 from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.scan.fetch import BlockFetcher, FetchSpec
 from loader.scan.stream import ThreadBlockStream
@@ -39,15 +41,16 @@ class LocalStream:
     Args:
         spec: As for an actor.
         parts: At most.
+        device: Where they decode.
         change: Applied to the parts of each batch.
     """
 
-    def __init__(self, spec: FetchSpec, *, parts: int = 1, change: Callable[[list[PartBatch]], list[PartBatch]] = list) -> None:
-        self.spec, self.parts, self.change = spec, parts, change
+    def __init__(self, spec: FetchSpec, *, parts: int = 1, device: str = "cpu", change: Callable[[list[PartBatch]], list[PartBatch]] = list) -> None:
+        self.spec, self.parts, self.device, self.change = spec, parts, device, change
 
     def open_batches(self, job: BatchJob) -> Iterator[Sequence[PartBatch]]:
         parts = num_parts(job, self.parts)
-        specs = [DecodeSpec(fetch=self.spec, options=job.part(index, parts).options, order=job.order) for index in range(parts)]
+        specs = [DecodeSpec(fetch=self.spec, options=job.part(index, parts).options, order=job.order, device=self.device) for index in range(parts)]
         made = [DecodeActor(spec)(describe_runs(job, 3)) for spec in specs]
         for tables in zip(*made, strict=True):
             yield self.change([part for table in tables for part in batch_wire.unpack(table)])
@@ -82,6 +85,25 @@ def test_parts_make_the_batches_of_the_rank(scan: Any, world: int, parts: int, o
         there_stats, here_stats = there.stats(), here.stats()
     assert there_stats.rows == here_stats.rows
     assert there_stats.blocks == here_stats.blocks or world == 8  # where shards are shared, so are blocks
+
+
+@pytest.mark.parametrize("unique", [(), ("history",)])
+def test_actors_with_a_gpu_send_the_same_host_batches(scan: Any, unique: tuple[str, ...]) -> None:
+    stream = functools.partial(LocalStream, parts=2, device="cuda")
+    runtime = HostRuntime(timing="random", seed=5)
+    options = {"remainder": "pad", "unique": unique}
+    with override(runtime), make(scan, 0, device="cpu", **options) as here, make(scan, 0, decode="actor", stream=stream, **options) as there:
+        assert contents(there) == contents(here)
+    runtime.finish()
+    assert runtime.launches > 0
+
+
+def test_unexpanded_lists_are_the_ranks_own(scan: Any) -> None:
+    with make(scan, 0, unique=["history", "tags"]) as here, make(scan, 3, unique=["history", "tags"]) as there:
+        for mine, other in zip(here, there, strict=True):
+            for name in ("history", "tags"):
+                for part in ("values", "offsets", "inverse"):
+                    np.testing.assert_array_equal(getattr(mine[name], part), getattr(other[name], part))
 
 
 def test_a_state_goes_on_between_places_and_worlds(scan: Any) -> None:

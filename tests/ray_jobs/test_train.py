@@ -1,5 +1,4 @@
-"""A whole run on a tiny table: two ranks fed by Ray Data actors, one killed; what survives is exact, and trains the model of an undisturbed run on
-decode actors."""
+"""A whole run on a tiny table: two ranks fed by Ray Data actors, one killed; what survives is exact, and trains the model of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -59,12 +58,20 @@ def test_a_killed_rank_loses_and_repeats_nothing(ray_cluster: None, tiny_lake: P
     assert verdict.exact and verdict.attempts == 2 and verdict.rolled_back > 0 and len(verdict.epochs) == 4
     assert {epoch.trained for epoch in verdict.epochs} == {ROWS * 4 // 5}
     assert result["restarts"] == 1 and result["rows_trained"] == 4 * result["rows_planned"]
-    whole = make_config(tiny_lake, tmp_path, "whole", seeds=[1], learning_rate_decay=0.5, decode_actors=2)
-    undisturbed = train.train(whole.model_copy(update={"loader": whole.loader.model_copy(update={"decode": "actor"})}))
-    assert undisturbed["decode"] == "actor"
+    undisturbed = train.train(make_config(tiny_lake, tmp_path, "whole", stream="threads", seeds=[1], learning_rate_decay=0.5))
     assert result["seeds"][0]["test"] == undisturbed["seeds"][0]["test"] and undisturbed["auc"]["mean"] > 0.8
     with pytest.raises(ConfigError, match="is finished"):
         train.train(config)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_decode_actors_feed_every_row_once(ray_cluster: None, tiny_lake: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_lake, tmp_path, "actors", seeds=[1], epochs=1, decode_actors=2)
+    result = train.train(config.model_copy(update={"loader": config.loader.model_copy(update={"decode": "actor"})}))
+    verdict = audit.audit(tmp_path / "actors")
+    assert verdict.exact and {epoch.trained for epoch in verdict.epochs} == {ROWS * 4 // 5}
+    assert result["decode"] == "actor" and result["auc"]["mean"] > 0.5 and result["loader"]["encoded_bytes"] > 0
 
 
 @pytest.mark.ray
@@ -132,7 +139,6 @@ def test_rows_that_measure_the_model_are_checked_before_it_is_trained(tiny_lake:
     [
         ("data", {"where": "ts >"}, "where 'ts >' is not a SQL expression"),
         ("data", {"closed_before": 10**9}, "after the watermark"),
-        ("loader", {"device": "cuda"}, "use device='cpu'"),
     ],
 )
 def test_what_the_ranks_would_refuse_is_refused_before_they_start(tiny_lake: Path, tmp_path: Path, section: str, values: dict[str, Any], message: str) -> None:
