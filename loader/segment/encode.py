@@ -208,7 +208,9 @@ def _one_by_one(columns: dict[int, TableColumn], sharing: dict[int, list[range]]
     if not columns:
         return {}
     sizes, block_rows = [column.values.nbytes for column in columns.values()], next(iter(columns.values())).block_rows
-    threads = num_threads(options.threads, sum(sizes), max(sizes) * max(block_rows) // max(sum(block_rows), 1), options.encode_memory_bytes)
+    # a column whose blocks may share a dictionary is held whole
+    held = max([max(block_rows), *(sum(block_rows[blocks.start : blocks.stop]) for found in sharing.values() for blocks in found)])
+    threads = num_threads(options.threads, sum(sizes), max(sizes) * held // max(sum(block_rows), 1), options.encode_memory_bytes)
     if min(threads, len(columns)) == 1:
         return {place: run(place) for place in columns}
     with ThreadPoolExecutor(min(threads, len(columns))) as pool:

@@ -29,3 +29,10 @@ def test_nested_tensors_share_the_values(drawn):
 def test_to_moves_both_arrays(drawn):
     moved = drawn.to("meta")
     assert moved.values.device.type == moved.offsets.device.type == "meta"
+    assert moved.weights is None
+
+
+def test_weights_of_a_map_go_where_its_keys_go(drawn):
+    weighted = Jagged(drawn.values, drawn.offsets, torch.tensor([0.5, 0.1, 2.0, 1.0, 3.0]))
+    assert weighted.to("meta").weights.device.type == "meta"
+    assert weighted.weights[weighted.offsets[2] : weighted.offsets[3]].tolist() == [1.0, 3.0]

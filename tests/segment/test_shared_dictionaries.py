@@ -66,11 +66,11 @@ def segment(table: pa.Table) -> EncodedSegment:
     return encode_segment(table, column_ids=range(1, table.num_columns + 1), options=BLOCKS)
 
 
-def apart(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> EncodedSegment:
+def apart(table: pa.Table, monkeypatch: pytest.MonkeyPatch, options: WriteOptions = BLOCKS) -> EncodedSegment:
     """The table written without sharing."""
     with monkeypatch.context() as context:
         context.setattr(shared.SharingEstimate, "is_worth_trying", False)
-        return encode_segment(table, column_ids=range(1, table.num_columns + 1), options=BLOCKS)
+        return encode_segment(table, column_ids=range(1, table.num_columns + 1), options=options)
 
 
 def test_ids_are_stored_once(table: pa.Table, segment: EncodedSegment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +87,18 @@ def test_ids_are_stored_once(table: pa.Table, segment: EncodedSegment, monkeypat
             assert segment.column_bytes[number] == before.column_bytes[number], name
     assert segment.column_bytes[1] < 0.8 * before.column_bytes[1]
     assert [column.num_bytes for column in reader.layout().columns] == list(segment.column_bytes.values())
+
+
+def test_four_blocks_of_hashed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of CHANGELOG.md: ids drawn evenly from 60,000, and by Zipf's law."""
+    rng, rows = np.random.default_rng(1), 4 * 65_536
+    ids = rng.integers(-(1 << 63), (1 << 63) - 1, 60_000)
+    for picks, most in ((rng.integers(0, 60_000, rows), 0.57), (np.minimum(rng.zipf(1.2, rows), 60_000) - 1, 0.84)):
+        table = pa.table({"id": ids[picks]})
+        with_one = encode_segment(table, column_ids=[1])
+        assert len(with_one.block_rows) == 4
+        assert same_table(SegmentReader(with_one.data).read(), table)
+        assert with_one.column_bytes[1] < most * apart(table, monkeypatch, WriteOptions()).column_bytes[1]
 
 
 @pytest.mark.parametrize("native", ["0", ""])
