@@ -152,9 +152,11 @@ class Plan:
         for ref in sorted(self.segments, key=lambda ref: -ref.num_rows)[:ROW_SAMPLES]:
             for section, members in fetcher.sources(ref).items():
                 reader = fetcher.reader(*section)
-                chunks = reader.chunks([self.read[i].id for i in members], np.arange(reader.num_blocks))
-                decoded += int(chunks["arena_bytes"].sum())
-                stored += int(chunks["num_bytes"].sum())
+                ids = [self.read[i].id for i in members]
+                chunks = reader.chunks(ids, np.arange(reader.num_blocks))
+                shared = reader.dictionaries(ids)[0]  # every block that is fetched brings them
+                decoded += int(chunks["arena_bytes"].sum()) + reader.num_blocks * int(shared["arena_bytes"].sum())
+                stored += int(chunks["num_bytes"].sum()) + reader.num_blocks * int(shared["num_bytes"].sum())
             rows += ref.num_rows
         return (decoded / rows, stored / rows) if rows else (0.0, 0.0)
 

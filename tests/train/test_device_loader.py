@@ -18,6 +18,7 @@ from loader.batch.device import BatchDevice
 from loader.errors import CorruptSegmentError, DeviceMemoryError, SchemaError
 from loader.kernels.host_runtime import HostRuntime
 from loader.kernels.runtime import override
+from loader.scan.encoded import FetchRequest
 from loader.scan.fetch import BlockFetcher
 
 from .device import assert_same, compare, host_runtime, tensors
@@ -91,6 +92,20 @@ def test_columns_added_later_are_null_or_their_default_before(tmp_path):
     table.patch(pa.table({"id": ids, "late": [0.5] * len(ids), "more": [[int(i)] * (int(i) % 3) for i in ids], "pair": [[1, int(i)] for i in ids]}))
     columns = ["id", *(field.name for field in fields)]
     assert compare(maker(table, columns, batch=30, shuffle=True), host_runtime("greedy", "lazy")) == 4
+    lake.close()
+
+
+def test_dictionaries_that_blocks_share_come_with_every_block(tmp_path):
+    rng, rows = np.random.default_rng(12), 70_000  # two blocks
+    ids = rng.integers(-(1 << 63), (1 << 63) - 1, 4_000)[np.minimum(rng.zipf(1.1, rows), 4_000) - 1]
+    lake = loader.connect(str(tmp_path / "lake"))
+    table = lake.create_table("t", pa.schema([("key", pa.int64()), ("id", pa.int64())]), primary_key=["key"], buckets=1, durability="relaxed")
+    table.append(pa.table({"key": np.arange(rows), "id": ids}))
+    plan = table.scan(columns=["key", "id"]).plan()
+    assert plan.num_blocks == 2
+    assert plan.fetcher().fetch(FetchRequest(sequence=0, shard=0, block=1)).dictionaries is not None
+    plan.release()
+    assert compare(maker(table, ["key", "id"], batch=8_000, remainder="uneven", window_rows=100_000, canonical_shards=1), host_runtime(timing="lazy")) == 9
     lake.close()
 
 
