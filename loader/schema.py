@@ -137,15 +137,23 @@ def _ipc_stream(batch: pa.RecordBatch) -> bytes:
     return bytes(sink.getvalue())
 
 
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the same values that Arrow's kernels know: of string and binary views the large types, of dictionaries their values'."""
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
+
+
 def take(data: Any, rows: npt.NDArray[Any]) -> Any:
     """Rows of an array, chunked array or table by number: `data.take`, and what Arrow cannot take, string and binary views, by way of the large types."""
     if isinstance(data, pa.Table):
         return pa.Table.from_arrays([take(column, rows) for column in data.columns], schema=data.schema)
-    view = pa.types.is_string_view(data.type) or pa.types.is_binary_view(data.type)
-    if not view:
+    kind = data.type
+    if pa.types.is_dictionary(kind) or plain_type(kind) is kind:
         return data.take(pa.array(rows))
-    plain = data.cast(pa.large_string() if pa.types.is_string_view(data.type) else pa.large_binary())
-    return plain.take(pa.array(rows)).cast(data.type)
+    return data.cast(plain_type(kind)).take(pa.array(rows)).cast(kind)
 
 
 def keep(data: pa.Table, mask: npt.NDArray[np.bool_]) -> pa.Table:

@@ -23,6 +23,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from loader.errors import ColumnNotFoundError, did_you_mean
+from loader.schema import plain_type
 
 ALLOWED = "allowed are: = <> < <= > >=, AND OR NOT, IN (…), BETWEEN … AND …, IS [NOT] NULL, + - * /, numbers, 'text', TRUE, FALSE, DATE '…', TIMESTAMP '…'"
 
@@ -130,7 +131,9 @@ class _Compiler:
         if node.args.get("table") or name not in self.schema.names:
             raise ColumnNotFoundError(f"where {self.text!r} names no column of the table: {node.sql()!r}; {did_you_mean(name, self.schema.names)}")
         self.columns.add(name)
-        return _Term(pc.field(name), self.schema.field(name).type)
+        kind = self.schema.field(name).type
+        plain = plain_type(kind)
+        return _Term(pc.field(name) if plain is kind else pc.field(name).cast(plain), plain)
 
     def literal(self, node: Any) -> _Term:
         if node.is_string:

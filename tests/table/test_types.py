@@ -61,6 +61,14 @@ def test_a_patched_column_of_any_plain_type_comes_in_batches(lake: Lake, name: s
     assert sum(len(batch["id"]) for batch in batches) == 4
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_a_predicate_reads_strings_however_they_are_held(lake: Lake, kind: pa.DataType) -> None:
+    table = lake.create_table("t", pa.schema([("id", pa.int64()), ("x", kind)]), primary_key=["id"])
+    table.append(pa.table({"id": np.arange(40), "x": pa.array(["a", "b", None, "c"] * 10).cast(kind)}))
+    assert sorted(table.to_arrow(where="x IN ('a', 'c') AND id < 20")["id"].to_pylist()) == [0, 3, 4, 7, 8, 11, 12, 15, 16, 19]
+    assert table.scan(columns=["id"], where="x = 'b'").plan().num_rows == 10
+
+
 def test_a_map_trains_as_keys_with_weights(lake: Lake) -> None:
     rng = np.random.default_rng(1)
     rows = [[(int(rng.integers(1 << 40)), float(weight) / 8) for weight in range(number % 5)] for number in range(300)]
