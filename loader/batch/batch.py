@@ -283,18 +283,18 @@ class Batch(Mapping[str, Any]):
 
     def to_arrow_column(self, name: str) -> pa.Array:
         index = self._index(name)
-        read, count, validity = self._layout.columns.read[index], self.num_samples, _host(self._arrays.validity_of(index))
+        read, count, validity = self._layout.columns.read[index], self.num_samples, on_host(self._arrays.validity_of(index))
         validity = None if validity is None else validity[:count]
         if index not in self._layout.list_columns:
-            return to_arrow(FixedColumn(values=_host(self._fixed(index))[:count], validity=validity), read.type)
-        values, offsets, inverse = (_host(array) for array in self._arrays.list_column(index))
+            return to_arrow(FixedColumn(values=on_host(self._fixed(index))[:count], validity=validity), read.type)
+        values, offsets, inverse = (on_host(array) for array in self._arrays.list_column(index))
         views = offsets[:-1].astype(np.uint64) | np.diff(offsets).astype(np.uint64) << LENGTH_SHIFT
         views = (views if inverse is None else views[inverse])[:count]
         slot = self._layout.columns.weights.get(index)
-        weights = None if slot is None else ListColumn(views=views, validity=None, child=FixedColumn(values=_host(self._arrays.list_column(slot)[0])))
+        weights = None if slot is None else ListColumn(views=views, validity=None, child=FixedColumn(values=on_host(self._arrays.list_column(slot)[0])))
         return to_arrow(ListColumn(views=views, validity=validity, child=FixedColumn(values=values), weights=weights), read.type)
 
 
-def _host(array: Any) -> Any:
+def on_host(array: Any) -> Any:
     """An array of the batch in host memory; tensors are copied there."""
     return array if array is None or isinstance(array, np.ndarray) else array.cpu().numpy()

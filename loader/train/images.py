@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loader.batch.assemble import BatchArrays
-from loader.batch.batch import Batch, BatchLayout
+from loader.batch.batch import Batch, BatchLayout, on_host
 from loader.batch.device_arrays import DeviceArrays
 from loader.decode.images import CONTENT_JPEG, CONTENT_KEY, ImageDecoder, ImageOptions
 from loader.encodings.leaf import is_bytes
@@ -72,8 +72,9 @@ class ImageStage:
         counts = {}
         for name, decoder in self._decoders.items():
             index = self._layout.index[name]
-            values, offsets, _ = (_host(array) for array in arrays.list_column(index))
-            valid = _host(arrays.validity_of(index))
+            # nvJPEG's entropy stage, too, reads an image on the host
+            values, offsets, _ = (on_host(array) for array in arrays.list_column(index))
+            valid = on_host(arrays.validity_of(index))
             present = np.arange(arrays.num_rows) < arrays.num_samples if valid is None else valid != 0
             decoded = decoder.decode(values, offsets, present, lambda row, name=name: _place(batch, name, row))  # type: ignore[misc]
             if decoded.bad:
@@ -81,11 +82,6 @@ class ImageStage:
                 present[list(decoded.bad)] = False
             batch.put(name, decoded.pixels if self._layout.output == "dict" else decoded.pixels.numpy(), present)
         return counts
-
-
-def _host(array: Any) -> Any:
-    """An array of a batch in host memory: nvJPEG's entropy stage, too, reads an image there."""
-    return array if array is None or isinstance(array, np.ndarray) else array.cpu().numpy()
 
 
 def _place(batch: Batch, name: str, row: int) -> str:
