@@ -140,7 +140,7 @@ class LookUp:
             self._open.pop(segment_id, None)
         if spec.schema_id != self.spec.schema_id:
             self._open.clear()
-        self._directory, self._watermark, self.spec = directory, watermark, spec
+        self.spec, self._watermark, self._directory = spec, watermark, directory  # the directory last: it says what the others are of
 
     def _opened(self, hits: Hits) -> dict[int, _Open] | None:
         """The segments of hits, open; None if one has been forgotten since, which another refresh finds out."""
