@@ -175,6 +175,14 @@ def test_an_overwrite_swaps_rows_in_one_commit(lake: Lake, make_lake: Callable[.
     assert clicks(table) == dict.fromkeys(range(15), 0)
 
 
+def test_the_same_overwrite_by_two_is_one(lake: Lake, make_lake: Callable[..., Lake]) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 10))
+    with failpoints.armed("overwrite.resolved", once(lambda: other.overwrite(rows(20, 25), "item = 3", commit_id="mine"))):
+        assert table.overwrite(rows(20, 25), "item = 3", commit_id="mine").id == 2
+    assert len(clicks(table)) == 14
+
+
 def test_concurrent_upserts_of_the_same_new_keys_all_count(tmp_path: Path, catalog: str | None) -> None:
     with loader.connect(tmp_path, catalog=catalog) as lake:
         create(lake)
