@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from loader import failpoints
+from loader.catalog.commit import Stale
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets
 from loader.errors import KeyExistsError
 from loader.table.births import Births
@@ -72,7 +73,7 @@ class Append:
         )
 
 
-def commit_new(context: TableContext, attempt: Callable[[], CommitPlan], commit_id: str, offsets: SourceOffsets | None) -> Snapshot:
+def commit_new(context: TableContext, attempt: Callable[[], CommitPlan | Stale], commit_id: str, offsets: SourceOffsets | None) -> Snapshot:
     """Commit rows whose keys may not exist. Where they do because another process committed the same records in between, its snapshot is the answer."""
     try:
         done = context.commit(attempt, context.stage)

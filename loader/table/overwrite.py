@@ -7,6 +7,7 @@ import uuid
 import numpy as np
 
 from loader import failpoints
+from loader.catalog.commit import Stale
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets
 from loader.table.append import commit_new, refuse_existing
 from loader.table.births import Births
@@ -36,12 +37,13 @@ class Overwrite:
         self.births.remember()
         return done
 
-    def _attempt(self) -> CommitPlan:
+    def _attempt(self) -> CommitPlan | Stale:
         context, births = self.context, self.births
         view = head_view(context)
         selected = self.matches.find(view, context.storage)
         failpoints.hit("overwrite.resolved")
-        base = context.refresh()
+        if context.refresh() != view.snapshot_id:
+            return Stale("head")  # rows that are selected may lie elsewhere by now: their keys must not be taken for others'
         refuse_existing(context, births, np.flatnonzero(_stays(context.directory.probe(self.keys), selected)))
         births.meet(context.key_buckets(self.keys))
         vectors = self.vectors.bring_to(selected)
@@ -50,7 +52,7 @@ class Overwrite:
             spec=context.spec,
             kind="overwrite",
             commit_id=self.commit_id,
-            base=min(base, view.snapshot_id),
+            base=view.snapshot_id,
             is_exact=True,
             rows_changed=tuple(range(context.spec.buckets)),
             pending_changed=births.met_buckets,
