@@ -149,8 +149,7 @@ class PostgresCatalog:
         except self._psycopg.OperationalError:
             if any(session.locks.values()):
                 raise  # the queue was lost with the connection
-            self._discard(session)
-            session.connection = self._connect().connection
+            self._reconnect(session)
             session.execute(begin)
 
     @contextlib.contextmanager
@@ -200,16 +199,20 @@ class PostgresCatalog:
     def outcome(self, table_id: int) -> Iterator[_Session]:
         """See `connection.Database`. The table's lock is free only once the server has ended the lost transaction."""
         deadline = time.monotonic() + self.busy_timeout_seconds
-        while True:
-            try:
-                with self._session():
+        with contextlib.ExitStack() as held:
+            while True:
+                try:
+                    session = held.enter_context(self._session())
+                    if not self._stands(session):
+                        self._reconnect(session)  # what was lost with one connection was lost with others too, and with it a queue
                     break
-            except CatalogUnavailableError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_RETRY_SECONDS)
-        with self.write(table_id) as session:
-            yield session
+                except CatalogUnavailableError:
+                    held.close()
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_RETRY_SECONDS)
+            with self.write(table_id) as session:
+                yield session
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[_Session]:
@@ -233,10 +236,7 @@ class PostgresCatalog:
                 session = self._idle.pop() if self._idle else None
             if session is None:
                 return self._connect()
-            if time.monotonic() - session.used_at < IDLE_SECONDS:
-                return session
-            with contextlib.suppress(self._psycopg.Error):
-                session.execute("select 1").fetchone()
+            if time.monotonic() - session.used_at < IDLE_SECONDS or self._stands(session):
                 return session
             self._discard(session)
 
@@ -247,6 +247,17 @@ class PostgresCatalog:
                 self._idle.append(session)
                 return
         self._discard(session)
+
+    def _stands(self, session: _Session) -> bool:
+        """Whether the server still answers on a connection."""
+        with contextlib.suppress(self._psycopg.Error):
+            session.execute("select 1").fetchone()
+            return True
+        return False
+
+    def _reconnect(self, session: _Session) -> None:
+        self._discard(session)
+        session.connection = self._connect().connection
 
     def _discard(self, session: _Session) -> None:
         with contextlib.suppress(self._psycopg.Error):

@@ -11,7 +11,7 @@ from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets
 from loader.errors import KeyExistsError
 from loader.table.births import Births
 from loader.table.context import TableContext
-from loader.table.keys import Hits
+from loader.table.keys import Resolution
 from loader.table.rows import Data, as_table, describe_key, prepare
 
 ON_CONFLICT = ("check", "trust")
@@ -30,8 +30,7 @@ class Append:
         self.births = Births(context, prepare(context.spec, as_table(data)))
         self.keys = self.births.rows.keys
         self.buckets = context.key_buckets(self.keys)
-        self.hits: Hits | None = None
-        self.seen = 0
+        self.resolution = Resolution(self.keys)
 
     def run(self) -> Snapshot:
         context = self.context
@@ -55,7 +54,8 @@ class Append:
     def _attempt(self) -> CommitPlan:
         base = self.context.refresh()
         if self.on_conflict == "check":
-            self._probe()
+            hits = self.resolution.bring_to(self.context.directory)
+            refuse_existing(self.context, self.births, np.flatnonzero(hits.found))
         births = self.births
         births.meet(self.buckets)
         failpoints.hit("append.resolved")
@@ -76,12 +76,6 @@ class Append:
             watermark=self.watermark,
             summary={"rows_appended": len(self.keys), "labels_met": births.num_met},
         )
-
-    def _probe(self) -> None:
-        directory = self.context.directory
-        self.hits = directory.probe(self.keys) if self.hits is None else directory.probe_again(self.keys, self.hits, self.seen)
-        self.seen = len(directory)
-        refuse_existing(self.context, self.births, np.flatnonzero(self.hits.found))
 
 
 def refuse_existing(context: TableContext, births: Births, found: np.ndarray) -> None:

@@ -70,11 +70,11 @@ class TableContext:
         """The distinct buckets of keys, sorted."""
         return tuple(np.unique(bucket_of(keys, self.spec.buckets)).tolist())
 
-    def commit(self, attempt: Callable[[], CommitPlan], stage: Stage) -> Snapshot | None:
+    def commit(self, attempt: Callable[[], CommitPlan | Stale], stage: Stage) -> Snapshot | None:
         """Resolve and commit until it holds.
 
         Args:
-            attempt: Resolves at the head and returns what to commit; called again when the head moved on in a way that matters.
+            attempt: Resolves at the head and returns what to commit, or what went stale meanwhile; called again when the head moved on in a way that matters.
             stage: Where the plan's files were written.
 
         Returns:
@@ -94,8 +94,10 @@ class TableContext:
             time.sleep(random.uniform(0, 0.002) * attempt_number)  # timing only: results do not depend on it
         raise ConflictError(f"table {self.spec.name!r} changed under this commit {_MAX_TRIES} times: try again with fewer concurrent writers")
 
-    def _try(self, attempt: Callable[[], CommitPlan], stage: Stage) -> Snapshot | Stale:
+    def _try(self, attempt: Callable[[], CommitPlan | Stale], stage: Stage) -> Snapshot | Stale:
         plan = attempt()
+        if isinstance(plan, Stale):
+            return plan
         stage.account(plan)
         try:
             done = commit(self.catalog, plan)

@@ -21,8 +21,8 @@ from loader.schema import conform
 from loader.storage import Storage
 from loader.table.context import TableContext
 from loader.table.files import Stage, place
-from loader.table.keys import Hits
-from loader.table.reading import live_rows, predicate_of
+from loader.table.keys import Hits, Resolution
+from loader.table.reading import live_rows, predicate_of, state_of
 from loader.table.resolve import DELETES
 from loader.table.rows import Data, as_table, key_words
 from loader.table.segments import encode_overlay
@@ -70,17 +70,21 @@ class Matches:
 
     def __init__(self, where: str) -> None:
         self._where = where
-        self._seen: dict[tuple[int, tuple[int, ...]], Rows] = {}
+        self._seen: dict[tuple[int | None, ...], Rows] = {}
 
     def find(self, view: SnapshotView, storage: Storage) -> dict[int, Rows]:
         """Selected live rows by segment; segments without any are left out."""
         predicate = predicate_of(view, self._where)
-        still: dict[tuple[int, tuple[int, ...]], Rows] = {}
+        closed = None if view.attribution is None else view.watermark  # labels whose window closes read as their default from then on
+        still: dict[tuple[int | None, ...], Rows] = {}
+        found = {}
         for ref in view.segments:
-            state = (ref.segment_id, tuple(overlay.overlay_id for overlay in ref.overlays))
-            still[state] = self._seen[state] if state in self._seen else live_rows(view, ref, predicate, storage)
+            state = (closed, *state_of(ref))
+            rows = still[state] = self._seen[state] if state in self._seen else live_rows(view, ref, predicate, storage)
+            if len(rows):
+                found[ref.segment_id] = rows
         self._seen = still
-        return {segment_id: rows for (segment_id, _), rows in still.items() if len(rows)}
+        return found
 
 
 class DeleteKeys:
@@ -95,8 +99,7 @@ class DeleteKeys:
         self.keys = key_words(spec, conform(table.select(spec.primary_key), spec.schema, names=spec.primary_key))
         self.buckets = context.key_buckets(self.keys)
         self.vectors = DeletionVectors(context.stage)
-        self.hits: Hits | None = None
-        self.seen = 0
+        self.resolution = Resolution(self.keys)
 
     def run(self) -> Snapshot:
         known = self.context.answered(self.commit_id, self.offsets)
@@ -109,11 +112,9 @@ class DeleteKeys:
     def _attempt(self) -> CommitPlan:
         context = self.context
         base = context.refresh()
-        directory = context.directory
-        self.hits = directory.probe(self.keys) if self.hits is None else directory.probe_again(self.keys, self.hits, self.seen)
-        self.seen = len(directory)
+        hits = self.resolution.bring_to(context.directory)
         failpoints.hit("delete.resolved")
-        overlays = self.vectors.bring_to(rows_by_segment(self.hits))
+        overlays = self.vectors.bring_to(rows_by_segment(hits))
         failpoints.hit("delete.staged")
         return CommitPlan(
             spec=context.spec,
@@ -125,7 +126,7 @@ class DeleteKeys:
             overlays=overlays,
             inline=self.vectors.inline,
             offsets=self.offsets,
-            summary={"rows_deleted": sum(overlay.num_deleted for overlay in overlays), "keys_missing": int((~self.hits.found).sum())},
+            summary={"rows_deleted": sum(overlay.num_deleted for overlay in overlays), "keys_missing": int((~hits.found).sum())},
         )
 
 

@@ -10,12 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from loader.catalog.records import SegmentRef, SnapshotView
+from loader.catalog.records import SnapshotView
 from loader.errors import SchemaError
 from loader.schema import Column, take
 from loader.segment.key_index import search
 from loader.storage import Storage
-from loader.table.reading import read_segment
+from loader.table.evolve import is_wider
+from loader.table.reading import read_segment, state_of
 from loader.table.rows import key_words
 
 Mask = npt.NDArray[np.bool_]
@@ -46,6 +47,9 @@ def diff(first: SnapshotView, second: SnapshotView, storage: Storage, columns: S
     label = second.attribution.column if second.attribution is not None else None
     if label in names and first.watermark != second.watermark:
         shared = set()
+    # a name may have gone to another column, which the same segments read otherwise
+    if [column.id for column in _columns(first, names)] != [column.id for column in _columns(second, names)]:
+        shared = set()
     before, after = (_rows(view, names, shared, storage) for view in (first, second))
     old, new = key_words(first.spec, before), key_words(second.spec, after)
     order = old.order()
@@ -68,28 +72,30 @@ def diff(first: SnapshotView, second: SnapshotView, storage: Storage, columns: S
 
 def _states(view: SnapshotView) -> set[tuple[int, ...]]:
     """Each segment with all that changes what its rows show."""
-    return {_state(ref) for ref in view.segments}
-
-
-def _state(ref: SegmentRef) -> tuple[int, ...]:
-    return (ref.segment_id, len(ref.column_files), *(overlay.overlay_id for overlay in ref.overlays))
+    return {state_of(ref) for ref in view.segments}
 
 
 def _rows(view: SnapshotView, names: Sequence[str], shared: set[tuple[int, ...]], storage: Storage) -> pa.Table:
-    absent = [name for name in names if name not in view.schema]
-    if absent:
-        raise SchemaError(f"snapshot {view.snapshot_id} of table {view.table!r} has no column {absent[0]!r}: give columns=[…] that both snapshots have")
-    wanted = view.schema.select(names)
+    wanted = _columns(view, names)
     read: list[Column] = [*wanted, *([time] if (time := view.spec.time_column) is not None and time.name not in names else [])]
     schema = pa.schema([column.to_arrow() for column in read], metadata=view.schema.metadata)
-    tables = [read_segment(view, ref, read, storage) for ref in view.segments if _state(ref) not in shared]
+    tables = [read_segment(view, ref, read, storage) for ref in view.segments if state_of(ref) not in shared]
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     return table.select(list(names)).combine_chunks()
 
 
+def _columns(view: SnapshotView, names: Sequence[str]) -> list[Column]:
+    absent = [name for name in names if name not in view.schema]
+    if absent:
+        raise SchemaError(f"snapshot {view.snapshot_id} of table {view.table!r} has no column {absent[0]!r}: give columns=[…] that both snapshots have")
+    return list(view.schema.select(names))
+
+
 def equal_rows(one: pa.Array, other: pa.Array) -> Mask:
     """Where two arrays of one length hold the same: null equals null, NaN equals NaN, lists are compared item by item."""
-    if not one.type.equals(other.type):
+    if is_wider(other.type, one.type):
+        other = other.cast(one.type)
+    elif not one.type.equals(other.type):
         one = one.cast(other.type)
     valid, also = (array.is_valid().to_numpy(zero_copy_only=False) for array in (one, other))
     same: Mask = valid == also
@@ -107,6 +113,8 @@ def equal_rows(one: pa.Array, other: pa.Array) -> Mask:
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         same[both] = _equal_lists(left, right)
     else:
+        if pa.types.is_float16(kind):  # Arrow does not compare halves
+            left, right = left.cast(pa.float32()), right.cast(pa.float32())
         equal = pc.equal(left, right)
         if pa.types.is_floating(kind):
             equal = pc.or_(equal, pc.and_(pc.is_nan(left), pc.is_nan(right)))

@@ -106,7 +106,7 @@ def widen_column(name: str, kind: pa.DataType) -> Change:
 
     def change(spec: TableSpec) -> TableSpec:
         column = spec.schema.column(name)
-        if not _is_wider(column.type, kind):
+        if not is_wider(column.type, kind):
             allowed = ", ".join(map(str, _WIDER.get(column.type, ()))) or "none"
             raise SchemaError(f"column {name!r} is {column.type} and cannot become {kind}: wider types are {allowed}; for another, add a column")
         leaf_type(kind, name)
@@ -133,12 +133,13 @@ def _with_columns(spec: TableSpec, columns: Sequence[Column]) -> TableSpec:
     return dataclasses.replace(spec, schema=dataclasses.replace(spec.schema, columns=tuple(columns)))
 
 
-def _is_wider(narrow: pa.DataType, wide: pa.DataType) -> bool:
+def is_wider(narrow: pa.DataType, wide: pa.DataType) -> bool:
+    """Whether a type holds every value of another one, as widening a column needs."""
     if pa.types.is_fixed_size_list(narrow):
-        return pa.types.is_fixed_size_list(wide) and narrow.list_size == wide.list_size and _is_wider(narrow.value_type, wide.value_type)
+        return pa.types.is_fixed_size_list(wide) and narrow.list_size == wide.list_size and is_wider(narrow.value_type, wide.value_type)
     for is_kind in (pa.types.is_list, pa.types.is_large_list):
         if is_kind(narrow):
-            return bool(is_kind(wide)) and _is_wider(narrow.value_type, wide.value_type)
+            return bool(is_kind(wide)) and is_wider(narrow.value_type, wide.value_type)
     return wide in _WIDER.get(narrow, ())
 
 

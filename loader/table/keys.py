@@ -38,6 +38,29 @@ class Hits:
         return self.segment_ids >= 0
 
 
+class Resolution:
+    """Where the keys of one write are, from attempt to attempt: a retry looks again only where something changed.
+
+    Args:
+        keys: What to find.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._directory: KeyDirectory | None = None
+        self._hits: Hits | None = None
+        self._seen = 0
+
+    def bring_to(self, directory: KeyDirectory) -> Hits:
+        """The rows as `directory` knows them now."""
+        if self._hits is None or directory is not self._directory:  # one that was begun anew counts its segments from the start
+            self._hits = directory.probe(self._keys)
+        else:
+            self._hits = directory.probe_again(self._keys, self._hits, self._seen)
+        self._directory, self._seen = directory, len(directory)
+        return self._hits
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Run:
     keys: Keys

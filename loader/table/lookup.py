@@ -30,7 +30,7 @@ from loader.catalog.read import (
     resolve_snapshot,
 )
 from loader.catalog.records import SegmentRef, Snapshot, SnapshotView, TableSpec
-from loader.errors import SchemaError
+from loader.errors import ConflictError, SchemaError
 from loader.schema import Column, conform, take
 from loader.segment.rows import RowCache, RowReader
 from loader.table.keys import Hits, KeyDirectory
@@ -43,6 +43,7 @@ from loader.table.segments import column_ids_of, one_type, open_columns, open_se
 I64 = npt.NDArray[np.int64]
 KeyValues = Any  # pa.Table, pa.RecordBatch, or a sequence: of values for a key of one column, of tuples for several
 MAX_OPEN_SEGMENTS = 1024
+_MAX_TRIES = 8
 CACHE_BYTES = 256 << 20
 
 
@@ -81,7 +82,7 @@ class LookUp:
     """Rows by key, at the head or as of a snapshot; safe to share between threads.
 
     Args:
-        spec: The table.
+        spec: The table; a look-up that follows the head follows its schema too.
         catalog: Its catalog.
         storage: Its files.
         cache_bytes: Of encoded chunks that stay open.
@@ -99,13 +100,18 @@ class LookUp:
 
     def take(self, keys: KeyValues, columns: Sequence[str] | None) -> pa.Table:
         """See `Table.lookup`."""
-        wanted = self.spec.schema.select(columns)
-        given = key_table(self.spec, keys)
-        words = key_words(self.spec, given)
         with self._lock:  # the caches are small things; decoding releases the interpreter's lock, not this one
-            self._refresh()
-            hits = self._directory.probe(words)
-            opened = self._opened(hits)
+            for _ in range(_MAX_TRIES):
+                self._refresh()
+                wanted = self.spec.schema.select(columns)
+                if len({column.id for column in wanted}) < len(wanted):
+                    raise ValueError(f"columns names each column once, not {columns!r}")
+                hits = self._directory.probe(key_words(self.spec, key_table(self.spec, keys)))
+                opened = self._opened(hits)
+                if opened is not None:
+                    break
+            else:
+                raise ConflictError(f"table {self.spec.name!r} was compacted and expired {_MAX_TRIES} times under this look-up: try again")
             read = self._with_time(wanted)
             table = self._rows(hits, opened, read)
             view = SnapshotView(spec=self.spec, snapshot_id=self._directory.synced, watermark=self._watermark, segments=())
@@ -127,19 +133,24 @@ class LookUp:
             deletes = load_deletes(connection, self.spec.id, directory.synced, head)
             changed = load_changed_segments(connection, self.spec.id, directory.synced, head)
             watermark = load_watermark(connection, self.spec, head)
+            spec = load_spec_at(connection, self.spec, head)
         self._directory = KeyDirectory(self._storage)  # begun anew if this is interrupted half way
         directory.apply(head, added, removed, deletes)
         for segment_id in [*removed, *changed]:
             self._open.pop(segment_id, None)
-        self._directory, self._watermark = directory, watermark
+        if spec.schema_id != self.spec.schema_id:
+            self._open.clear()
+        self.spec, self._watermark, self._directory = spec, watermark, directory  # the directory last: it says what the others are of
 
-    def _opened(self, hits: Hits) -> dict[int, _Open]:
-        """The segments of hits, open."""
+    def _opened(self, hits: Hits) -> dict[int, _Open] | None:
+        """The segments of hits, open; None if one has been forgotten since, which another refresh finds out."""
         ids = np.unique(hits.segment_ids[hits.found]).tolist()
         missing = [segment_id for segment_id in ids if segment_id not in self._open]
         if missing:
             with self._catalog.read() as connection:
                 refs = load_segments_by_id(connection, self.spec.id, missing, self._directory.synced)
+            if len(refs) < len(missing):
+                return None
             for ref in refs:
                 self._open[ref.segment_id] = _Open(self.spec, ref, self._storage, self._cache)
         for segment_id in ids:

@@ -20,7 +20,7 @@ from loader.schema import conform, take
 from loader.segment.key_index import bucket_of
 from loader.table.context import TableContext
 from loader.table.files import Stage, place
-from loader.table.keys import Hits
+from loader.table.keys import Hits, Resolution
 from loader.table.merge import count_operands
 from loader.table.pending import pack_keys
 from loader.table.rows import Data, as_table, key_words
@@ -101,8 +101,7 @@ class Patch:
         self.column_ids = tuple(spec.schema.column(name).id for name in names)
         self.operands = as_operands(spec, keyed.select(names).combine_chunks())
         self.buckets = context.key_buckets(self.keys)
-        self.hits: Hits | None = None
-        self.seen = 0
+        self.resolution = Resolution(self.keys)
         self.vectors = PatchVectors(context.stage, self.operands, self.column_ids, self.orders)
         self.payload: tuple[str, int, int] | None = None
         self.payload_rows = np.zeros(0, np.int64)
@@ -118,14 +117,12 @@ class Patch:
         return done
 
     def _attempt(self) -> CommitPlan:
-        context, directory = self.context, self.context.directory
+        context = self.context
         base = context.refresh()
-        directory = context.directory
-        self.hits = directory.probe(self.keys) if self.hits is None else directory.probe_again(self.keys, self.hits, self.seen)
-        self.seen = len(directory)
+        hits = self.resolution.bring_to(context.directory)
         failpoints.hit("patch.resolved")
-        missing = np.flatnonzero(~self.hits.found)
-        overlays = self.vectors.bring_to(self.hits)
+        missing = np.flatnonzero(~hits.found)
+        overlays = self.vectors.bring_to(hits)
         held = self._hold(missing) if len(missing) and self.on_missing == "hold" else []
         failpoints.hit("patch.staged")
         used = {pending.path for pending in held}
@@ -142,7 +139,7 @@ class Patch:
             offsets=self.offsets,
             watermark=self.watermark,
             summary={
-                "rows_patched": int(self.hits.found.sum()),
+                "rows_patched": int(hits.found.sum()),
                 "labels_held": len(missing) if self.on_missing == "hold" else 0,
                 "labels_dropped": 0 if self.on_missing == "hold" else len(missing),
             },

@@ -129,6 +129,11 @@ def _stored_rows(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column],
     return fill_default(view, table), resolved.deleted
 
 
+def state_of(ref: SegmentRef) -> tuple[int, ...]:
+    """A segment with all that changes what its rows show, but for the watermark: what is equal holds the same."""
+    return (ref.segment_id, len(ref.column_files), *(overlay.overlay_id for overlay in ref.overlays))
+
+
 def fill_default(view: SnapshotView, table: pa.Table) -> pa.Table:
     """Null labels whose window is closed at the watermark as the attribution's default."""
     attribution, time_column = view.attribution, view.spec.time_column

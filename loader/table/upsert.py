@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader import failpoints
+from loader.catalog.commit import Stale
 from loader.catalog.read import load_segments_by_id
 from loader.catalog.records import CommitPlan, NewOverlay, SegmentRef, Snapshot, SourceOffsets, TableSpec
 from loader.errors import SchemaError
@@ -23,7 +24,7 @@ from loader.segment.layout import SEQUENCE_COLUMN_ID
 from loader.table.births import Births
 from loader.table.context import TableContext
 from loader.table.delete import DeletionVectors, rows_by_segment
-from loader.table.keys import Hits
+from loader.table.keys import Hits, Resolution
 from loader.table.merge import NO_ORDER, ORDER_BASE_ID, ORDERED_RULES, Operands, fold, fold_base
 from loader.table.patch import PatchVectors, as_operands, conform_nullable, order_values
 from loader.table.resolve import scatter
@@ -57,8 +58,7 @@ class Upsert:
         self.vectors = DeletionVectors(context.stage)
         self.inserts: Births | None = None
         self.inserted = np.zeros(0, np.int64)  # groups, in the order of the inserts' rows
-        self.hits: Hits | None = None
-        self.seen = 0
+        self.resolution = Resolution(self.unique)
 
     def _group(self) -> None:
         """`group` of each row, and of each group its first row and its key."""
@@ -85,23 +85,26 @@ class Upsert:
             self.inserts.remember()
         return done
 
-    def _attempt(self) -> CommitPlan:
+    def _attempt(self) -> CommitPlan | Stale:
         context = self.context
         base = context.refresh()
-        directory = context.directory
-        self.hits = directory.probe(self.unique) if self.hits is None else directory.probe_again(self.unique, self.hits, self.seen)
-        self.seen = len(directory)
+        hits = self.resolution.bring_to(context.directory)
         failpoints.hit("upsert.resolved")
-        missing = np.flatnonzero(~self.hits.found)
+        missing = np.flatnonzero(~hits.found)
         inserts = self._insert(missing)
-        moved = self._moved(self.hits)
-        moves, read = self._move(moved, self.hits)
-        patched = self.hits.found.copy()
+        moved = self._moved(hits)
+        segment_ids = np.unique(hits.segment_ids[moved]).tolist()
+        with context.catalog.read() as connection:
+            read = load_segments_by_id(connection, self.spec.id, segment_ids)
+        if len(read) < len(segment_ids):
+            return Stale("inputs")  # a compaction has replaced them since the keys were found
+        moves = self._move(moved, hits, read)
+        patched = hits.found.copy()
         patched[moved] = False
-        of_rows = Hits(np.where(patched, self.hits.segment_ids, -1)[self.group], self.hits.rows[self.group])
+        of_rows = Hits(np.where(patched, hits.segment_ids, -1)[self.group], hits.rows[self.group])
         overlays = self.patches.bring_to(of_rows) if self.operands.num_columns else []
         gone = np.isin(np.arange(len(self.unique)), moved)
-        vectors = self.vectors.bring_to(rows_by_segment(Hits(np.where(gone, self.hits.segment_ids, -1), self.hits.rows)))
+        vectors = self.vectors.bring_to(rows_by_segment(Hits(np.where(gone, hits.segment_ids, -1), hits.rows)))
         failpoints.hit("upsert.staged")
         births = [born for born in (inserts, moves) if born is not None]
         return CommitPlan(
@@ -117,7 +120,7 @@ class Upsert:
             overlays=[*_born_overlays(births), *overlays, *vectors],
             met={} if inserts is None else inserts.met,
             inline=self.patches.inline | self.vectors.inline | {path: data for born in births for path, data in born.inline.items()},
-            read_segments=tuple(sorted(set(self.hits.segment_ids[moved].tolist()))),
+            read_segments=tuple(segment_ids),
             latest_overlay=max((overlay.overlay_id for ref in read for overlay in ref.overlays), default=0),
             num_column_files=sum(len(ref.column_files) for ref in read),
             offsets=self.offsets,
@@ -169,11 +172,11 @@ class Upsert:
         arrays = [self._fold_column(groups, self.given[name].combine_chunks(), "last", None, None)[0] for name in self.fixed]
         return pa.Table.from_arrays(arrays, names=self.fixed)
 
-    def _move(self, moved: I64, hits: Hits) -> tuple[Births | None, list[SegmentRef]]:
-        """Rows that change their place, folded with what is given; and the segments that they were read from."""
+    def _move(self, moved: I64, hits: Hits, refs: list[SegmentRef]) -> Births | None:
+        """Rows that change their place, read from these segments and folded with what is given."""
         if not len(moved):
-            return None, []
-        inputs, order = self._stored(moved, hits)
+            return None
+        inputs, order = self._stored(moved, hits, refs)
         hidden = order_columns(self.spec, [item for item, _ in inputs])
         parts = [read_rows(self.spec, item, hidden, rows) for item, rows in inputs]
         back = np.argsort(order, kind="stable")
@@ -185,13 +188,11 @@ class Upsert:
         ids = [*(column.id for column in self.spec.schema), *own, SEQUENCE_COLUMN_ID]
         births = Births(self.context, prepared, column_ids=ids, level=1, sequences=(int(sequences.min()), int(sequences.max())))
         births.write()
-        return births, [item.ref for item, _ in inputs]
+        return births
 
-    def _stored(self, moved: I64, hits: Hits) -> tuple[list[tuple[StoredRows, I64]], I64]:
+    def _stored(self, moved: I64, hits: Hits, refs: list[SegmentRef]) -> tuple[list[tuple[StoredRows, I64]], I64]:
         """The stored rows of moved groups by segment, and the place in `moved` of each."""
         ids = hits.segment_ids[moved]
-        with self.context.catalog.read() as connection:
-            refs = load_segments_by_id(connection, self.spec.id, np.unique(ids).tolist())
         inputs, order = [], []
         for ref in refs:
             mine = np.flatnonzero(ids == ref.segment_id)

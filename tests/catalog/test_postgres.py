@@ -70,6 +70,24 @@ def test_an_append_survives_a_connection_that_breaks(lake: Lake, failpoint: str)
     assert table.to_arrow().num_rows == 20
 
 
+def test_a_commit_survives_when_every_connection_breaks(lake: Lake) -> None:
+    table = create(lake)
+    table.append(rows(0, 10))
+    times = []
+
+    def once() -> None:
+        times.append(1)
+        if len(times) == 1:
+            thread = threading.Thread(target=table.history)  # a second connection, idle since a moment ago
+            thread.start()
+            thread.join()
+            end_all_sessions()
+
+    with failpoints.armed("commit.written", once):
+        table.append(rows(10, 20))
+    assert [entry.num_rows for entry in table.history()] == [10, 20]
+
+
 def test_a_lost_answer_is_looked_up(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     table = create(lake)
     real = PostgresCatalog.write

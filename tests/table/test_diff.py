@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -51,6 +52,19 @@ def test_columns_that_both_have(lake: Lake) -> None:
     assert table.diff(1, columns=["clicks"]).after.to_pylist() == [{"user": rows(1, 2)["user"][0].as_py(), "item": 1, "clicks": 1}]
 
 
+def test_a_name_that_went_to_another_column_and_one_that_was_widened(lake: Lake) -> None:
+    table = create(lake)
+    table.append(rows(0, 5))
+    table.widen_column("label", pa.int64())
+    table.patch(labels([1, 2], label=[1000, 1]))
+    check(table, 1, 3)
+    check(table, 3, 1)
+    table.drop_column("history")
+    table.add_column(pa.field("history", pa.list_(pa.int32())))
+    check(table, 1, 5)
+    check(table, 5, 3)
+
+
 @given(st.lists(st.tuples(*[st.none() | st.lists(st.none() | st.sampled_from([0.0, 1.5, float("nan")]), max_size=3)] * 2), max_size=8))
 def test_lists_are_equal_item_by_item(pairs: list[tuple[list[float | None] | None, list[float | None] | None]]) -> None:
     def same(one: object, other: object) -> bool:
@@ -62,9 +76,11 @@ def test_lists_are_equal_item_by_item(pairs: list[tuple[list[float | None] | Non
     assert equal_rows(*nested).tolist() == [same(*pair) for pair in pairs]
 
 
-def test_maps_and_strings() -> None:
+def test_maps_strings_and_halves() -> None:
     kind = pa.map_(pa.string(), pa.float32())
     one = pa.array([[("a", 1.0)], [("a", None)], None, []], kind)
     other = pa.array([[("a", 1.0)], [("a", 2.0)], None, [("b", 1.0)]], kind)
     assert equal_rows(one, other).tolist() == [True, False, True, False]
+    halves = [pa.array(np.array([1.5, np.nan, 2], np.float16)), pa.array(np.array([1.5, np.nan, 3], np.float16))]
+    assert equal_rows(*halves).tolist() == [True, True, False]
     assert equal_rows(pa.array(["x", None, "y"]), pa.array(["x", None, "z"])).tolist() == [True, True, False]

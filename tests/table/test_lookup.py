@@ -12,6 +12,7 @@ import pytest
 
 from loader.errors import ColumnNotFoundError, SchemaError, SnapshotNotFoundError
 from loader.lake import Lake
+from loader.table.lookup import LookUp
 from loader.table.table import Table
 from tests.table.samples import create, labels, rows
 
@@ -72,6 +73,42 @@ def test_a_look_up_follows_other_writers_and_forgets_what_they_change(lake: Lake
     check(table, [1, 2])
 
 
+def test_a_look_up_follows_a_schema_that_others_changed(lake: Lake, make_lake: Callable[..., Lake]) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 20))
+    check(table, [3, 4])
+    other.rename_column("label", "clicked")
+    other.widen_column("clicked", pa.int64())
+    other.patch(labels([3], clicked=[1000]))
+    check(table, [3, 4])
+    other.drop_column("history")
+    check(table, [3, 4], ["clicked", "item"])
+    with pytest.raises(ColumnNotFoundError):
+        table.lookup([(3, 3)], ["history"])
+    check(table, [3, 4], snapshot=1)
+
+
+def test_segments_that_go_while_they_are_looked_up(lake: Lake, make_lake: Callable[..., Lake], monkeypatch: pytest.MonkeyPatch) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 10))
+    table.append(rows(10, 20))
+    real, left = LookUp._refresh, [1]
+
+    def refresh(self: LookUp) -> None:
+        real(self)
+        if left:
+            left.pop()
+            other.compact(full=True)
+            other.expire(older_than=datetime.timedelta(0))
+
+    monkeypatch.setattr(LookUp, "_refresh", refresh)
+    check(table, [3, 14])
+    left.append(1)
+    with pytest.raises(SnapshotNotFoundError):
+        old = table.append(rows(20, 21))
+        table.lookup([(6, 20)], snapshot=old)
+
+
 def test_keys_in_every_form(lake: Lake) -> None:
     schema = pa.schema([("name", pa.string()), ("value", pa.int64())])
     table = lake.create_table("named", schema, primary_key=["name"])
@@ -83,6 +120,8 @@ def test_keys_in_every_form(lake: Lake) -> None:
         table.lookup([1, 2])
     with pytest.raises(ColumnNotFoundError, match="'valeu'"):
         table.lookup(["a"], ["valeu"])
+    with pytest.raises(ValueError, match="names each column once"):
+        table.lookup(["a"], ["value", "value"])
     samples = create(lake)
     with pytest.raises(SchemaError, match=r"the keys lack \['user'\]"):
         samples.lookup(pa.table({"item": [1]}))

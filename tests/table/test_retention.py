@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from loader import failpoints
 from loader.catalog.commit import now_micros
 from loader.catalog.garbage import collect
-from loader.errors import SnapshotNotFoundError
+from loader.errors import KeyExistsError, SnapshotNotFoundError
 from loader.lake import Lake
 from tests.table.samples import create, labels, rows
 
@@ -97,6 +98,34 @@ def test_a_writer_that_stood_still_meanwhile_finds_every_key(lake: Lake, make_la
     idle.append(rows(0, 5))
     read = table.to_arrow(["item", "clicks"])
     assert dict(zip(read["item"].to_pylist(), read["clicks"].to_pylist(), strict=True)) == dict.fromkeys(range(40), 0) | {10: 5, 30: 5}
+
+
+@pytest.mark.parametrize("write", ["append", "patch", "delete", "upsert"])
+def test_a_retry_after_others_wrote_compacted_and_expired_finds_every_key(lake: Lake, make_lake: Callable[..., Lake], write: str) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    for start in range(5):
+        table.append(rows(start, start + 1))
+    left = [1]
+
+    def meanwhile() -> None:
+        if left:
+            left.pop()
+            other.append(rows(30, 35))
+            other.compact(full=True)
+            other.expire(older_than=NOW)
+
+    with failpoints.armed(f"{write}.resolved", meanwhile):
+        if write == "append":
+            with pytest.raises(KeyExistsError, match="5 of 10 keys"):
+                table.append(rows(30, 40))
+        elif write == "patch":
+            assert table.patch(labels([1, 30], clicks=[1, 1])).summary["rows_patched"] == 2
+        elif write == "delete":
+            assert table.delete(labels([1, 30])).summary == {"rows_deleted": 2, "keys_missing": 0}
+        else:
+            assert table.upsert(rows(30, 40).select(["user", "item", "ts"])).summary == {"rows_inserted": 5, "rows_patched": 5, "rows_moved": 0}
+    items = table.to_arrow(["item"])["item"].to_pylist()
+    assert len(set(items)) == len(items) == table.history()[-1].num_rows
 
 
 def test_offsets_and_commit_names_outlive_their_snapshot(lake: Lake) -> None:

@@ -103,6 +103,27 @@ def test_what_others_write_meanwhile_counts_too(lake: Lake, make_lake: Callable[
     assert clicks(table) == wanted
 
 
+def test_rows_that_a_compaction_took_before_they_were_read_are_moved_all_the_same(lake: Lake, make_lake: Callable[..., Lake]) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 10))
+    table.append(rows(10, 20))
+    later = pa.compute.add(rows(3, 13)["ts"], pa.scalar(86400, pa.duration("s")))
+    with failpoints.armed("upsert.resolved", once(lambda: other.compact(full=True))):
+        assert table.upsert(events(3, 13, 2).set_column(2, "ts", later)).summary == {"rows_inserted": 0, "rows_patched": 0, "rows_moved": 10}
+    assert clicks(table) == dict.fromkeys(range(20), 0) | dict.fromkeys(range(3, 13), 2)
+
+
+def test_a_delete_by_expression_sees_values_that_came_without_a_patch(lake: Lake, make_lake: Callable[..., Lake]) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 10))
+    table.add_column(pa.field("score", pa.int64()))
+    with failpoints.armed("delete.resolved", once(lambda: make_lake().table("samples").backfill(labels([1, 2], score=[9, 9])))):
+        assert table.delete("score > 5").summary == {"rows_deleted": 2}
+    with failpoints.armed("delete.resolved", once(lambda: make_lake().table("samples").append(rows(100, 101), watermark=86400))):
+        assert table.delete("label = 0").summary == {"rows_deleted": 9}, "labels whose window was closed meanwhile"
+    assert other.to_arrow().num_rows == 0
+
+
 @pytest.mark.parametrize("place", ["delete.resolved", "delete.staged"])
 def test_a_delete_by_expression_sees_the_very_snapshot_before_it(lake: Lake, make_lake: Callable[..., Lake], place: str) -> None:
     table, other = create(lake), make_lake().table("samples")
