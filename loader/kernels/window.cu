@@ -158,7 +158,7 @@ template <class T> FN bool scatter_items(const Patch& patch, u64 at) {
 
 // Contract: grid (num_patches, any), block 256: a window may have more patches than y has blocks. The rows of a patch differ from each other, and so do the targets of patches.
 extern "C" __global__ void __launch_bounds__(256) scatter_patches(const Patch* patches, u64* error) {
-    const Patch patch = patches[blockIdx.x];
+    const Patch& patch = patches[blockIdx.x];
     bool fits = true;
     for (u64 at = (u64)blockIdx.y * THREADS_PER_BLOCK + threadIdx.x; at < (u64)patch.count * patch.width; at += (u64)gridDim.y * THREADS_PER_BLOCK) {
         if (patch.unit_bytes == 4) fits = scatter_items<u32>(patch, at) && fits;
