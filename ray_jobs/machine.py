@@ -9,15 +9,16 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+NOT_RESULTS = ("--", ".", ":(exclude)scripts/results")
 
 
 def describe() -> dict[str, str | int]:
-    """hardware, cpus (that this process may use), date, commit (with a + where files differ from it) and python; for a benchmark's JSON."""
+    """hardware, cpus (that this process may use), date, commit (with a + where files other than results differ from it) and python; for a benchmark's JSON."""
     return {
         "hardware": f"{_processor()}, {platform.machine()}",
         "cpus": len(os.sched_getaffinity(0)),
         "date": datetime.date.today().isoformat(),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "--untracked-files=no") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "--untracked-files=no", *NOT_RESULTS) else ""),
         "python": platform.python_version(),
     }
 

@@ -44,7 +44,8 @@ class PatchTables:
         self._columns, self._planes, self._pool_counts, self._item_validity = columns, planes, pool_counts, item_validity
         self.arrays: list[Array] = []
         self.more: list[MoreValues] = []
-        self._patches: list[tuple[int, bool, int, int, int, int, int]] = []  # target, is it in zeroed memory, rows, items, width, unit bytes, rows of the block
+        # column, target, is it in zeroed memory, rows, items, width, unit bytes, rows of the block
+        self._patches: list[tuple[int, int, bool, int, int, int, int, int]] = []
         self._fixups: list[tuple[int, int, int]] = []
         self.zeroed_bytes = 0
 
@@ -102,7 +103,7 @@ class PatchTables:
         if target is not None:
             count = node.values.size
             items = np.ones(count, np.uint8) if node.item_validity is None else node.item_validity.reshape(-1).astype(np.uint8)
-            self._patches.append((target, False, rows, self._array(items), width, 1, num_rows))
+            self._patches.append((column, target, False, rows, self._array(items), width, 1, num_rows))
         elif node.item_validity is not None:
             holes = ~node.item_validity.reshape(-1, width).all(axis=1)
             if (holes if node.validity is None else holes & node.validity).any():
@@ -117,7 +118,7 @@ class PatchTables:
             target, self.zeroed_bytes = self.zeroed_bytes, self.zeroed_bytes + int(aligned(num_rows * width * unit))
             record["kind"], record["num_rows"] = missing, num_rows
             self._fixups.append((plane, piece, target))
-        self._patches.append((target, zeroed, rows, items, width, unit, num_rows))
+        self._patches.append((plane % len(self._columns), target, zeroed, rows, items, width, unit, num_rows))
 
     def _array(self, array: Array) -> int:
         self.arrays.append(array)
@@ -128,8 +129,8 @@ class PatchTables:
         for plane, piece, at in self._fixups:
             self._planes[plane, piece]["items"] = zeroed + at
         table = np.zeros(len(self._patches), PATCH)
-        for record, (target, is_zeroed, rows, items, width, unit, num_rows) in zip(table, self._patches, strict=True):
+        for record, (column, target, is_zeroed, rows, items, width, unit, num_rows) in zip(table, self._patches, strict=True):
             record["target"] = target + (zeroed if is_zeroed else 0)
             record["rows"], record["items"], record["count"] = arrays[rows], arrays[items], self.arrays[rows].size
-            record["width"], record["unit_bytes"], record["num_rows"] = width, unit, num_rows
+            record["width"], record["unit_bytes"], record["num_rows"], record["column"] = width, unit, num_rows, column
         return table

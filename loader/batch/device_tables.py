@@ -23,7 +23,10 @@ LABEL_FILL = np.dtype(
     [("value", "<u8"), ("last_closed", "<i8"), ("value_plane", "<u4"), ("validity_plane", "<u4"), ("time_plane", "<u4"), ("time_validity_plane", "<u4"),
      ("time_item_bytes", "<u4"), ("time_is_unsigned", "<u4")]
 )  # fmt: skip
-PATCH = np.dtype([("target", "<u8"), ("rows", "<u8"), ("items", "<u8"), ("count", "<u4"), ("width", "<u4"), ("unit_bytes", "<u4"), ("num_rows", "<u4")])
+PATCH = np.dtype(
+    [("target", "<u8"), ("rows", "<u8"), ("items", "<u8"), ("count", "<u4"), ("width", "<u4"), ("unit_bytes", "<u4"), ("num_rows", "<u4"), ("column", "<u4"),
+     ("reserved", "<u4")]
+)  # fmt: skip
 BATCH_PART = np.dtype([("planes", "<u8"), ("pieces", "<u8"), ("pools", "<u8"), ("at", "<u4"), ("start", "<u4"), ("step", "<u4"), ("num_pieces", "<u4")])
 BATCH_PLANE = np.dtype([("out", "<u8"), ("plane", "<u4"), ("item_bytes", "<u4"), ("width", "<u4"), ("reserved", "<u4")])
 POOL_PIECE = np.dtype(

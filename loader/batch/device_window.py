@@ -265,7 +265,7 @@ class DeviceWindowFill:
             device.upload(patch_span, patches.arrays)
             if patches.zeroed_bytes:
                 device.runtime.zero(device.heap_base + zeroed, patches.zeroed_bytes, device.work)
-            device.launch("scatter_patches", (PATCH_TILES, len(records)), (at[4], held.error))
+            device.launch("scatter_patches", (len(records), PATCH_TILES), (at[4], held.error))
         grid = (-(-num_rows // TILE_ROWS), -(-len(table) // PLANES_PER_BLOCK))
         device.launch("permute_window", grid, (at[1], len(table), at[2], planes.shape[1], held.pieces, at[0], num_rows, at[3] if fills else 0, held.error))
         return (span, *([patch_span] if patches.num_patches else []), *([zeroed] if patches.zeroed_bytes else []))

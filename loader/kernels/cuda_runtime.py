@@ -49,15 +49,37 @@ class CudaMemory:
             self._settle()
 
 
+class _Device:
+    """One device, made the calling thread's for a while.
+
+    Every call goes through it, even those that name an event: threads begin on device 0, where CUDA would make a context for each rank (half a gigabyte).
+    """
+
+    def __init__(self, cupy: Any, torch: Any, number: int) -> None:
+        self._cuda, self._torch, self.number = cupy.cuda.runtime, torch, number
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Our device is the thread's meanwhile; whose it was before it is again. torch's guard goes back without a new context there."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._torch.cuda.device(self.number))
+                self._cuda.setDevice(self.number)  # torch does nothing where it is the thread's already, and the driver's calls need its context
+            except RuntimeError as error:
+                raise DeviceError(f"cuda:{self.number} cannot be used: {error}") from error
+            yield
+
+
 class _Handle:
     """A stream, an event or pinned memory of ours, destroyed with its last reference."""
 
-    def __init__(self, handle: int, destroy: Callable[[int], None] | None) -> None:
-        self.handle, self._destroy = handle, destroy
+    def __init__(self, handle: int, destroy: Callable[[int], None] | None = None, device: _Device | None = None) -> None:
+        self.handle, self._destroy, self._device = handle, destroy, device
 
     def __del__(self) -> None:
-        if self._destroy is not None and not sys.is_finalizing():
-            self._destroy(self.handle)
+        if self._destroy is not None and self._device is not None and not sys.is_finalizing():
+            with self._device.current():
+                self._destroy(self.handle)
 
 
 class CudaRuntime:
@@ -82,14 +104,15 @@ class CudaRuntime:
         self._cupy, self._torch = _require_cupy(), require("torch", "torch")
         self._cuda, self._driver = self._cupy.cuda.runtime, self._cupy.cuda.driver
         self.properties = _check_driver(self._cuda, self._torch)
-        self._number = self._torch.cuda.current_device() if number is None else number
-        self.device = f"cuda:{self._number}"
+        self._device = _Device(self._cupy, self._torch, self._torch.cuda.current_device() if number is None else number)
+        self._on_device = self._device.current
+        self.device = f"cuda:{self._device.number}"
         self.launches = self.allocations = 0
         self._streams: dict[str, _Handle] = {}
         self._consumers: dict[int, _Handle] = {}
         self._lock = threading.RLock()
         with self._on_device():
-            self.properties |= _check_device(self._cuda, self._torch, self._number, needed_bytes)
+            self.properties |= _check_device(self._cuda, self._torch, self._device.number, needed_bytes)
             self.architecture, self._functions = self._load_kernels()
 
     def _load_kernels(self) -> tuple[str, dict[str, int]]:
@@ -105,20 +128,6 @@ class CudaRuntime:
         except (CompileError, ImportError, RuntimeError) as error:
             raise DeviceError(f"the kernels cannot be made for {self.device}, {self.properties['name']}: {error}") from error
         return architecture, functions
-
-    @contextlib.contextmanager
-    def _on_device(self) -> Iterator[None]:
-        """Our device is the calling thread's meanwhile; whose it was before it is again."""
-        try:
-            before = self._cuda.getDevice()
-            self._cuda.setDevice(self._number)
-        except self._cuda.CUDARuntimeError as error:
-            raise DeviceError(f"{self.device} cannot be used: {error}") from error
-        try:
-            yield
-        finally:
-            if before != self._number:
-                self._cuda.setDevice(before)
 
     def empty_device(self, num_bytes: int) -> CudaMemory:
         torch = self._torch
@@ -138,7 +147,7 @@ class CudaRuntime:
     def empty_pinned(self, num_bytes: int) -> Array:
         try:
             with self._on_device():
-                memory = _Handle(self._cuda.hostAlloc(max(num_bytes, 1), self._cuda.hostAllocPortable), self._cuda.freeHost)
+                memory = _Handle(self._cuda.hostAlloc(max(num_bytes, 1), self._cuda.hostAllocPortable), self._cuda.freeHost, self._device)
         except self._cuda.CUDARuntimeError as error:
             raise DeviceMemoryError(f"no room for {num_bytes:,} bytes of pinned host memory: {error}") from error
         self.allocations += 1
@@ -148,16 +157,17 @@ class CudaRuntime:
         with self._lock:
             if name not in self._streams:
                 with self._on_device():
-                    self._streams[name] = _Handle(self._cuda.streamCreateWithFlags(self._cuda.streamNonBlocking), self._cuda.streamDestroy)
+                    handle = self._cuda.streamCreateWithFlags(self._cuda.streamNonBlocking)
+                    self._streams[name] = _Handle(handle, self._cuda.streamDestroy, self._device)
             return self._streams[name]
 
     def consumer_stream(self) -> _Handle:
         handle = int(self._torch.cuda.current_stream(self.device).cuda_stream)
-        return self._consumers.setdefault(handle, _Handle(handle, None))  # one object a stream, so that callers can tell them apart
+        return self._consumers.setdefault(handle, _Handle(handle))  # one object a stream, so that callers can tell them apart
 
     def event(self) -> _Handle:
         with self._on_device():
-            return _Handle(self._cuda.eventCreateWithFlags(self._cuda.eventDisableTiming), self._cuda.eventDestroy)
+            return _Handle(self._cuda.eventCreateWithFlags(self._cuda.eventDisableTiming), self._cuda.eventDestroy, self._device)
 
     def record(self, event: _Handle, stream: _Handle) -> None:
         with self._on_device():
@@ -168,10 +178,12 @@ class CudaRuntime:
             self._cuda.streamWaitEvent(stream.handle, event.handle)
 
     def is_done(self, event: _Handle) -> bool:
-        return bool(self._cuda.eventQuery(event.handle) == 0)
+        with self._on_device():
+            return bool(self._cuda.eventQuery(event.handle) == 0)
 
     def synchronize(self, event: _Handle) -> None:
-        self._cuda.eventSynchronize(event.handle)
+        with self._on_device():
+            self._cuda.eventSynchronize(event.handle)
 
     def copy_to_device(self, address: int, source: Array, stream: _Handle) -> None:
         _check_contiguous(source)

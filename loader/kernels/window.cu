@@ -31,10 +31,10 @@ struct LabelFill {
 // New items for some rows of one plane in one piece: target[rows[i]] = items[i], each of `width` units of `unit_bytes`.
 struct Patch {
     u64 target, rows, items;
-    u32 count, width, unit_bytes, num_rows;
+    u32 count, width, unit_bytes, num_rows, column, reserved;
 };
 
-static_assert(sizeof(WindowPlane) == 32 && sizeof(PieceItems) == 16 && sizeof(LabelFill) == 40 && sizeof(Patch) == 40, "mirrored by device_tables.py");
+static_assert(sizeof(WindowPlane) == 32 && sizeof(PieceItems) == 16 && sizeof(LabelFill) == 40 && sizeof(Patch) == 48, "mirrored by device_tables.py");
 
 template <class T> FN T piece_item(const PieceItems& from, u64 item, u64 width, bool& fits) {
     if (from.kind == PIECE_ZEROS) return (T)0;
@@ -156,17 +156,17 @@ template <class T> FN bool scatter_items(const Patch& patch, u64 at) {
     return true;
 }
 
-// Contract: grid (any, num_patches), block 256. The rows of a patch differ from each other, and so do the targets of patches.
+// Contract: grid (num_patches, any), block 256: a window may have more patches than y has blocks. The rows of a patch differ from each other, and so do the targets of patches.
 extern "C" __global__ void __launch_bounds__(256) scatter_patches(const Patch* patches, u64* error) {
-    const Patch patch = patches[blockIdx.y];
+    const Patch& patch = patches[blockIdx.x];
     bool fits = true;
-    for (u64 at = (u64)blockIdx.x * THREADS_PER_BLOCK + threadIdx.x; at < (u64)patch.count * patch.width; at += (u64)gridDim.x * THREADS_PER_BLOCK) {
+    for (u64 at = (u64)blockIdx.y * THREADS_PER_BLOCK + threadIdx.x; at < (u64)patch.count * patch.width; at += (u64)gridDim.y * THREADS_PER_BLOCK) {
         if (patch.unit_bytes == 4) fits = scatter_items<u32>(patch, at) && fits;
         else if (patch.unit_bytes == 8) fits = scatter_items<u64>(patch, at) && fits;
         else if (patch.unit_bytes == 2) fits = scatter_items<u16>(patch, at) && fits;
         else fits = scatter_items<u8>(patch, at) && fits;
     }
-    if (!fits) report(error, blockIdx.y, blockIdx.x, ERROR_PATCH);
+    if (!fits) report(error, patch.column, blockIdx.y, ERROR_PATCH);
 }
 
 #if defined(HEADRACE_SHIM)

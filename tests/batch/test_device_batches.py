@@ -234,6 +234,29 @@ def test_launches_do_not_grow_with_columns():
     assert_same(batch, Batch(layout, assemble(columns, [Part(window=on_cpu(columns, window), start=0, stop=40)])))
 
 
+def test_patches_are_laid_along_the_axis_of_a_grid_that_holds_them_all(monkeypatch):
+    """A window may have far more patches than the 65,535 blocks of a grid's second axis."""
+    table = pa.table({f"d{i}": pa.array(np.arange(20, dtype=np.float32)) for i in range(5)})
+    patch = BlockPatch(rows=np.array([3], np.uint32), values=pa.array([1.5], pa.float32()))
+    columns, window = one_block(table, patches=dict.fromkeys(range(5), patch))
+    device, grids = BatchDevice(HostRuntime(timing="eager"), MEMORY), {}
+    launch = device.launch
+    monkeypatch.setattr(device, "launch", lambda kernel, grid, arguments: (grids.update({kernel: grid}), launch(kernel, grid, arguments)))
+    on_device(device, DeviceColumns.of(columns), window)
+    assert grids["scatter_patches"][0] == 5
+
+
+def test_a_patch_outside_of_its_block_is_reported_by_column():
+    table = pa.table({name: pa.array(np.arange(20, dtype=np.float32)) for name in ("first", "second", "third")})
+    patches = {index: BlockPatch(rows=np.array([row], np.uint32), values=pa.array([1.5], pa.float32())) for index, row in ((0, 3), (2, 20))}
+    columns, window = one_block(table, patches=patches)
+    device = BatchDevice(HostRuntime(timing="eager"), MEMORY)
+    filled = on_device(device, DeviceColumns.of(columns), window)
+    device.synchronize()
+    with pytest.raises(CorruptSegmentError, match="column 'third'"):
+        DeviceAssembler(device, DeviceColumns.of(columns)).raise_error(int(filled.report[0]), "a window")
+
+
 def one_block(table, **options):
     columns = Columns.of(read_columns(Schema.from_arrow(table.schema), table.schema.names))
     count = len(table)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
+import threading
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,10 +58,37 @@ class FakeRuntime:
     memcpyHostToDevice, memcpyDeviceToHost = 1, 2
 
     def __init__(self, host: HostRuntime) -> None:
-        self.host, self.current, self.streams, self.events = host, 0, Handles(), Handles()
+        self.host, self.streams, self.events = host, Handles(), Handles()
+        self.contexts: set[int] = set()
+        self._thread = threading.local()
         self.driver_version, self.device_count, self.capability, self.free = 12040, 2, (9, 0), 1 << 34
         self.pinned: dict[int, Any] = {}
         self.consumer = self.streams.add(host.consumer_stream())
+
+    @property
+    def current(self) -> int:
+        """The calling thread's device; a new thread begins on device 0."""
+        return getattr(self._thread, "device", 0)
+
+    def touch(self) -> None:
+        """What almost every call does: the thread's device has a context from now on, and it is the thread's."""
+        self.contexts.add(self.current)
+        self._thread.has_context = True
+
+    @property
+    def has_context(self) -> bool:
+        """Whether the calling thread may call the driver."""
+        return getattr(self._thread, "has_context", False)
+
+    @contextlib.contextmanager
+    def guard(self, device: int) -> Iterator[None]:
+        """`torch.cuda.device`: goes back to a device that has a context, and leaves the thread where it is otherwise."""
+        before = self.current
+        if before != device:
+            self.setDevice(device)
+        yield
+        if before != device and before in self.contexts:
+            self.setDevice(before)
 
     def getDevice(self) -> int:
         return self.current
@@ -66,7 +96,8 @@ class FakeRuntime:
     def setDevice(self, device: int) -> None:
         if not 0 <= device < self.device_count:
             raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
-        self.current = device
+        self._thread.device = device
+        self.touch()
 
     def driverGetVersion(self) -> int:
         return self.driver_version
@@ -83,47 +114,60 @@ class FakeRuntime:
         return {"name": b"NVIDIA Pretence", "major": self.capability[0], "minor": self.capability[1]}
 
     def memGetInfo(self) -> tuple[int, int]:
+        self.touch()
         return self.free, 1 << 35
 
     def hostAlloc(self, size: int, flags: int) -> int:
+        self.touch()
         assert flags == self.hostAllocPortable
         array = self.host.empty_pinned(size)
         self.pinned[array.ctypes.data] = array
         return int(array.ctypes.data)
 
     def freeHost(self, ptr: int) -> None:
+        self.touch()
         del self.pinned[ptr]
 
     def deviceSynchronize(self) -> None:
+        self.touch()
         self.host._streams.finish()
 
     def streamCreateWithFlags(self, flags: int) -> int:
+        self.touch()
         assert flags == self.streamNonBlocking
         return self.streams.add(self.host.stream(f"stream {len(self.streams)}"))
 
     def streamDestroy(self, stream: int) -> None:
+        self.touch()
         self.streams.drop(stream)
 
     def streamWaitEvent(self, stream: int, event: int, flags: int = 0) -> None:
+        self.touch()
         self.host.wait(self.streams[stream], self.events[event])
 
     def eventCreateWithFlags(self, flags: int) -> int:
+        self.touch()
         assert flags == self.eventDisableTiming
         return self.events.add(self.host.event())
 
     def eventDestroy(self, event: int) -> None:
+        self.touch()
         self.events.drop(event)
 
     def eventRecord(self, event: int, stream: int) -> None:
+        self.touch()
         self.host.record(self.events[event], self.streams[stream])
 
     def eventQuery(self, event: int) -> int:
+        self.touch()
         return 0 if self.host.is_done(self.events[event]) else NOT_READY
 
     def eventSynchronize(self, event: int) -> None:
+        self.touch()
         self.host.synchronize(self.events[event])
 
     def memcpyAsync(self, dst: int, src: int, size: int, kind: int, stream: int) -> None:
+        self.touch()
         assert all(type(number) is int for number in (dst, src, size, kind, stream))
         at = src if kind == self.memcpyHostToDevice else dst
         memory = self.host.pinned_memory.find(at, size, "memcpyAsync")
@@ -134,6 +178,7 @@ class FakeRuntime:
             self.host.copy_to_host(pinned, src, size, self.streams[stream])
 
     def memsetAsync(self, ptr: int, value: int, size: int, stream: int) -> None:
+        self.touch()
         assert value == 0
         self.host.zero(ptr, size, self.streams[stream])
 
@@ -157,6 +202,7 @@ class FakeDriver:
         self, f: int, grid_x: int, grid_y: int, grid_z: int, block_x: int, block_y: int, block_z: int, shared: int, stream: int, params: int, extra: int
     ) -> None:
         assert (grid_z, block_y, block_z, shared, extra) == (1, 1, 1, 0, 0)
+        assert self._runtime.has_context, "cudaErrorDeviceUninitialized: invalid device context"
         name = self._functions[f]
         types_ = signatures()[name].types
         places = (ctypes.c_uint64 * len(types_)).from_address(params)
@@ -228,7 +274,7 @@ class FakeCuda:
             return types.SimpleNamespace(cuda_stream=runtime.consumer, synchronize=lambda: None)
 
         cuda = types.SimpleNamespace(
-            current_device=runtime.getDevice, current_stream=current_stream, OutOfMemoryError=torch.cuda.OutOfMemoryError,
+            current_device=runtime.getDevice, current_stream=current_stream, device=runtime.guard, OutOfMemoryError=torch.cuda.OutOfMemoryError,
             memory_reserved=lambda device: 3 << 20, memory_allocated=lambda device: 1 << 20,
         )  # fmt: skip
         version = types.SimpleNamespace(cuda="12.9")

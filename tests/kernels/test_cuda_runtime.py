@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import concurrent.futures
 import importlib.util
 import inspect
 import logging
@@ -48,6 +49,7 @@ def _where_shims_are() -> None:
 
 
 def test_programs_decode_through_cupy_as_on_the_cpu(fake: FakeCuda) -> None:
+    fake.runtime.touch()
     runtime = CudaRuntime(1)
     executor = CudaExecutor(runtime)
     for seed in range(8):
@@ -83,6 +85,32 @@ def test_streams_events_and_zeros(fake: FakeCuda) -> None:
         runtime.copy_to_host(back, memory.address, 101, stream)
     with pytest.raises(ValueError, match="not contiguous"):
         runtime.copy_to_device(memory.address, pinned[::2], stream)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_no_thread_of_a_rank_makes_a_context_on_another_ranks_gpu(fake: FakeCuda, number: int) -> None:
+    runtime = CudaRuntime(number)
+    memory, stream = runtime.empty_device(64), runtime.stream("copy")
+
+    def work() -> None:
+        pinned, event = runtime.empty_pinned(64), runtime.event()
+        assert runtime.is_done(event)
+        runtime.copy_to_device(memory.address, pinned, stream)
+        runtime.record(event, stream)
+        runtime.synchronize(event)
+
+    def launch() -> None:
+        runtime.launch("scan_lists", (1, 1), 256, (memory.address, 0, memory.address), stream)
+
+    def drop() -> None:
+        del kept[:]
+
+    kept = [runtime.event(), runtime.empty_pinned(64)]
+    for target in (work, launch, drop):
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            thread.submit(target).result()
+    assert len(fake.runtime.events) == 0
+    assert fake.runtime.contexts == {number}
 
 
 def test_a_tensor_keeps_its_owner_and_needs_no_copy(fake: FakeCuda) -> None:

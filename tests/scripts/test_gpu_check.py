@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib.machinery
+import importlib.util
 import json
 import pathlib
 import re
 import subprocess
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -99,6 +102,54 @@ def test_the_benchmark_runs_where_nobody_keeps_its_figures(monkeypatch: pytest.M
     assert figures["decode"]["launches"] <= 6
     steady = gpu_check_bench.measure_steady(bench, gpu_check_bench.TINY)
     assert steady.failed == 0 and steady.figures["batches"] >= gpu_check_bench.TINY.batches
+
+
+def _script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    loader = importlib.machinery.SourceFileLoader("gpu_check", str(SCRIPT))
+    spec = importlib.util.spec_from_loader("gpu_check", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def test_the_sanitizer_stage_keeps_its_time_and_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_check = _script(monkeypatch)
+    assert max(2 * gpu_check.SECONDS["decode"], *gpu_check.SECONDS.values()) < 480, "a stage takes less than eight minutes"
+    asked: list[tuple[list[str], float]] = []
+
+    def run_tool(command: list[str], *, timeout: float, **_: Any) -> Any:
+        asked.append((command, timeout))
+        if "racecheck" in command:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, 9 if "synccheck" in command else 0, "", "a barrier that diverges")
+
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda tool: "/usr/bin/compute-sanitizer")
+    monkeypatch.setattr(gpu_check.subprocess, "run", run_tool)
+    runtime = types.SimpleNamespace(device="cuda:3")
+    tally = gpu_check.sanitizer(gpu_check.Bench(open_runtime=lambda case: runtime, on_gpu=True, tiny=False, seconds=440.0, seed=17))
+    assert (tally.passed, tally.failed) == (1, 1) and "a barrier that diverges" in tally.problems[0]
+    assert len(tally.not_run) == 1 and "racecheck did not end" in tally.not_run[0]
+    assert all(timeout <= 440 and command[command.index("--device") + 1] == "3" for command, timeout in asked)
+
+
+def test_results_do_not_make_the_commit_they_were_measured_on_another_one(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """Stages that are run one after another into a committed file keep what earlier ones found."""
+    from ray_jobs import machine
+
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    results, code = tmp_path / "scripts" / "results" / "gpu_check.json", tmp_path / "code.py"
+    results.parent.mkdir(parents=True)
+    for path in (results, code):
+        path.write_text("0")
+    for arguments in (("init",), ("add", "."), ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "0")):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True, capture_output=True)
+    before = str(machine.describe()["commit"])
+    results.write_text("1")
+    assert machine.describe()["commit"] == before and not before.endswith("+")
+    code.write_text("1")
+    assert machine.describe()["commit"] == before + "+"
 
 
 def test_python_3_10_reads_what_it_imports() -> None:
