@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 
 import numpy as np
 
 from loader import failpoints
+from loader.catalog.commit import Stale
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets
 from loader.errors import KeyExistsError
 from loader.table.births import Births
@@ -40,14 +42,7 @@ class Append:
         failpoints.hit("append.prepared")
         self.births.write()
         failpoints.hit("append.staged")
-        try:
-            done = context.commit(self._attempt, context.stage)
-        except KeyExistsError:
-            known = context.answered(self.commit_id, self.offsets)
-            if known is None:
-                raise
-            return known  # another process committed the same records in between: these keys are ours
-        assert done is not None, "an append is never abandoned"
+        done = commit_new(context, self._attempt, self.commit_id, self.offsets)
         self.births.remember()
         return done
 
@@ -76,6 +71,19 @@ class Append:
             watermark=self.watermark,
             summary={"rows_appended": len(self.keys), "labels_met": births.num_met},
         )
+
+
+def commit_new(context: TableContext, attempt: Callable[[], CommitPlan | Stale], commit_id: str, offsets: SourceOffsets | None) -> Snapshot:
+    """Commit rows whose keys may not exist. Where they do because another process committed the same records in between, its snapshot is the answer."""
+    try:
+        done = context.commit(attempt, context.stage)
+    except KeyExistsError:
+        known = context.answered(commit_id, offsets)
+        if known is None:
+            raise
+        return known
+    assert done is not None, "a commit without inputs is never abandoned"
+    return done
 
 
 def refuse_existing(context: TableContext, births: Births, found: np.ndarray) -> None:

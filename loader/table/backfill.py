@@ -24,6 +24,7 @@ from loader.table.delete import head_view
 from loader.table.evolve import add_column
 from loader.table.files import place
 from loader.table.keys import Hits
+from loader.table.merge import NO_ORDER, Folded, fold_base
 from loader.table.patch import PatchVectors, as_operands, conform_nullable
 from loader.table.resolve import deleted_rows, scatter
 from loader.table.rows import Data, as_table, describe_key, key_words
@@ -49,14 +50,14 @@ class Backfill:
         self.spec = _evolved(context.spec, table, self.names)
         _refuse_fixed(self.spec, self.names)
         columns = conform_nullable(table.select([*keyed, *self.names]), self.spec, self.names, keyed=bool(keyed))
-        self.values = columns.select(self.names).combine_chunks()
+        self.operands = as_operands(self.spec, columns.select(self.names).combine_chunks())
         self.ids = tuple(self.spec.schema.column(name).id for name in self.names)
         self.keys = key_words(self.spec, columns) if keyed else None
         if self.keys is not None:
             twice = self.keys.first_twice()
             if twice is not None:
                 raise KeyExistsError(f"key {describe_key(self.spec, columns, twice[0])} stands twice in the data, in rows {twice[0]} and {twice[1]}")
-        self.patches = PatchVectors(context.stage, as_operands(self.spec, self.values), self.ids, None)
+        self.patches = PatchVectors(context.stage, self.operands, self.ids, None)
 
     def run(self) -> Snapshot:
         context = self.context
@@ -119,9 +120,9 @@ class Backfill:
             segment_ids.append(np.full(len(alive), ref.segment_id))
             rows.append(alive)
         hits = Hits(np.concatenate(segment_ids), np.concatenate(rows))
-        if len(hits.rows) != self.values.num_rows:
+        if len(hits.rows) != self.operands.num_rows:
             raise SchemaError(
-                f"{self.values.num_rows:,} rows without a key for snapshot {view.snapshot_id} of {len(hits.rows):,}: give a value for each, or the key"
+                f"{self.operands.num_rows:,} rows without a key for snapshot {view.snapshot_id} of {len(hits.rows):,}: give a value for each, or the key"
             )
         return view.snapshot_id, hits
 
@@ -132,13 +133,15 @@ class Backfill:
         return any(column_id in stored or column_id in touched for column_id in self.ids)
 
     def _write(self, ref: SegmentRef, mine: I64, rows: I64, inline: dict[str, bytes]) -> NewColumnFile:
-        """A column file of one segment: what is given at its rows, elsewhere the column's default."""
+        """A column file of one segment: the column's default, and at the given rows what its merge rule makes of that and the value."""
         arrays = []
-        for column_id, values in zip(self.ids, self.values.columns, strict=True):
+        for column_id, values in zip(self.ids, self.operands.columns, strict=True):
             column = self.spec.columns((column_id,))[0]
             given = take(values.combine_chunks(), mine)
             kept = np.flatnonzero(given.is_valid().to_numpy(zero_copy_only=False))  # null leaves the default, as it leaves a value untouched
-            arrays.append(scatter(column.missing(ref.num_rows), rows[kept], take(given, kept)))
+            folded = Folded(rows[kept].astype(np.uint32), take(given, kept), np.full(len(kept), NO_ORDER))
+            folded = fold_base(self.spec.rule(column_id), folded, column.missing(len(kept)), None)
+            arrays.append(scatter(column.missing(ref.num_rows), rows[kept], folded.values))
         table = pa.Table.from_arrays(arrays, schema=pa.schema([column.to_arrow() for column in self.spec.columns(self.ids)]))
         encoded = encode_column_file(open_segment(self.context.storage, ref), table, column_ids=self.ids)
         placed = place([encoded.data], self.context.stage, inline)

@@ -109,6 +109,10 @@ def widen_column(name: str, kind: pa.DataType) -> Change:
         if not is_wider(column.type, kind):
             allowed = ", ".join(map(str, _WIDER.get(column.type, ()))) or "none"
             raise SchemaError(f"column {name!r} is {column.type} and cannot become {kind}: wider types are {allowed}; for another, add a column")
+        if spec.primary_key == [name] and pa.types.is_uint64(kind):
+            raise SchemaError(
+                f"column {name!r} is the key of table {spec.name!r}, whose rows are found by signed integers: it is {column.type} and cannot become {kind}"
+            )
         leaf_type(kind, name)
         default = None if column.default is None else column.default.cast(kind)
         return _with_columns(spec, [dataclasses.replace(other, type=kind, default=default) if other.id == column.id else other for other in spec.schema])

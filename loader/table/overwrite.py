@@ -7,8 +7,9 @@ import uuid
 import numpy as np
 
 from loader import failpoints
+from loader.catalog.commit import Stale
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets
-from loader.table.append import refuse_existing
+from loader.table.append import commit_new, refuse_existing
 from loader.table.births import Births
 from loader.table.context import TableContext
 from loader.table.delete import DeletionVectors, Matches, Rows, head_view
@@ -32,17 +33,17 @@ class Overwrite:
         if known is not None:
             return known
         self.births.write()
-        done = context.commit(self._attempt, context.stage)
-        assert done is not None, "an overwrite is never abandoned"
+        done = commit_new(context, self._attempt, self.commit_id, self.offsets)
         self.births.remember()
         return done
 
-    def _attempt(self) -> CommitPlan:
+    def _attempt(self) -> CommitPlan | Stale:
         context, births = self.context, self.births
         view = head_view(context)
         selected = self.matches.find(view, context.storage)
         failpoints.hit("overwrite.resolved")
-        base = context.refresh()
+        if context.refresh() != view.snapshot_id:
+            return Stale("head")  # rows that are selected may lie elsewhere by now: their keys must not be taken for others'
         refuse_existing(context, births, np.flatnonzero(_stays(context.directory.probe(self.keys), selected)))
         births.meet(context.key_buckets(self.keys))
         vectors = self.vectors.bring_to(selected)
@@ -51,7 +52,7 @@ class Overwrite:
             spec=context.spec,
             kind="overwrite",
             commit_id=self.commit_id,
-            base=min(base, view.snapshot_id),
+            base=view.snapshot_id,
             is_exact=True,
             rows_changed=tuple(range(context.spec.buckets)),
             pending_changed=births.met_buckets,

@@ -59,6 +59,21 @@ def test_values_that_are_there_are_patched(lake: Lake) -> None:
     assert same(table, "score") == wanted
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_merge_rule_holds_whether_a_segment_has_the_column_or_not(lake: Lake, compacted: bool) -> None:
+    table = create(lake)
+    table.append(rows(0, 3))
+    table.append(rows(3, 5))
+    for name, rule in (("events", "count"), ("total", "sum"), ("top", "max"), ("early", "first"), ("late", "last")):
+        table.add_column(pa.field(name, pa.int64()), default=10, merge=rule)
+    if compacted:
+        table.append(rows(10, 20))
+        table.compact(full=True)  # writes the defaults out
+    table.backfill(labels([1, 4], **{name: [7, None] for name in ("events", "total", "top", "early", "late")}))
+    read = table.to_arrow(["item", "events", "total", "top", "early", "late"], where="item = 1 or item = 4").sort_by("item").to_pylist()
+    assert [list(row.values()) for row in read] == [[1, 11, 17, 10, 10, 7], [4, 10, 10, 10, 10, 10]]
+
+
 def test_by_place(lake: Lake) -> None:
     table = create(lake)
     table.append(rows(0, 10))

@@ -11,7 +11,7 @@ import pytest
 
 import loader
 from loader import failpoints
-from loader.errors import AlreadyExistsError, ColumnNotFoundError, ConflictError, SchemaError
+from loader.errors import AlreadyExistsError, ColumnNotFoundError, ConflictError, KeyExistsError, SchemaError
 from loader.lake import Lake
 from loader.table.table import Table
 from tests.table.samples import create, labels, rows
@@ -156,3 +156,14 @@ def test_what_is_wrong_is_named(lake: Lake) -> None:
         with pytest.raises(kind, match=message):
             action()
     assert table.history() == []
+
+
+def test_an_unsigned_key_is_widened_only_as_far_as_its_rows_are_found(lake: Lake) -> None:
+    table = lake.create_table("counted", pa.schema([("id", pa.uint8()), ("value", pa.int64())]), primary_key=["id"])
+    table.append(pa.table({"id": [5, 250], "value": [1, 2]}))
+    with pytest.raises(SchemaError, match="'id' is the key of table 'counted'.* is uint8 and cannot become uint64"):
+        table.widen_column("id", pa.uint64())
+    table.widen_column("id", pa.uint32())
+    with pytest.raises(KeyExistsError):
+        table.append(pa.table({"id": [250], "value": [3]}))
+    assert table.lookup([250, 70_000])["value"].to_pylist() == [2, None]

@@ -175,6 +175,23 @@ def test_an_overwrite_swaps_rows_in_one_commit(lake: Lake, make_lake: Callable[.
     assert clicks(table) == dict.fromkeys(range(15), 0)
 
 
+def test_the_same_overwrite_by_two_is_one(lake: Lake, make_lake: Callable[..., Lake]) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 10))
+    with failpoints.armed("overwrite.resolved", once(lambda: other.overwrite(rows(20, 25), "item = 3", commit_id="mine"))):
+        assert table.overwrite(rows(20, 25), "item = 3", commit_id="mine").id == 2
+    assert len(clicks(table)) == 14
+
+
+def test_an_overwrite_knows_its_rows_after_a_compaction(lake: Lake, make_lake: Callable[..., Lake]) -> None:
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 10))
+    table.append(rows(10, 20))
+    with failpoints.armed("overwrite.resolved", once(lambda: other.compact(full=True))):
+        assert table.overwrite(rows(5, 15), "item >= 5 and item < 15").summary == {"rows_deleted": 10, "rows_appended": 10, "labels_met": 0}
+    assert clicks(table) == dict.fromkeys(range(20), 0)
+
+
 def test_concurrent_upserts_of_the_same_new_keys_all_count(tmp_path: Path, catalog: str | None) -> None:
     with loader.connect(tmp_path, catalog=catalog) as lake:
         create(lake)
