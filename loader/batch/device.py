@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from loader.batch.device_buffers import DeviceBufferPool
@@ -147,12 +148,25 @@ class BatchDevice:
     def upload(self, start: int, tables: Sequence[Array]) -> list[int]:
         """Copy tables to a span of the heap, on the work stream; their device addresses."""
         at, num_bytes = places([table.nbytes for table in tables])
-        if num_bytes:
+        if num_bytes > self._tables.num_bytes // 2:
+            for place, table in zip(at.tolist(), tables, strict=True):
+                self._upload_in_parts(start + place, np.ascontiguousarray(table).reshape(-1).view(np.uint8))
+        elif num_bytes:
             buffer = self.pinned(num_bytes)
             pack(buffer, tables, at)
             self.runtime.copy_to_device(self.heap_base + start, buffer[:num_bytes], self.work)
             self.sent(buffer)
         return [self.heap_base + start + place for place in at.tolist()]
+
+    def _upload_in_parts(self, start: int, table: npt.NDArray[np.uint8]) -> None:
+        """A table that may be larger than the pinned memory for tables: windows have as many patches as their rows were given."""
+        step = self._tables.num_bytes // 8
+        for first in range(0, table.size, step):
+            part = table[first : first + step]
+            buffer = self.pinned(part.size)
+            buffer[:] = part
+            self.runtime.copy_to_device(self.heap_base + start + first, buffer, self.work)
+            self.sent(buffer)
 
     def copy_slab(self, slab: Array, num_bytes: int) -> int:
         """Copy encoded bytes into the slab area, on the copy stream; where they start. What is not pinned is copied to pinned memory first."""

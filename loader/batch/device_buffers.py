@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loader.batch.buffers import size_class
+from loader.errors import DeviceMemoryError
 from loader.extras import require
 from loader.kernels.runtime import DeviceMemory, Event, Runtime, Stream
 
@@ -56,17 +57,28 @@ class DeviceBufferPool:
         """
         size = size_class(max(num_bytes, SMALLEST_BYTES))
         with self._lock:
-            self._trim()
+            self._trim(self._max_idle_bytes)
             fits = min((idle_size for idle_size, idle in self._idle.items() if idle and size <= idle_size <= MOST_TIMES_LARGER * size), default=None)
             memory, events = (None, []) if fits is None else self._idle[fits].pop(0)
             self._idle_bytes -= fits or 0
         for event in events:
             self.runtime.wait(self._stream, event)
-        return DeviceLease(self, self.runtime.empty_device(size) if memory is None else memory)
+        return DeviceLease(self, self._allocate(size) if memory is None else memory)
 
-    def _trim(self) -> None:
-        """Give the largest idle buffers back until the limit holds; first wait for whoever still reads them."""
-        while self._idle_bytes > self._max_idle_bytes:
+    def _allocate(self, size: int) -> DeviceMemory:
+        """New memory; where the device has no room, in place of idle buffers of other sizes."""
+        try:
+            return self.runtime.empty_device(size)
+        except DeviceMemoryError:
+            with self._lock:
+                if not self._idle_bytes:
+                    raise
+                self._trim(0)
+        return self.runtime.empty_device(size)
+
+    def _trim(self, most_bytes: int) -> None:
+        """Give the largest idle buffers back until there are no more bytes than this; first wait for whoever still reads them."""
+        while self._idle_bytes > most_bytes:
             size = max(size for size, idle in self._idle.items() if idle)
             memory, events = self._idle[size].pop(0)
             for event in events:

@@ -246,6 +246,21 @@ def test_patches_are_laid_along_the_axis_of_a_grid_that_holds_them_all(monkeypat
     assert grids["scatter_patches"][0] == 5
 
 
+def test_more_patches_than_pinned_memory_for_tables():
+    rng = np.random.default_rng(3)
+    table = pa.table({f"d{i}": pa.array(rng.random(3000).astype(np.float32)) for i in range(4)})
+    rows = np.arange(3000, dtype=np.uint32)
+    patches = {index: BlockPatch(rows=rows, values=pa.array(rng.random(3000).astype(np.float32))) for index in range(4)}
+    columns, window = one_block(table, patches=patches)
+    runtime = HostRuntime(seed=3)
+    device = BatchDevice(runtime, dataclasses.replace(MEMORY, table_bytes=1 << 16))
+    ours, theirs = on_device(device, DeviceColumns.of(columns), window), on_cpu(columns, window)
+    layout, assembler = layout_of(columns), DeviceAssembler(device, DeviceColumns.of(columns))
+    batch = device_batch(layout, assembler, [Part(window=ours, start=0, stop=3000)])
+    assert_same(batch, Batch(layout, assemble(columns, [Part(window=theirs, start=0, stop=3000)])))
+    runtime.finish()
+
+
 def test_a_patch_outside_of_its_block_is_reported_by_column():
     table = pa.table({name: pa.array(np.arange(20, dtype=np.float32)) for name in ("first", "second", "third")})
     patches = {index: BlockPatch(rows=np.array([row], np.uint32), values=pa.array([1.5], pa.float32())) for index, row in ((0, 3), (2, 20))}
