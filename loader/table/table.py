@@ -228,7 +228,7 @@ class Table:
             return Overwrite(self._context, data, where, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
 
     def backfill(self, data: Data, *, snapshot: SnapshotLike = None, commit_id: str | None = None) -> Snapshot:
-        """Fill columns of rows that are there, without rewriting a segment.
+        """Fill columns of rows that are there, each by the column's merge rule, without rewriting a segment.
 
         Args:
             data: The primary key and the columns; or the columns alone, one row for each row of `snapshot`, in the order in which `to_arrow` reads it.
