@@ -156,10 +156,11 @@ def repeated(job: dict[str, Any], form: Any) -> dict[str, Any]:
     """Write the table some times over, a block each time: files of the same blocks and of very different size. Bytes of a block, encoded and decoded."""
     import pyarrow as pa
 
+    from loader.segment.layout import MAX_BLOCK_ROWS
     from loader.segment.reader import SegmentReader
     from loader.segment.writer import WriteOptions, write_segment
 
-    table, path = load(job["table"]), pathlib.Path(job["path"])
+    table, path = load(job["table"]).slice(0, MAX_BLOCK_ROWS), pathlib.Path(job["path"])
     path.unlink(missing_ok=True)
     write_segment(path, pa.concat_tables([table] * job["blocks"]), options=WriteOptions(threads=job["cores"], block_rows=table.num_rows))
     with SegmentReader(path) as reader:
