@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from loader.kernels import build
-from loader.kernels.signatures import KERNEL_FILES
+from loader.kernels.signatures import KERNEL_FILES, kernel_hash
 
 FUZZ = pathlib.Path(__file__).with_name("fuzz_device.py")
 FLAGS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
@@ -23,7 +23,7 @@ def sanitized(build_folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, str]]
     runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False).stdout.strip()
     if not os.path.isabs(runtime):
         pytest.skip("gcc has no libasan")
-    folder = build_folder / "sanitized"
+    folder = build_folder / f"sanitized-{kernel_hash()}"
     for file in KERNEL_FILES:
         target = folder / f"shim_{pathlib.Path(file).stem}.so"
         if not target.exists():
