@@ -265,7 +265,7 @@ JOBS = {item.__name__: item for item in (tune, file, classes, speed, memory, rep
 
 
 def main() -> None:
-    job = json.loads(sys.argv[1])
+    job = json.load(sys.stdin)
     limit_cores(job["cores"])
     import pyarrow as pa
 
