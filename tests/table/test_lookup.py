@@ -118,8 +118,8 @@ def test_keys_in_every_form(lake: Lake) -> None:
     assert table.lookup([], ["value"]).num_rows == 0
     with pytest.raises(SchemaError, match="keys of table 'named' do not fit"):
         table.lookup([1, 2])
-    with pytest.raises(ColumnNotFoundError, match="'valeu'"):
-        table.lookup(["a"], ["valeu"])
+    with pytest.raises(ColumnNotFoundError, match="'valu_e'"):
+        table.lookup(["a"], ["valu_e"])
     with pytest.raises(ValueError, match="names each column once"):
         table.lookup(["a"], ["value", "value"])
     samples = create(lake)
