@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from loader import failpoints
 from loader.catalog.connection import Connection, Cursor, Database
 from loader.catalog.read import BUCKETS, OFFSETS, SNAPSHOT, attribution_json, find_commit, load_head, load_offsets, load_snapshot, make_snapshot
-from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets, TableSpec
+from loader.catalog.records import BucketLease, CommitPlan, Snapshot, SourceOffsets, TableSpec
 from loader.errors import CatalogUnavailableError, ConflictError, FencedError, HeadraceError, StorageError, TableNotFoundError, UnknownOutcomeError
 
 STAGED_LEASE_SECONDS = 3600
@@ -29,13 +30,17 @@ class LeaseLostError(ConflictError):
     """A writer's lease on its files ran out before it committed."""
 
 
+class SchemaChangedError(ConflictError):
+    """The table has another schema than the one this commit was prepared for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Stale:
     """The plan was resolved at a snapshot that is no longer good enough.
 
     Attributes:
-        reason: What changed: head, rows, pending, overlays, columns or inputs; or connection: nothing did, but the commit did not arrive.
-        abandoned: An input of a compaction is no longer live; there is nothing to try again.
+        reason: What changed: head, rows, pending, overlays, columns, inputs, folded or lease; or connection: nothing did, but the commit did not arrive.
+        abandoned: An input of a compaction is no longer live, or its bucket is another's; there is nothing to try again.
     """
 
     reason: str
@@ -148,7 +153,10 @@ class _Answers:
     inputs: list[Cursor]
     input_overlays: list[Cursor]
     input_files: list[Cursor]
+    folded: list[Cursor]
+    folded_files: list[Cursor]
     lease: Cursor | None
+    bucket_lease: Cursor | None
     met: dict[int, Cursor]
 
 
@@ -163,7 +171,7 @@ def _ask(connection: Connection, plan: CommitPlan) -> _Answers:
         inputs.append(connection.execute(f"select live_rows from segments where id in {listed} and table_id = ? and removed_in is null", (*part, table_id)))
         overlays.append(
             connection.execute(
-                f"select coalesce(max(id), 0), coalesce(sum(num_deleted), 0) from overlays where segment_id in {listed} and removed_in is null", part
+                f"select coalesce(max(id), 0), coalesce(sum(num_deleted), 0), count(*) from overlays where segment_id in {listed} and removed_in is null", part
             )
         )
     return _Answers(
@@ -175,8 +183,27 @@ def _ask(connection: Connection, plan: CommitPlan) -> _Answers:
         buckets=connection.execute(BUCKETS, (table_id,)) if plan.rows_buckets or plan.pending_buckets else None,
         inputs=inputs,
         input_overlays=overlays,
+        folded=_ask_live(connection, "overlays", "sum(num_deleted)", plan.removed_overlays),
+        folded_files=_ask_live(connection, "column_files", "0", plan.removed_column_files),
+        bucket_lease=None if plan.lease is None else _ask_lease(connection, table_id, plan.lease),
         lease=None if plan.staged is None else connection.execute("select 1 from staged where prefix = ? and lease_until > 0", plan.staged[:1]),
         met={pending_id: connection.execute("select num_held, met from pending where id = ?", (pending_id,)) for pending_id in plan.met},
+    )
+
+
+def _ask_live(connection: Connection, table: str, total: str, ids: Sequence[int]) -> list[Cursor]:
+    """How many of these rows are live, and a total over them."""
+    parts = [ids[start : start + MAX_PARAMETERS] for start in range(0, len(ids), MAX_PARAMETERS)]
+    return [
+        connection.execute(f"select count(*), coalesce({total}, 0) from {table} where id in ({', '.join('?' * len(part))}) and removed_in is null", part)
+        for part in parts
+    ]
+
+
+def _ask_lease(connection: Connection, table_id: int, lease: BucketLease) -> Cursor:
+    listed = ", ".join("?" * len(lease.buckets))
+    return connection.execute(
+        f"select count(*) from buckets where table_id = ? and lease_owner = ? and bucket in ({listed})", (table_id, lease.owner, *lease.buckets)
     )
 
 
@@ -210,9 +237,11 @@ def _table_before(plan: CommitPlan, answers: _Answers) -> _Before:
 def _stale(plan: CommitPlan, answers: _Answers, before: _Before) -> Stale | None:
     """What does not hold any more. The rows of a compaction's inputs are taken off `before` on the way."""
     if before.schema_id != plan.spec.schema_id:
-        raise ConflictError(f"the schema of table {plan.spec.name!r} changed while this commit was prepared: open the table again and repeat the write")
+        raise SchemaChangedError(f"the schema of table {plan.spec.name!r} changed while this commit was prepared: open the table again and repeat the write")
     if answers.lease is not None and plan.staged is not None and answers.lease.fetchone() is None:
         raise _lease_lost(plan.staged[0])
+    if answers.bucket_lease is not None and plan.lease is not None and int(answers.bucket_lease.fetchone()[0]) != len(plan.lease.buckets):
+        return Stale("lease", abandoned=True)
     if plan.is_exact and before.head != plan.base:
         return Stale("head")
     if answers.buckets is not None:
@@ -229,10 +258,22 @@ def _stale(plan: CommitPlan, answers: _Answers, before: _Before) -> Stale | None
             return Stale("inputs", abandoned=bool(plan.removed_segments))
         if sum(int(cursor.fetchone()[0]) for cursor in answers.input_files) != plan.num_column_files:
             return Stale("columns", abandoned=bool(plan.removed_segments))
-        if max(latest for latest, _ in overlays) > plan.latest_overlay:
+        if max(latest for latest, _, _ in overlays) > plan.latest_overlay:
             return Stale("overlays")
+        if plan.num_overlays is not None and sum(int(count) for _, _, count in overlays) != plan.num_overlays:
+            return Stale("folded", abandoned=True)  # a folded overlay holds operands that were read one by one: carried over it would count them again
         if plan.removed_segments:
-            before.num_rows -= sum(live) - sum(int(deleted) for _, deleted in overlays)
+            before.num_rows -= sum(live) - sum(int(deleted) for _, deleted, _ in overlays)
+    return _stale_fold(plan, answers, before)
+
+
+def _stale_fold(plan: CommitPlan, answers: _Answers, before: _Before) -> Stale | None:
+    """Whether what a fold replaces is still there. The rows that folded vectors delete are counted again by those that stand for them."""
+    folded = [cursor.fetchone() for cursor in answers.folded]
+    files = [cursor.fetchone() for cursor in answers.folded_files]
+    if sum(int(count) for count, _ in folded) != len(plan.removed_overlays) or sum(int(count) for count, _ in files) != len(plan.removed_column_files):
+        return Stale("folded", abandoned=True)
+    before.num_rows += sum(int(deleted) for _, deleted in folded)
     return None
 
 
@@ -311,12 +352,13 @@ def _insert_overlays(connection: Connection, plan: CommitPlan, new: int) -> None
     for of_new, segment in ((False, "?"), (True, "(select id from segments where table_id = ? and added_in = ? and segment_uuid = ?)")):
         connection.executemany(
             "insert into overlays (table_id, segment_id, kind, level, sequence, path, section_offset, num_bytes, num_rows, num_deleted, column_ids, added_in) "
-            f"values (?, {segment}, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"values (?, {segment}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     plan.spec.id,
                     *((overlay.segment_id,) if overlay.new_segment is None else (plan.spec.id, new, plan.segments[overlay.new_segment].uuid)),
                     overlay.kind,
+                    overlay.level,
                     new if overlay.sequence is None else overlay.sequence,
                     overlay.path,
                     overlay.offset,
@@ -353,6 +395,8 @@ def _remove_inputs(connection: Connection, plan: CommitPlan, new: int) -> None:
         connection.execute("update segments set removed_in = ? where id = ?", (new, segment_id))
         connection.execute("update overlays set removed_in = ? where segment_id = ? and removed_in is null", (new, segment_id))
         connection.execute("update column_files set removed_in = ? where segment_id = ? and removed_in is null", (new, segment_id))
+    connection.executemany("update overlays set removed_in = ? where id = ?", [(new, overlay_id) for overlay_id in plan.removed_overlays])
+    connection.executemany("update column_files set removed_in = ? where id = ?", [(new, file_id) for file_id in plan.removed_column_files])
 
 
 def _advance(connection: Connection, plan: CommitPlan, new: int) -> None:

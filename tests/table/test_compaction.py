@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import socket
 import uuid
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from loader import CompactionOptions, failpoints
 from loader.catalog.commit import commit, now_micros
 from loader.catalog.garbage import collect
+from loader.catalog.leases import leased_buckets, take_buckets
 from loader.catalog.records import CommitPlan, NewOverlay, OverlayRef, SegmentRef, SnapshotView
 from loader.lake import Lake
 from loader.segment.key_index import KeyIndex
@@ -22,6 +24,7 @@ from loader.table.compaction.pick import pick
 from loader.table.files import place
 from loader.table.keys import KeyDirectory
 from loader.table.segments import encode_overlay, open_segment, read_by_id
+from tests.table import processes
 from tests.table.samples import create, labels, rows
 
 
@@ -141,10 +144,61 @@ def test_two_compactions_of_the_same_segments_do_not_both_happen(lake: Lake) -> 
     table = create(lake, buckets=1)
     for start in (0, 50):
         table.append(rows(start, start + 50))
-    with failpoints.armed("compaction.rewritten", _once(lambda: other(lake).compact(full=True))):
+    reports = []
+    with failpoints.armed("compaction.rewritten", _once(lambda: reports.append(other(lake).compact(full=True)))):
+        report = table.compact(full=True)
+    assert (report.num_tasks, report.num_abandoned, report.num_busy) == (1, 0, 0)
+    assert (reports[0].num_tasks, reports[0].num_busy) == (0, 1), "it left the bucket to the one that was at work"
+    assert table.to_arrow().num_rows == 100 and len(table.view().segments) == 1
+
+
+def test_a_compactor_that_lost_its_lease_commits_nothing(lake: Lake) -> None:
+    table = create(lake, buckets=1)
+    for start in (0, 50):
+        table.append(rows(start, start + 50))
+    before = by_item(table)
+
+    def lapse_and_take_over() -> None:
+        with lake.database.write() as connection:
+            connection.execute("update buckets set lease_until = 1")
+        assert other(lake).compact(full=True).num_tasks == 1
+
+    with failpoints.armed("compaction.before_commit", _once(lapse_and_take_over)):
         report = table.compact(full=True)
     assert (report.num_tasks, report.num_abandoned) == (0, 1)
-    assert table.to_arrow().num_rows == 100 and len(table.view().segments) == 1
+    assert by_item(table).equals(before) and len(table.view().segments) == 1
+    assert not leases(lake), "nobody holds a bucket for longer than the work"
+
+
+def test_the_bucket_of_a_dead_process_is_taken_over_at_once(lake: Lake) -> None:
+    table = create(lake, buckets=1)
+    for start in (0, 50):
+        table.append(rows(start, start + 50))
+    child = processes.start(lambda: None)
+    processes.wait(child)
+    for owner, num_tasks in ((f"another-host:{child}:a", 0), (f"{socket.gethostname()}:{child}:a", 1)):
+        with lake.database.write(table.spec.id) as connection:
+            take_buckets(connection, table.spec.id, owner, [0], is_dead=lambda _: True)
+        assert table.compact(full=True).num_tasks == num_tasks
+    assert not leases(lake)
+
+
+def test_a_handle_from_before_a_schema_change_compacts(lake: Lake) -> None:
+    table = create(lake, buckets=1)
+    for start in (0, 50):
+        table.append(rows(start, start + 50))
+    other(lake).add_column(pa.field("later", pa.int8()), default=3)
+    assert table.compact(full=True).num_tasks == 1
+    assert table.to_arrow(["later"])["later"].to_pylist() == [3] * 100
+    table.append(rows(100, 150))
+    with failpoints.armed("compaction.rewritten", _once(lambda: other(lake).drop_column("label"))):
+        assert table.compact(full=True).num_abandoned == 1
+    assert table.compact(full=True).num_tasks == 1 and "label" not in table.to_arrow().column_names
+
+
+def leases(lake: Lake) -> dict[int, tuple[str, int]]:
+    with lake.database.read() as connection:
+        return leased_buckets(connection, lake.table("samples").spec.id)
 
 
 def test_stopped_by_the_user_it_goes_on_later(lake: Lake) -> None:
