@@ -36,13 +36,13 @@ _OFFSETS = (
 )
 
 
-def insert_many(connection: Connection, statement: str, rows: list[Sequence[object]]) -> None:
+def insert_many(connection: Connection, statement: str, rows: Sequence[Sequence[object]]) -> None:
     """Run a statement for each row; nothing at all for none."""
     if rows:
-        connection.executemany(statement, rows)
+        connection.executemany(statement, list(rows))
 
 
-def insert_snapshots(connection: Connection, rows: list[Sequence[object]]) -> None:
+def insert_snapshots(connection: Connection, rows: Sequence[Sequence[object]]) -> None:
     """Rows of (table_id, id, commit_id, kind, schema_id, watermark, num_rows, created_at, summary)."""
     insert_many(connection, _SNAPSHOT, rows)
 
