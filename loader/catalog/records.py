@@ -340,6 +340,7 @@ class CommitPlan:
         num_column_files: How many column files `removed_segments` or `read_segments` had when they were read.
         num_overlays: How many live overlays `removed_segments` have, those that are carried over included; None where nothing hangs on it.
         removed_overlays: Overlays that others of this commit, or column files, stand for; all must be live. Their segments stay.
+        folded_segments: Segments of these: nothing of them may have been erased since `latest_overlay`.
         removed_column_files: Column files that others of this commit stand for; all must be live.
         lease: Buckets that the writer must still have to itself.
         evolved: The table as it is to be, where the commit changes its schema.
@@ -369,6 +370,7 @@ class CommitPlan:
     num_column_files: int = 0
     num_overlays: int | None = None
     removed_overlays: tuple[int, ...] = ()
+    folded_segments: tuple[int, ...] = ()
     removed_column_files: tuple[int, ...] = ()
     lease: BucketLease | None = None
     evolved: TableSpec | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import socket
 import uuid
@@ -16,11 +15,10 @@ from loader import CompactionOptions, failpoints
 from loader.catalog.commit import commit, now_micros
 from loader.catalog.garbage import collect
 from loader.catalog.leases import leased_buckets, take_buckets
-from loader.catalog.records import CommitPlan, NewOverlay, OverlayRef, SegmentRef, SnapshotView
+from loader.catalog.records import CommitPlan, NewOverlay
 from loader.lake import Lake
 from loader.segment.key_index import KeyIndex
 from loader.segment.layout import SEQUENCE_COLUMN_ID
-from loader.table.compaction.pick import pick
 from loader.table.files import place
 from loader.table.keys import KeyDirectory
 from loader.table.segments import encode_overlay, open_segment, read_by_id
@@ -191,9 +189,9 @@ def test_a_handle_from_before_a_schema_change_compacts(lake: Lake) -> None:
     assert table.compact(full=True).num_tasks == 1
     assert table.to_arrow(["later"])["later"].to_pylist() == [3] * 100
     table.append(rows(100, 150))
-    with failpoints.armed("compaction.rewritten", _once(lambda: other(lake).drop_column("label"))):
+    with failpoints.armed("compaction.rewritten", _once(lambda: other(lake).drop_column("history"))):
         assert table.compact(full=True).num_abandoned == 1
-    assert table.compact(full=True).num_tasks == 1 and "label" not in table.to_arrow().column_names
+    assert table.compact(full=True).num_tasks == 1 and "history" not in table.to_arrow().column_names
 
 
 def leases(lake: Lake) -> dict[int, tuple[str, int]]:
@@ -296,43 +294,3 @@ def _once(action: Any) -> Any:
             left.pop()()
 
     return run
-
-
-def _segment(number: int, size: int, *, bucket: int = 0, overlays: int = 0, level: int = 0, num_rows: int = 100) -> SegmentRef:
-    overlay = OverlayRef(overlay_id=1, kind="patch", path="x", offset=0, num_bytes=1, sequence=1, num_rows=1, num_deleted=0, column_ids=(1,))
-    fields: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(SegmentRef)}
-    fields |= {"segment_id": number, "path": "x", "num_bytes": size, "bucket": bucket, "level": level, "num_rows": num_rows, "live_rows": num_rows}
-    return SegmentRef(**fields | {"block_rows": (num_rows,), "overlays": (overlay,) * overlays, "column_files": ()})
-
-
-def _picked(lake: Lake, segments: list[SegmentRef], **options: Any) -> list[list[int]]:
-    full = options.pop("full", False)
-    view = SnapshotView(spec=create(lake).spec, snapshot_id=1, watermark=None, segments=tuple(segments))
-    return [[segment.segment_id for segment in task.segments] for task in pick(view, CompactionOptions(**options), full=full)]
-
-
-def test_pick_takes_segments_of_like_size_only(lake: Lake) -> None:
-    small = [_segment(number, 100) for number in range(4)]
-    assert _picked(lake, [*small, _segment(9, 10_000)]) == [[0, 1, 2, 3]]
-
-
-@pytest.mark.parametrize(
-    ("segments", "options", "picked"),
-    [
-        ([_segment(n, 100) for n in range(3)], {}, []),
-        ([_segment(n, 100, bucket=n % 2) for n in range(6)], {}, []),
-        ([_segment(n, 100) for n in range(3)], {"full": True}, [[0, 1, 2]]),
-        ([_segment(0, 100, overlays=9)], {}, [[0]]),
-        ([_segment(0, 100, overlays=1, num_rows=5)], {}, [[0]]),
-        ([_segment(0, 100, overlays=1)], {}, []),
-        ([_segment(0, 100, overlays=1)], {"full": True}, [[0]]),
-        ([_segment(0, 1 << 28), _segment(1, 1 << 28, level=1)], {}, []),
-        ([_segment(0, 1 << 28, level=1), _segment(1, 1 << 28, level=1)], {"full": True}, []),
-        ([_segment(n, 100, level=1) for n in range(9)], {}, []),
-        ([*(_segment(n, 100, level=1) for n in range(20)), *(_segment(n, 100) for n in range(20, 23))], {}, []),
-        ([*(_segment(n, 100, level=1) for n in range(4)), *(_segment(n, 200) for n in range(4, 7))], {}, [list(range(7))]),
-        ([_segment(0, 100, level=1, overlays=1), _segment(1, 100, level=1)], {"full": True}, [[0, 1]]),
-    ],
-)
-def test_pick(lake: Lake, segments: list[SegmentRef], options: dict[str, Any], picked: list[list[int]]) -> None:
-    assert _picked(lake, segments, **options) == picked

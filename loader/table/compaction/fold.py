@@ -40,7 +40,8 @@ class FoldedOverlays:
         overlays, column_files: To commit.
         inline: Bytes for the catalog, where they are few.
         removed_overlays, removed_column_files: Ids of what they stand for.
-        num_segments: Segments that they are of.
+        segments: Numbers of the segments that they are of.
+        latest_overlay: The highest number of an overlay of these that was there.
         num_bytes: Written.
     """
 
@@ -49,7 +50,8 @@ class FoldedOverlays:
     inline: dict[str, bytes]
     removed_overlays: tuple[int, ...]
     removed_column_files: tuple[int, ...]
-    num_segments: int
+    segments: tuple[int, ...]
+    latest_overlay: int
     num_bytes: int
 
 
@@ -69,22 +71,21 @@ class _Part:
 def fold_batches(spec: TableSpec, tasks: list[FoldTask], storage: Storage, stage: Stage, *, batch_bytes: int, threads: int) -> Iterator[FoldedOverlays]:
     """Fold segment by segment; what is held until it is written is about `batch_bytes`, and one commit takes a batch."""
     parts: list[_Part] = []
-    removed: list[int] = []
-    held, segments = 0, 0
+    batch: list[FoldTask] = []
+    held = 0
     for task in tasks:
         made = list(_fold_segment(spec, task, storage, threads))
-        removed += [overlay.overlay_id for overlay in (*task.patches, *task.deletes)]
+        batch.append(task)
         parts += made
-        segments += 1
         held += sum(part.data.nbytes for part in made)
         if held >= batch_bytes:
-            yield _placed(parts, removed, segments, stage)
-            parts, removed, held, segments = [], [], 0, 0
-    if removed:
-        yield _placed(parts, removed, segments, stage)
+            yield _placed(parts, batch, stage)
+            parts, batch, held = [], [], 0
+    if batch:
+        yield _placed(parts, batch, stage)
 
 
-def _placed(parts: list[_Part], removed: list[int], num_segments: int, stage: Stage) -> FoldedOverlays:
+def _placed(parts: list[_Part], tasks: list[FoldTask], stage: Stage) -> FoldedOverlays:
     inline: dict[str, bytes] = {}
     overlays, files = [], []
     placed = place([part.data for part in parts], stage, inline) if parts else None
@@ -101,9 +102,10 @@ def _placed(parts: list[_Part], removed: list[int], num_segments: int, stage: St
         overlays=overlays,
         column_files=files,
         inline=inline,
-        removed_overlays=tuple(removed),
+        removed_overlays=tuple(overlay.overlay_id for task in tasks for overlay in (*task.patches, *task.deletes)),
         removed_column_files=tuple(file_id for part in parts for file_id in part.replaced_files),
-        num_segments=num_segments,
+        segments=tuple(task.segment.segment_id for task in tasks),
+        latest_overlay=max(overlay.overlay_id for task in tasks for overlay in task.segment.overlays),
         num_bytes=sum(part.data.nbytes for part in parts),
     )
 

@@ -15,6 +15,7 @@ from collections.abc import Collection
 from loader.catalog.records import OverlayRef, SegmentRef, SnapshotView
 from loader.table.resolve import DELETES
 
+PATCH = "patch"
 MAX_COLUMN_FILES = 8  # beside a segment, before it is rewritten with them
 MAX_INPUTS = 1_000  # segments that one task reads
 
@@ -142,7 +143,7 @@ def pick_folds(
     for segment in view.segments:
         if not segment.overlays or segment.segment_id in besides or (buckets is not None and segment.bucket not in buckets):
             continue
-        patches = tuple(overlay for overlay in segment.overlays if overlay.kind != DELETES)
+        patches = tuple(overlay for overlay in segment.overlays if overlay.kind == PATCH)
         deletes = tuple(overlay for overlay in segment.overlays if overlay.kind == DELETES)
         much = sum(overlay.num_rows for overlay in patches) >= options.overlay_fraction * segment.num_rows
         fold_patches = _are_many(patches, options) or (much and bool(patches) and segment.num_rows >= options.fold_rows)

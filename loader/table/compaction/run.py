@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from loader import failpoints
-from loader.catalog.commit import LeaseLostError, SchemaChangedError
+from loader.catalog.commit import LeaseLostError, SchemaChangedError, Stale
 from loader.catalog.read import load_head, load_overlays_since, load_spec_by_id, load_view
 from loader.catalog.records import BucketLease, CommitPlan, NewOverlay, NewSegment, OverlayRef, SnapshotView
 from loader.schema import take
@@ -31,6 +31,7 @@ from loader.table.segments import encode_overlay, open_segment, operand_orders, 
 
 logger = logging.getLogger(__name__)
 MAX_ROUNDS = 16  # of a bucket: merges that call for merges
+ERASED = "erased"
 FOLD_BATCH_BYTES = 64 << 20  # of one commit that folds
 
 
@@ -158,7 +159,7 @@ def _run_task(run: _Run, task: CompactionTask, lease: BucketLease) -> bool:
     failpoints.hit("compaction.rewritten")
     commit_id = uuid.uuid4().hex
 
-    def attempt() -> CommitPlan:
+    def attempt() -> CommitPlan | Stale:
         return _plan(run.context, task, rewritten, run.stage, commit_id, lease)
 
     snapshot = _commit(run, attempt)
@@ -189,7 +190,7 @@ def _fold(run: _Run, buckets: Collection[int] | None) -> None:
             if snapshot is not None:
                 failpoints.hit("fold.committed")
                 run.folds.append((snapshot, len(folded.removed_overlays), folded.num_bytes))
-                run.segments_folded += folded.num_segments
+                run.segments_folded += len(folded.segments)
 
 
 def _folds(run: _Run, buckets: Collection[int] | None) -> list[FoldTask]:
@@ -213,6 +214,8 @@ def _fold_plan(context: TableContext, folded: FoldedOverlays, lease: BucketLease
             column_files=folded.column_files,
             inline=dict(folded.inline),
             removed_overlays=folded.removed_overlays,
+            folded_segments=folded.segments,
+            latest_overlay=folded.latest_overlay,
             removed_column_files=folded.removed_column_files,
             lease=lease,
             summary={"overlays_folded": len(folded.removed_overlays), "overlays_written": len(folded.overlays), "column_files_written": len(folded.column_files)},
@@ -221,7 +224,7 @@ def _fold_plan(context: TableContext, folded: FoldedOverlays, lease: BucketLease
     return attempt
 
 
-def _commit(run: _Run, attempt: Callable[[], CommitPlan]) -> int | None:
+def _commit(run: _Run, attempt: Callable[[], CommitPlan | Stale]) -> int | None:
     """The number of the snapshot; None where the plan came too late, which the next look at the table makes good."""
     try:
         snapshot = run.context.commit(attempt, run.stage)
@@ -232,12 +235,14 @@ def _commit(run: _Run, attempt: Callable[[], CommitPlan]) -> int | None:
     return None if snapshot is None else snapshot.id
 
 
-def _plan(context: TableContext, task: CompactionTask, rewritten: Rewritten, stage: Stage, commit_id: str, lease: BucketLease) -> CommitPlan:
+def _plan(context: TableContext, task: CompactionTask, rewritten: Rewritten, stage: Stage, commit_id: str, lease: BucketLease) -> CommitPlan | Stale:
     """The swap, with every overlay that the inputs gained since they were read."""
     inputs = tuple(segment.segment_id for segment in task.segments)
     with context.catalog.read() as connection:
         head = load_head(connection, context.spec)
         gained = load_overlays_since(connection, context.spec.id, inputs, rewritten.latest_overlay)
+    if any(overlay.kind == ERASED for _, overlay in gained):
+        return Stale(ERASED, abandoned=True)  # the inputs were read with the row that was erased since
     inline = dict(rewritten.inline)
     overlays = _carry_over(context, rewritten, gained, stage, inline)
     failpoints.hit("compaction.before_commit")
