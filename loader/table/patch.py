@@ -7,6 +7,7 @@ meanwhile, are written again, in another section.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import uuid
 
 import numpy as np
@@ -24,7 +25,7 @@ from loader.table.keys import Hits, Resolution
 from loader.table.merge import count_operands
 from loader.table.pending import pack_keys
 from loader.table.rows import Data, as_table, key_words
-from loader.table.segments import encode_overlay
+from loader.table.segments import encode_overlay, encode_overlays
 from loader.table.times import is_time_type, time_words
 
 ON_MISSING = ("hold", "drop")
@@ -54,7 +55,7 @@ class PatchVectors:
         self._written = {segment_id: kept for segment_id, kept in self._written.items() if segment_id in parts and np.array_equal(kept[1], parts[segment_id])}
         new = [segment_id for segment_id in parts if segment_id not in self._written]
         if new:
-            placed = place([self._encode(parts[at], hits.rows[parts[at]]) for at in new], self._stage, self._inline)
+            placed = place(self._encode([parts[at] for at in new], hits), self._stage, self._inline)
             for segment_id, (offset, num_bytes) in zip(new, placed.sections, strict=True):
                 part = parts[segment_id]
                 overlay = NewOverlay(
@@ -63,8 +64,10 @@ class PatchVectors:
                 self._written[segment_id] = (overlay, part)
         return [overlay for overlay, _ in self._written.values()]
 
-    def _encode(self, part: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> memoryview:
-        return encode_overlay(take(self._operands, part), self._column_ids, rows, None if self._orders is None else self._orders[part])
+    def _encode(self, parts: list[npt.NDArray[np.int64]], hits: Hits) -> list[memoryview]:
+        every, bounds = np.concatenate(parts), [0, *itertools.accumulate(map(len, parts))]
+        orders = None if self._orders is None else self._orders[every]
+        return encode_overlays(take(self._operands, every), self._column_ids, hits.rows[every], orders, bounds)
 
     @property
     def inline(self) -> dict[str, bytes]:
