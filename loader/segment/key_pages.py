@@ -6,12 +6,12 @@ For segments whose keys are not worth holding in memory. Owns the search for a p
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from loader.errors import CorruptSegmentError
-from loader.kernels import native
 from loader.segment.key_index import HEADER, KeyIndex, Keys, array_sizes, in_bloom, read_header
 from loader.segment.layout import round_up
 from loader.segment.pages import SectionPages
@@ -137,6 +137,6 @@ class KeyPages:
     def _require(self, start: int, item_bytes: int, first: I64, stop: I64) -> None:
         self._pages.require(start + item_bytes * first, start + item_bytes * stop)
 
-    def _array(self, start: int, dtype: str) -> npt.NDArray[np.integer]:
+    def _array(self, start: int, dtype: str) -> npt.NDArray[Any]:
         """An array of the section; what was not required of it is anything."""
         return np.frombuffer(self._pages.require(np.zeros(0, np.int64), np.zeros(0, np.int64)), dtype, count=self.num_keys, offset=start)

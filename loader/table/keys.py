@@ -23,7 +23,6 @@ from loader.segment.key_index import KeyIndex, Keys, signed
 from loader.segment.key_pages import KeyPages
 from loader.segment.key_run import Alive, KeyRun
 from loader.segment.layout import ROW_COLUMN_ID, Section
-from loader.segment.reader import SegmentReader
 from loader.storage import Storage
 from loader.table.segments import open_segment, operand_rows, read_by_id
 

@@ -48,8 +48,7 @@ class PatchVectors:
 
     def bring_to(self, hits: Hits) -> list[NewOverlay]:
         """The overlays that patch the rows where each operand's key is; operands that were not found are left out."""
-        order = np.lexsort((hits.rows, hits.segment_ids))  # stable: several operands of one row stay in the order they came
-        order = order[hits.segment_ids[order] >= 0]
+        order = _by_place(hits)
         segment_ids, starts = np.unique(hits.segment_ids[order], return_index=True)
         parts = dict(zip(segment_ids.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
         self._written = {segment_id: kept for segment_id, kept in self._written.items() if segment_id in parts and np.array_equal(kept[1], parts[segment_id])}
@@ -74,6 +73,15 @@ class PatchVectors:
         """What of them lies in the catalog."""
         used = {overlay.path for overlay, _ in self._written.values()}
         return {path: data for path, data in self._inline.items() if path in used}
+
+
+def _by_place(hits: Hits) -> npt.NDArray[np.int64]:
+    """Positions of what was found by (segment, row); stable, so that several operands of one row stay in the order they came."""
+    found = np.flatnonzero(hits.segment_ids >= 0)
+    segment_ids, rows = hits.segment_ids[found], hits.rows[found]
+    if segment_ids.max(initial=0) >= 1 << 31:
+        return found[np.lexsort((rows, segment_ids))]
+    return found[np.argsort((segment_ids << 32) | rows, kind="stable")]  # as one number each, in half the time
 
 
 class Patch:
