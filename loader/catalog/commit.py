@@ -51,7 +51,7 @@ class Stale:
     """The plan was resolved at a snapshot that is no longer good enough.
 
     Attributes:
-        reason: What changed: head, rows, pending, overlays, columns, inputs, folded, erased or lease; or connection: nothing did, but the commit did not arrive.
+        reason: What changed (head, rows, pending, overlays, columns, inputs, folded, erased or lease); or connection: nothing did, but it did not arrive.
         abandoned: What a compaction or a fold replaces is no longer live, or its bucket is another's; there is nothing to try again.
     """
 

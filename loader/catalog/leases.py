@@ -30,7 +30,9 @@ def take_buckets(
         is_dead: Says of another owner that it has ended and cannot come back, so that its lease may be taken before it lapses.
     """
     now = now_micros()
-    held = {bucket: (by, until) for bucket, by, until in connection.execute("select bucket, lease_owner, lease_until from buckets where table_id = ?", (table_id,))}
+    held = {
+        bucket: (by, until) for bucket, by, until in connection.execute("select bucket, lease_owner, lease_until from buckets where table_id = ?", (table_id,))
+    }
     taken, lost = [], set()
     for bucket in sorted(set(buckets)):
         by, until = held[bucket]
@@ -42,7 +44,9 @@ def take_buckets(
         [(owner, now + int(seconds * 1e6), table_id, bucket) for bucket in taken],
     )
     # whoever lost a bucket can commit nothing to it: files that it left are not kept for as long as a writer's
-    connection.executemany("update staged set lease_until = ? where table_id = ? and owner = ? and lease_until > ?", [(now, table_id, by, now) for by in sorted(lost)])
+    connection.executemany(
+        "update staged set lease_until = ? where table_id = ? and owner = ? and lease_until > ?", [(now, table_id, by, now) for by in sorted(lost)]
+    )
     return BucketLease(owner=owner, buckets=tuple(taken))
 
 

@@ -76,7 +76,7 @@ def test_overlays_are_bounded_and_earlier_snapshots_stand(lake: Lake, options: C
 @BOTH
 def test_what_is_written_while_a_fold_runs_lies_on_top_of_it(lake: Lake, options: CompactionOptions) -> None:
     table = lake_table(lake)
-    for turn in range(3):
+    for _ in range(3):
         table.patch(labels([3, 4], label=[1, 1], clicks=[1, 1], at=[5, 5]), order="at")
 
     def meanwhile() -> None:
@@ -151,7 +151,7 @@ def test_even_where_the_lease_still_stands_a_compaction_notices_a_fold(lake: Lak
 
 def test_a_backfill_that_races_a_fold_keeps_both(lake: Lake) -> None:
     table = lake_table(lake)
-    for turn in range(3):
+    for _ in range(3):
         table.patch(labels([3], clicks=[1]))
     data = rows(0, 100).select(["user", "item"]).append_column("clicks", pa.array([1000] * 100)).append_column("new", pa.array(range(100)))
     with failpoints.armed("backfill.staged", _once(lambda: other(lake).compact(options=TO_COLUMNS))):
@@ -182,5 +182,3 @@ def test_columns_that_were_dropped_are_not_folded(lake: Lake) -> None:
     report = table.compact(options=FOLD)
     assert report.segments_folded == 1 and not table.view().segments[0].overlays
     assert table.to_arrow(["history"], snapshot=5, where="item = 3")["history"].to_pylist() == [[3]]
-
-

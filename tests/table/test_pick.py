@@ -24,9 +24,7 @@ def segment(
 
 
 def overlay(number: int, *, num_rows: int = 1, kind: str = "patch", level: int = 0) -> OverlayRef:
-    return OverlayRef(
-        overlay_id=number, kind=kind, path="x", offset=0, num_bytes=1, sequence=1, num_rows=num_rows, num_deleted=0, column_ids=(1,), level=level
-    )
+    return OverlayRef(overlay_id=number, kind=kind, path="x", offset=0, num_bytes=1, sequence=1, num_rows=num_rows, num_deleted=0, column_ids=(1,), level=level)
 
 
 def view_of(segments: list[SegmentRef]) -> SnapshotView:

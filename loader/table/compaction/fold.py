@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +92,13 @@ def _placed(parts: list[_Part], tasks: list[FoldTask], stage: Stage) -> FoldedOv
     placed = place([part.data for part in parts], stage, inline) if parts else None
     for part, (offset, num_bytes) in zip(parts, () if placed is None else placed.sections, strict=True):
         assert placed is not None
-        where = {"segment_id": part.segment.segment_id, "path": placed.path, "offset": offset, "num_bytes": num_bytes, "column_ids": part.column_ids}
+        where: dict[str, Any] = {
+            "segment_id": part.segment.segment_id,
+            "path": placed.path,
+            "offset": offset,
+            "num_bytes": num_bytes,
+            "column_ids": part.column_ids,
+        }
         if part.kind == "columns":
             files.append(NewColumnFile(**where))
             continue
@@ -195,4 +202,3 @@ def _deletion_vector(task: FoldTask, storage: Storage) -> _Part:
             f"the deletion vectors of segment {task.segment.segment_id} delete {len(rows)} rows and the catalog counts {counted}: run headrace doctor"
         )
     return _Part(task.segment, DELETES, encode_overlay(pa.table({}), (), rows, None), len(rows), (), task.deletes)
-

@@ -39,9 +39,7 @@ def is_dead(owner: str) -> bool:
 
 
 @contextlib.contextmanager
-def holding(
-    catalog: Database, table_id: int, owner: str, buckets: Collection[int], *, seconds: float = LEASE_SECONDS
-) -> Iterator[BucketLease]:
+def holding(catalog: Database, table_id: int, owner: str, buckets: Collection[int], *, seconds: float = LEASE_SECONDS) -> Iterator[BucketLease]:
     """Hold those of the buckets that are free, for as long as the block lasts.
 
     Args:

@@ -128,9 +128,7 @@ def pick(view: SnapshotView, options: CompactionOptions, *, full: bool = False, 
     return sorted(tasks, key=lambda task: (task.num_bytes, task.bucket, task.partition))
 
 
-def pick_folds(
-    view: SnapshotView, options: CompactionOptions, *, besides: Collection[int] = (), buckets: Collection[int] | None = None
-) -> list[FoldTask]:
+def pick_folds(view: SnapshotView, options: CompactionOptions, *, besides: Collection[int] = (), buckets: Collection[int] | None = None) -> list[FoldTask]:
     """Segments with more overlays than they should have, by number.
 
     Args:

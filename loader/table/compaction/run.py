@@ -218,7 +218,11 @@ def _fold_plan(context: TableContext, folded: FoldedOverlays, lease: BucketLease
             latest_overlay=folded.latest_overlay,
             removed_column_files=folded.removed_column_files,
             lease=lease,
-            summary={"overlays_folded": len(folded.removed_overlays), "overlays_written": len(folded.overlays), "column_files_written": len(folded.column_files)},
+            summary={
+                "overlays_folded": len(folded.removed_overlays),
+                "overlays_written": len(folded.overlays),
+                "column_files_written": len(folded.column_files),
+            },
         )
 
     return attempt
