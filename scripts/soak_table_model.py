@@ -81,8 +81,8 @@ def whole_row(rng: random.Random, key: int) -> Row:
 
 
 def changed(rng: random.Random, key: int) -> Row:
-    """Operands for a key; one in six upserts moves it to another day."""
-    day = rng.randrange(1, 4) if rng.random() < 1 / 6 else 0
+    """Operands for a key; one in twenty upserts of it moves it to another day."""
+    day = rng.randrange(1, 4) if rng.random() < 0.05 else 0
     own = {"key": key, "user": key % USERS, "ts": moment(key, day), "total": rng.randrange(1, 100), "peak": rng.randrange(1000), "latest": rng.randrange(1000)}
     return own | {"at": rng.randrange(1 << 20), "note": rng.randrange(1 << 30), "extra": rng.randrange(1 << 30)}
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib
 import json
 import os
+import platform
 import random
 import signal
 import statistics
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,6 +26,7 @@ from tests.table import processes
 STUCK_SECONDS = 90.0  # without a line in its log, a process is stuck
 STOP_SECONDS = 90.0  # a process may take so long to end its last piece of work
 POLL_SECONDS = 0.05
+PRELOADED = ("loader.lake", "loader.catalog.sqlite", "loader.catalog.postgres", "loader.scan.predicate", "psycopg", "obstore.store", "pyarrow.compute")  # once for all lives
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,8 @@ class Herd:
 def run(settings: Settings, messages: Console) -> dict[str, Any]:
     """One soak; returns what was seen, with `problems`."""
     settings.folder.mkdir(parents=True)
+    for name in PRELOADED:
+        importlib.import_module(name)
     create(settings)
     started = time.time()
     herd = Herd(settings, started + settings.seconds)
@@ -174,8 +180,6 @@ def _verify_into(settings: Settings, report: Path) -> None:
 
 def summary(settings: Settings, herd: Herd, seconds: float, checked: dict[str, Any]) -> dict[str, Any]:
     """Figures of a run, its environment, and all problems."""
-    from scripts.bench_format_report import hardware
-
     counts, faults, told = Counter[str](), Counter[str](), []
     for name in herd.lives:
         for words in Log.read(settings.folder / name):
@@ -185,7 +189,8 @@ def summary(settings: Settings, herd: Herd, seconds: float, checked: dict[str, A
                 told.append(f"{name}: {json.loads(' '.join(words[1:]))}")
     problems = herd.problems + told + checked.pop("problems")
     return {
-        "hardware": hardware(),
+        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
+        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "processes": len(herd.lives),

@@ -14,7 +14,7 @@ from loader.lake import Lake
 from scripts.soak_table_model import Model, digest, operation
 from scripts.soak_table_workers import TABLE, Log
 
-MAX_COMPARED = 60  # snapshots read at the end; readers compared others while it ran
+MAX_COMPARED = 15  # snapshots read at the end; readers compared others while it ran
 MAX_PROBLEMS = 50
 
 

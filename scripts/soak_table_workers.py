@@ -21,11 +21,11 @@ from typing import Any
 
 import loader
 from loader.errors import CatalogBusyError, ConflictError, KeyExistsError, SnapshotNotFoundError, StorageError, UnknownOutcomeError
-from scripts.soak_table_model import digest, write
+from scripts.soak_table_model import digest, operation, write
 from tests.faults import FaultyStorage, Rates, break_catalog
 
 TABLE = "soak"
-INLINE_BYTES = 3000  # of a commit in the catalog; larger ones make files
+INLINE_BYTES = 6000  # of a commit in the catalog; larger ones make files
 LEASE_SECONDS = 20
 KEEP_SECONDS = 4.0  # before a snapshot expires
 PATIENCE = 60  # tries of one write under faults
@@ -141,17 +141,20 @@ def writer(work: Work, opened: Opened, log: Log) -> None:
 
 
 def _write(opened: Opened, commit_id: str, turn: int, log: Log) -> tuple[Any, ...]:
+    reasons: list[str] = []
     for tries in range(PATIENCE):
         try:
             return "a", turn, write(opened.table, commit_id).id
         except KeyExistsError:
             return "r", turn, tries
-        except ConflictError:
+        except ConflictError as error:
             opened.reopen()
             log.add("d", "conflict", 1)
-        except PASSING:
+            reasons.append(str(error))
+        except PASSING as error:
             log.add("d", "retry", 1)
-    raise RuntimeError(f"write {commit_id} did not end in {PATIENCE} tries")
+            reasons.append(str(error))
+    raise RuntimeError(f"write {commit_id} ({operation(commit_id).kind}) did not end in {PATIENCE} tries: {reasons[0]}; … {reasons[-3:]}")
 
 
 def compactor(work: Work, opened: Opened, log: Log) -> None:

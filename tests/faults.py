@@ -24,8 +24,8 @@ class Rates:
 
     refused: float = 0.02  # an error, and nothing happened
     lost: float = 0.02  # it happened, and the answer is an error
-    read: float = 0.01  # a read fails
-    slow: float = 0.01
+    read: float = 0.0005  # a read fails: there are hundreds in a write, and nobody above repeats one
+    slow: float = 0.002
     slow_seconds: float = 0.01
 
 
