@@ -61,7 +61,7 @@ def open_store(url: str) -> ObjectStore:
     try:
         return from_url(url, retry_config=retry, client_options=client)
     except Exception as error:  # obstore raises several unrelated types for a url it cannot use
-        raise StorageError(f"cannot open {url!r}: {plain(error)}") from None
+        raise StorageError(f"cannot open {url!r}: {plain(error)}") from error
 
 
 def put_new(store: ObjectStore, path: str, data: bytes, where: str) -> None:
@@ -137,8 +137,9 @@ def ranges(store: ObjectStore, path: str, wanted: Sequence[tuple[int, int]], whe
     buffers = [memoryview(next(found)) if stop > start else memoryview(b"") for start, stop in wanted]
     for (start, stop), buffer in zip(wanted, buffers, strict=True):
         if buffer.nbytes != stop - start:
+            end = start + buffer.nbytes
             raise TruncatedSegmentError(
-                f"{where} ends at byte {start + buffer.nbytes:,}, before byte {stop:,} that the catalog counts on: the file was cut off, restore it from a backup"
+                f"{where} ends at byte {end:,}, before byte {stop:,} that the catalog counts on: the file was cut off, restore it from a backup"
             )
     return buffers
 

@@ -26,7 +26,7 @@ from tests.table import processes
 STUCK_SECONDS = 90.0  # without a line in its log, a process is stuck
 STOP_SECONDS = 90.0  # a process may take so long to end its last piece of work
 POLL_SECONDS = 0.05
-PRELOADED = ("loader.lake", "loader.catalog.sqlite", "loader.catalog.postgres", "loader.scan.predicate", "psycopg", "obstore.store", "pyarrow.compute")  # once for all lives
+PRELOADED = ("loader.lake", "loader.catalog.sqlite", "loader.catalog.postgres", "loader.scan.predicate", "psycopg", "obstore", "pyarrow.compute")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,10 +187,11 @@ def summary(settings: Settings, herd: Herd, seconds: float, checked: dict[str, A
                 (faults if words[1].startswith("fault:") else counts)[words[1].removeprefix("fault:")] += int(words[2])
             elif words[0] == "p":
                 told.append(f"{name}: {json.loads(' '.join(words[1:]))}")
+    git = ["git", "rev-parse", "--short", "HEAD"]
     problems = herd.problems + told + checked.pop("problems")
     return {
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "processes": len(herd.lives),

@@ -27,9 +27,7 @@ def verify(location: str, catalog: str | None, folder: Path, seed: int, lease_se
     lake = loader.connect(location, catalog=catalog, create=False)
     table = lake.table(TABLE)
     with lake.database.read() as connection:
-        rows = connection.execute(
-            "select id, commit_id, kind, num_rows, expired_at from snapshots where table_id = ? order by id", (table.spec.id,)
-        ).fetchall()
+        rows = connection.execute("select id, commit_id, kind, num_rows, expired_at from snapshots where table_id = ? order by id", (table.spec.id,)).fetchall()
     problems: list[str] = []
     head = rows[-1][0] if rows else 0
     if [row[0] for row in rows] != list(range(1, len(rows) + 1)):

@@ -1,7 +1,7 @@
 """The processes of a soak: writers, compactors, readers and one that expires. Each keeps a log of what it was told, which survives its death.
 
-A line of a log: `i N` writer's turn N begins, `a N S` it was acknowledged as snapshot S, `r N` it was refused because a key existed, `h S HASH` a reader saw these
-contents at snapshot S, `d WHAT N` something was done N times, `p TEXT` a problem.
+A line of a log: `i N` writer's turn N begins, `a N S` it was acknowledged as snapshot S, `r N` it was refused because a key existed, `h S HASH` a reader
+saw these contents at snapshot S, `d WHAT N` something was done N times, `p TEXT` a problem.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Work:
 def main(work: Work) -> None:
     """Do the work of a role until its time is over."""
     log = Log(work.folder / work.name)
-    faulthandler.register(signal.SIGUSR1, file=open(work.folder / f"{work.name}.stack", "w"), all_threads=True)
+    stacks = os.open(work.folder / f"{work.name}.stack", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     logging.disable(logging.WARNING)
     arm(work.plant)
     try:

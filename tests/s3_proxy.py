@@ -34,7 +34,7 @@ class Proxy:
 
             do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_any
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
+            def log_message(self, format: str, *args: Any) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
