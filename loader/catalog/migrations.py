@@ -8,5 +8,9 @@ from __future__ import annotations
 FIRST_VERSION = 1
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: ("alter table tables add column floor bigint not null default 0",),
+    2: (
+        "create table repairs (id text not null primary key, table_id bigint, repaired_at bigint not null, code text not null, what text not null)",
+        "alter table catalog_version add column reads_since integer not null default 1",
+    ),
 }
 CATALOG_VERSION = FIRST_VERSION + len(MIGRATIONS)

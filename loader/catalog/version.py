@@ -64,4 +64,6 @@ def _create(database: Database, dialect: str) -> None:
             return  # another process was first
         for statement in ddl(dialect):
             connection.execute(statement)
-        connection.execute("insert into catalog_version values (1, ?, ?, ?)", (CATALOG_VERSION, uuid.uuid4().hex, WRITTEN_BY))
+        connection.execute(
+            "insert into catalog_version (id, version, lake_id, written_by) values (1, ?, ?, ?)", (CATALOG_VERSION, uuid.uuid4().hex, WRITTEN_BY)
+        )
