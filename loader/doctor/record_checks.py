@@ -157,7 +157,8 @@ def overlay_record(patient: Patient, table: TableState) -> Iterator[Found]:
 def segment_twice(patient: Patient, table: TableState) -> Iterator[Found]:
     rows = patient.rows(
         "select a.id, b.id, a.path, a.section_offset from segments a "
-        "join segments b on b.path = a.path and b.section_offset = a.section_offset and b.id > a.id where a.table_id = ? and (a.removed_in is null or a.removed_in > b.added_in) and (b.removed_in is null or b.removed_in > a.added_in) "
+        "join segments b on b.path = a.path and b.section_offset = a.section_offset and b.id > a.id "
+        "where a.table_id = ? and (a.removed_in is null or a.removed_in > b.added_in) and (b.removed_in is null or b.removed_in > a.added_in) "
         f"order by a.id limit {MAX_ROWS}",
         (table.id,),
     )
