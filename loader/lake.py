@@ -158,7 +158,7 @@ class Lake:
 
     def pin(self, table: str, snapshot: int | str | Snapshot | None, owner: str, ttl_seconds: float | None) -> Pin:
         """Hold a snapshot, so that nothing it needs is deleted, for a time or until `unpin`."""
-        with self.database.write() as connection:
+        with self.database.write(as_reader=True) as connection:
             spec = load_spec(connection, table)
             return admin.add_pin(connection, spec, resolve_snapshot(connection, spec, snapshot), owner, ttl_seconds)
 
@@ -168,14 +168,14 @@ class Lake:
         Raises:
             SnapshotNotFoundError: The pin had lapsed, and the snapshot is gone.
         """
-        with self.database.write() as connection:
+        with self.database.write(as_reader=True) as connection:
             spec = load_spec(connection, pin.table)
             resolve_snapshot(connection, spec, pin.snapshot_id)
             admin.renew_pin(connection, spec, pin, ttl_seconds)
 
     def unpin(self, pin: Pin) -> None:
         """Let a pinned snapshot go."""
-        with self.database.write() as connection:
+        with self.database.write(as_reader=True) as connection:
             admin.release_pin(connection, pin.id)
 
     def collect_garbage(self) -> CollectionReport:
