@@ -85,7 +85,7 @@ class RowLayout:
             width, inner = item_bytes(field.type), heap_item(field.type)
             record["column_id"], record["offset"], record["valid_bit"] = column_ids[number], at, number
             record["flags"] = IS_VARIABLE if width is None else 0
-            record["item_bytes"] = width if width is not None else item_bytes(inner)
+            record["item_bytes"] = width or (item_bytes(inner) if inner is not None else 0) or 0
             at += SLOT.itemsize if width is None else width
         return RowLayout(column_ids=tuple(column_ids), schema=schema, records=records.tobytes(), row_bytes=at)
 
@@ -147,7 +147,12 @@ class RowsBuilder:
         schema = layout.schema.serialize().to_pybytes()
         head = HEADER.itemsize + len(layout.records) + len(schema)
         num_rows = sum(map(len, self._rows))
-        header["version"], header["num_columns"], header["num_rows"], header["row_bytes"] = LOOKUP_ROWS_VERSION, len(layout.column_ids), num_rows, layout.row_bytes
+        header["version"], header["num_columns"], header["num_rows"], header["row_bytes"] = (
+            LOOKUP_ROWS_VERSION,
+            len(layout.column_ids),
+            num_rows,
+            layout.row_bytes,
+        )
         header["schema_bytes"], header["rows_at"], header["heap_bytes"] = len(schema), round_up(head), self._heap_bytes
         header["heap_at"] = round_up(round_up(head) + num_rows * layout.row_bytes)
         out = bytearray((header.tobytes() + layout.records + schema).ljust(round_up(head), b"\0"))
@@ -162,7 +167,8 @@ class RowsBuilder:
 def _fixed_values(array: pa.Array, valid: Array, width: int) -> Array:
     """Values as uint8 [rows, width], zero where null."""
     if pt.is_boolean(array.type):
-        return (array.fill_null(False) if array.null_count else array).to_numpy(zero_copy_only=False).view(np.uint8)[:, None]
+        flags: Array = (array.fill_null(False) if array.null_count else array).to_numpy(zero_copy_only=False).view(np.uint8)
+        return flags[:, None]
     data = array.buffers()[1]
     values = np.zeros((len(array), width), np.uint8)
     if data is not None:
@@ -274,11 +280,13 @@ class LookupRows:
 
     def rows(self, rows: I64) -> Array:
         """The fixed-width parts, uint8 [rows, row_bytes]; their pages are loaded."""
-        return self._pages.content[(self._rows_at + rows * self.layout.row_bytes)[:, None] + np.arange(self.layout.row_bytes)]
+        found: Array = self._pages.content[(self._rows_at + rows * self.layout.row_bytes)[:, None] + np.arange(self.layout.row_bytes)]
+        return found
 
     def heap(self, starts: I64, sizes: I64) -> Array:
         """Ranges of the heap end to end, uint8; their pages are loaded."""
-        return self._pages.content[ranges(self._heap_at + starts, sizes)]
+        found: Array = self._pages.content[ranges(self._heap_at + starts, sizes)]
+        return found
 
 
 def fixed_array(matrix: Array, record: Any, field: pa.Field) -> pa.Array:
@@ -300,7 +308,8 @@ def validity(matrix: Array, record: Any) -> pa.Buffer | None:
 def slots(matrix: Array, record: Any) -> Array:
     """Where the values of a column in the heap are, SLOT records."""
     at = int(record["offset"])
-    return np.ascontiguousarray(matrix[:, at : at + SLOT.itemsize]).view(SLOT)[:, 0]
+    found: Array = np.ascontiguousarray(matrix[:, at : at + SLOT.itemsize]).view(SLOT)[:, 0]
+    return found
 
 
 def heap_array(field: pa.Field, lengths: I64, data: Array, valid: pa.Buffer | None) -> pa.Array:

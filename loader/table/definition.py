@@ -96,7 +96,9 @@ def held_columns(schema: Schema, names: Sequence[str]) -> tuple[int, ...]:
     columns = schema.select(names)
     for column in columns:
         if not can_hold(column.type):
-            raise SchemaError(f"lookup column {column.name!r} is {column.type}: rows for look-ups hold fixed-width values, strings, binary, and lists of numbers")
+            raise SchemaError(
+                f"lookup column {column.name!r} is {column.type}: rows for look-ups hold fixed-width values, strings, binary, and lists of numbers"
+            )
     return tuple(dict.fromkeys(column.id for column in columns))
 
 

@@ -68,13 +68,22 @@ class _Open:
         self.ref = ref
         self._spec, self._storage, self._cache = spec, storage, cache
         self._folded: dict[int, Folded | None] = {}
-        if before is not None and before._spec is spec and (before.ref.path, before.ref.offset, before.ref.column_files) == (ref.path, ref.offset, ref.column_files):
+        if (
+            before is not None
+            and before._spec is spec
+            and (before.ref.path, before.ref.offset, before.ref.column_files) == (ref.path, ref.offset, ref.column_files)
+        ):
             for name in ("reader", "_base", "rows", "plain", "absent", "_stored"):
                 if name in before.__dict__:
                     self.__dict__[name] = before.__dict__[name]
         at = group_of(ref)
         self.group_file = None if at is None else ref.column_files[at]
         self.outdated = set() if at is None else later_columns(ref, at)  # columns that the group has as they were
+
+    @property
+    def _files(self) -> tuple[object, ...]:
+        """What is read of the segment, overlays aside."""
+        return self.ref.path, self.ref.offset, self.ref.column_files
 
     @functools.cached_property
     def reader(self) -> SegmentReader | JoinedReader:

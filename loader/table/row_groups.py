@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -54,13 +54,16 @@ class RowGroupReport:
     num_bytes: int
 
 
-def build_row_groups(context: TableContext, columns: Sequence[str] | None = None, progress: Progress | None = None) -> RowGroupReport:
+def build_row_groups(
+    context: TableContext, columns: Sequence[str] | None = None, progress: Progress | None = None, *, buckets: Collection[int] | None = None
+) -> RowGroupReport:
     """Give every large segment a group of the table's look-up columns. Can be stopped and begun again: what is committed stays.
 
     Args:
         context: The table.
         columns: Make these the look-up columns first; none ends it for what is written from now on.
         progress: Called with rows done and rows to do.
+        buckets: Only segments of these; default all.
     """
     if columns is not None:
         ids = held_columns(context.spec.schema, columns)
@@ -72,7 +75,7 @@ def build_row_groups(context: TableContext, columns: Sequence[str] | None = None
     try:
         with context.catalog.read() as connection:
             view = load_view(connection, spec, load_head(connection, spec))
-        todo = [ref for ref in view.segments if spec.lookup_column_ids and needs_group(spec, ref)]
+        todo = [ref for ref in view.segments if (buckets is None or ref.bucket in buckets) and needs_group(view.spec, ref)]
         total, seen = sum(ref.num_rows for ref in todo), 0
         for batch in _batches(context, view.spec, todo, stage):
             done += _commit(context, batch, stage)
@@ -93,7 +96,7 @@ def build_row_groups(context: TableContext, columns: Sequence[str] | None = None
 def needs_group(spec: TableSpec, ref: SegmentRef) -> bool:
     """Whether a segment is large and has no group, or one that other columns came after."""
     at = group_of(ref)
-    return ref.num_rows >= MIN_ROWS and (at is None or bool(later_columns(ref, at) & set(spec.lookup_column_ids)))
+    return bool(spec.lookup_column_ids) and ref.num_rows >= MIN_ROWS and (at is None or bool(later_columns(ref, at) & set(spec.lookup_column_ids)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +146,7 @@ def _commit(context: TableContext, batch: list[_Built], stage: Stage) -> list[tu
             read_segments=tuple(built.ref.segment_id for built in live),
             latest_overlay=max((overlay.overlay_id for built in live for overlay in refs[built.ref.segment_id].overlays), default=0),
             num_column_files=sum(len(refs[built.ref.segment_id].column_files) for built in live),
+            removed_column_files=tuple(file.file_id for built in live for file in built.ref.column_files if file.column_ids == LOOKUP_ROWS_IDS),
             summary={"row_groups": len(live)},
         )
 
