@@ -277,8 +277,8 @@ def _evolve(connection: Connection, spec: TableSpec, new: int) -> int:
 def _insert_segments(connection: Connection, plan: CommitPlan, new: int) -> None:
     connection.executemany(
         "insert into segments (table_id, segment_uuid, bucket, time_partition, level, path, section_offset, num_bytes, schema_id, num_rows, live_rows, "
-        "sequence_min, sequence_max, key_min, key_max, time_min, time_max, block_rows, added_in) "
-        "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "sequence_min, sequence_max, key_min, key_max, time_min, time_max, block_rows, added_in, stats) "
+        "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
                 plan.spec.id,
@@ -300,6 +300,7 @@ def _insert_segments(connection: Connection, plan: CommitPlan, new: int) -> None
                 segment.time_max,
                 segment.block_rows,
                 new,
+                segment.stats,
             )
             for segment in plan.segments
         ],

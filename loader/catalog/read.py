@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from loader.catalog.connection import Connection
+from loader.catalog.manifest import Within, load_segments
 from loader.catalog.records import Attribution, ColumnFileRef, OverlayRef, PendingRef, SegmentRef, Snapshot, SnapshotView, TableSpec
+from loader.catalog.segments import Segments
 from loader.errors import SnapshotNotFoundError, TableNotFoundError, did_you_mean
 from loader.schema import Schema
 
@@ -23,7 +24,6 @@ _SPEC = (
 SNAPSHOT = "select id, kind, commit_id, created_at, watermark, num_rows, summary from snapshots where table_id = ?"
 OFFSETS = "select source_partition, next, epoch, committed_in from source_offsets where table_id = ? and pipeline = ? and source = ?"
 BUCKETS = "select bucket, rows_changed_in, pending_changed_in from buckets where table_id = ?"
-_LIVE = "table_id = ? and added_in <= ? and (removed_in is null or removed_in > ?)"
 _SEGMENT = (
     "select id, path, section_offset, num_bytes, bucket, time_partition, level, num_rows, live_rows, block_rows, sequence_min, sequence_max, "
     "key_min, key_max, time_min, time_max, added_in from segments where "
@@ -194,24 +194,16 @@ def make_snapshot(spec: TableSpec, row: Sequence[Any]) -> Snapshot:
     )
 
 
-def load_view(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> SnapshotView:
-    """Everything live at a snapshot."""
+def load_view(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None, within: Within | None = None) -> SnapshotView:
+    """Everything live at a snapshot, or what of it can hold rows within some times and buckets."""
     snapshot_id = resolve_snapshot(connection, spec, snapshot)
+    return make_view(connection, spec, snapshot_id, load_segments(connection, spec.id, snapshot_id, within))
+
+
+def make_view(connection: Connection, spec: TableSpec, snapshot_id: int, segments: Segments) -> SnapshotView:
+    """A snapshot by the schema and the watermark that it was committed with."""
     at = load_spec_at(connection, spec, snapshot_id)
-    segments = load_segments(connection, spec.id, snapshot_id)
     return SnapshotView(spec=at, snapshot_id=snapshot_id, watermark=load_watermark(connection, spec, snapshot_id), segments=segments)
-
-
-def load_segments(connection: Connection, table_id: int, snapshot_id: int) -> tuple[SegmentRef, ...]:
-    """The live segments with their overlays and column files, by segment id."""
-    live = (table_id, snapshot_id, snapshot_id)
-    overlays: dict[int, list[OverlayRef]] = defaultdict(list)
-    for row in connection.execute(_OVERLAY + _LIVE + " order by id", live):
-        overlays[row[0]].append(_overlay(row))
-    column_files: dict[int, list[ColumnFileRef]] = defaultdict(list)
-    for row in connection.execute(_COLUMN_FILE + _LIVE + " order by sequence, id", live):
-        column_files[row[0]].append(_column_file(row))
-    return tuple(_segment(row, overlays.get(row[0], ()), column_files.get(row[0], ())) for row in connection.execute(_SEGMENT + _LIVE + " order by id", live))
 
 
 def load_segments_by_id(connection: Connection, table_id: int, segment_ids: Sequence[int], snapshot_id: int | None = None) -> list[SegmentRef]:

@@ -16,6 +16,7 @@ from loader.catalog.connection import Database
 from loader.catalog.inline import LakeStorage
 from loader.catalog.read import load_deletes, load_floor, load_head, load_segment_changes
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets, TableSpec
+from loader.catalog.views import Views
 from loader.errors import ConflictError
 from loader.segment.key_index import Keys, bucket_of
 from loader.table.files import Stage
@@ -39,6 +40,7 @@ class TableContext:
     def __post_init__(self) -> None:
         self.directory = KeyDirectory(self.storage)
         self.stage = self.new_stage()
+        self.views = Views(self.catalog)
         self.look_ups = LookUps(spec=self.spec, catalog=self.catalog, storage=self.storage)
 
     def new_stage(self) -> Stage:

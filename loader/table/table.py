@@ -319,8 +319,7 @@ class Table:
 
     def view(self, snapshot: SnapshotLike = None) -> SnapshotView:
         """What makes up a snapshot: plain data, for planners."""
-        with self.lake.database.read() as connection:
-            return load_view(connection, self.spec, snapshot)
+        return self._context.views.at(self.spec, snapshot)
 
     def to_arrow(
         self, columns: Sequence[str] | None = None, where: str | None = None, snapshot: SnapshotLike = None, closed_before: Moment | None = None
