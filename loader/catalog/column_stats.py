@@ -56,15 +56,15 @@ class Ranges:
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
-        return (self.flags & KNOWN) != 0
+        return np.asarray((self.flags & KNOWN) != 0, np.bool_)
 
     @property
     def ranged(self) -> npt.NDArray[np.bool_]:
-        return (self.flags & HAS_RANGE) != 0
+        return np.asarray((self.flags & HAS_RANGE) != 0, np.bool_)
 
     def of_kind(self, kind: Kind) -> npt.NDArray[np.bool_]:
         """Those with a range of one kind."""
-        return self.ranged & ((self.flags >> _KIND_SHIFT) == kind)
+        return np.asarray(self.ranged & ((self.flags >> _KIND_SHIFT) == kind), np.bool_)
 
     def at(self, places: I64) -> Ranges:
         return Ranges(flags=self.flags[places], null_count=self.null_count[places], min=self.min[places], max=self.max[places])

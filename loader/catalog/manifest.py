@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loader.catalog.column_stats import Ranges, of_column
 from loader.catalog.connection import Connection
 from loader.catalog.packed import I64
 from loader.catalog.segments import (
@@ -91,8 +92,8 @@ def load_segments(connection: Connection, table_id: int, snapshot_id: int, withi
     parts = []
     if last_id:
         removed = _removed(connection, table_id, snapshot_id, last_id)
-        for _, first_id, added, gone, packed in connection.execute(_PACKS + condition + " order by first_segment_id", (table_id, *values)):
-            part = _live_part(SegmentPack(bytes(packed)), first_id, removed, gone, snapshot_id if added > snapshot_id else None)
+        for pack_id, first_id, added, gone, packed in connection.execute(_PACKS + condition + " order by first_segment_id", (table_id, *values)):
+            part = _live_part(SegmentPack(bytes(packed), pack_id=pack_id), first_id, removed, gone, snapshot_id if added > snapshot_id else None)
             parts.append(part if within == Within() else part.where(within.mask(part)))
     condition, values = within.condition(buckets=True)
     rows = connection.execute(
@@ -116,12 +117,9 @@ def advance(connection: Connection, table_id: int, segments: Segments, since: in
     files = connection.execute(f"select {COLUMN_FILE_COLUMNS} from column_files where {new} order by sequence, id", live).fetchall()
     kept = segments if not len(removed) else segments.where(~np.isin(segments.field("segment_id"), removed))
     parts = [*kept.parts, *([_part(rows)] if rows else [])]
-    tails = [part for part in parts if part.pack.is_tail]
+    tails = [part for part in parts if not part.pack.pack_id and part.pack.num_segments < _TAIL_SEGMENTS]
     if len(tails) > _MAX_TAILS:
-        parts = [part for part in parts if not part.pack.is_tail]
-        joined = join(tails)
-        joined.pack.is_tail = len(joined) < _TAIL_SEGMENTS
-        parts.append(joined)
+        parts = [part for part in parts if part not in tails] + [join(tails)]
     return Segments(
         parts,
         segments.overlays.changed(overlays, set(_ids(connection, f"select id from overlays where {dead}", span).tolist())),
@@ -138,7 +136,7 @@ def sealed_through(connection: Connection, table_id: int) -> tuple[int, int]:
 
 
 def _part(rows: Sequence[Sequence[Any]]) -> Part:
-    return Part(pack=SegmentPack(pack_segments(rows), is_tail=len(rows) < _TAIL_SEGMENTS))
+    return Part(pack=SegmentPack(pack_segments(rows)))
 
 
 def _live_part(pack: SegmentPack, first_id: int, removed: I64, gone: bytes | None, snapshot_id: int | None) -> Part:
@@ -187,3 +185,36 @@ def _load_attached(connection: Connection, table_id: int, snapshot_id: int, segm
                 rows += connection.execute(f"select {columns} from {table} where {LIVE} and {listed} order by {order}", (*live, *some)).fetchall()
         found.append(rows)
     return Attached(found[0]), Attached(found[1])
+
+
+def load_ranges(connection: Connection, table_id: int, segments: Segments, column_id: int) -> Ranges:
+    """The statistics of a column over segments, in their order; unknown where the catalog has none, or no longer."""
+    names = [part.pack.pack_id for part in segments.parts if part.pack.pack_id]
+    sealed: dict[str, bytes] = {}
+    if len(names) > _MAX_PARAMETERS:
+        rows = connection.execute("select pack_id, data from segment_stats where table_id = ? and column_id = ?", (table_id, column_id))
+        sealed = {pack_id: bytes(data) for pack_id, data in rows}
+    elif names:
+        listed = ", ".join("?" * len(names))
+        rows = connection.execute(f"select pack_id, data from segment_stats where column_id = ? and pack_id in ({listed})", (column_id, *names))
+        sealed = {pack_id: bytes(data) for pack_id, data in rows}
+    found = []
+    for part in segments.parts:
+        if part.pack.pack_id in sealed:
+            ranges = Ranges.from_bytes(sealed[part.pack.pack_id])
+            found.append(ranges if part.keep is None else ranges.at(part.keep))
+        elif part.pack.pack_id:
+            found.append(Ranges.unknown(len(part)))
+        else:
+            found.append(_row_ranges(connection, table_id, part, column_id))
+    return Ranges.concat(found)
+
+
+def _row_ranges(connection: Connection, table_id: int, part: Part, column_id: int) -> Ranges:
+    ids = part.array("segment_id").tolist()
+    stats: dict[int, bytes] = {}
+    for first in range(0, len(ids), _MAX_PARAMETERS):
+        some = ids[first : first + _MAX_PARAMETERS]
+        rows = connection.execute(f"select id, stats from segments where table_id = ? and id in ({', '.join('?' * len(some))})", (table_id, *some))
+        stats.update((segment_id, bytes(data)) for segment_id, data in rows if data is not None)
+    return of_column([stats.get(segment_id) for segment_id in ids], column_id)

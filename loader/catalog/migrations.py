@@ -18,7 +18,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "create unique index segment_packs_first on segment_packs (table_id, first_segment_id)",
         "create table segment_stats (pack_id text not null references segment_packs (id), column_id integer not null, "
         "table_id bigint not null references tables (id), data bytea not null, primary key (pack_id, column_id))",
-        "create index segment_stats_table on segment_stats (table_id)",
+        "create index segment_stats_column on segment_stats (table_id, column_id)",
         "create index column_files_added on column_files (table_id, added_in)",
         "create index column_files_removed on column_files (table_id, removed_in) where removed_in is not null",
         "create index overlays_removed on overlays (table_id, removed_in) where removed_in is not null",

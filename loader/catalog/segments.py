@@ -52,18 +52,18 @@ class SegmentPack:
     """Some segments, by id, as `pack_segments` wrote them.
 
     Attributes:
-        is_tail: It is a handle's own, of rows that no pack of the catalog holds yet; many small ones are joined.
+        pack_id: Of the catalog's pack; empty where a handle made it, of rows that no pack held.
     """
 
-    __slots__ = ("__weakref__", "arrays", "is_tail", "num_segments")
+    __slots__ = ("arrays", "num_segments", "pack_id")
 
-    def __init__(self, data: bytes, *, is_tail: bool = False) -> None:
+    def __init__(self, data: bytes, pack_id: str = "") -> None:
         self.arrays = Packed(data)
-        self.is_tail = is_tail
+        self.pack_id = pack_id
         self.num_segments = self.arrays.count("segment_id")
 
-    def __reduce__(self) -> tuple[type[SegmentPack], tuple[bytes]]:
-        return SegmentPack, (self.arrays.data,)
+    def __reduce__(self) -> tuple[type[SegmentPack], tuple[bytes, str]]:
+        return SegmentPack, (self.arrays.data, self.pack_id)
 
     def row(self, at: int) -> dict[str, Any]:
         """What is known of one segment, by the names of SegmentRef."""

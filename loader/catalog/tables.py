@@ -142,7 +142,7 @@ segment_stats = Table(
     Column("column_id", Integer, primary_key=True),
     Column("table_id", ForeignKey("tables.id"), nullable=False),
     Column("data", LargeBinary, nullable=False),
-    Index("segment_stats_table", "table_id"),
+    Index("segment_stats_column", "table_id", "column_id"),
 )
 
 column_files = Table(

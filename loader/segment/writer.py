@@ -47,7 +47,7 @@ class EncodedSegment:
     data: memoryview
     num_rows: int
     block_rows: list[int]
-    stats: Mapping[int, ColumnStats]
+    stats: SegmentStats
     chunk_bytes: Array
     shared_bytes: Array
     segment_id: bytes

@@ -22,6 +22,7 @@ from loader.segment.key_index import Keys, bucket_of
 from loader.table.files import Stage
 from loader.table.keys import KeyDirectory
 from loader.table.lookup import LookUps
+from loader.table.sealer import Sealer
 
 logger = logging.getLogger(__name__)
 OPTIMISTIC_TRIES = 4  # after these the writer resolves while it holds the queue, so that nobody can come between
@@ -41,6 +42,7 @@ class TableContext:
         self.directory = KeyDirectory(self.storage)
         self.stage = self.new_stage()
         self.views = Views(self.catalog)
+        self.sealer = Sealer(self.catalog, self.spec.id)
         self.look_ups = LookUps(spec=self.spec, catalog=self.catalog, storage=self.storage)
 
     def new_stage(self) -> Stage:
@@ -89,6 +91,7 @@ class TableContext:
             else:
                 done = self._try(attempt, stage)
             if isinstance(done, Snapshot):
+                self.sealer.run_if_due()
                 return done
             if done.abandoned:
                 return None
@@ -108,4 +111,5 @@ class TableContext:
             raise
         if plan.written:
             stage.committed(plan)
+            self.sealer.note(done.id if isinstance(done, Snapshot) else 0, len(plan.segments))
         return done
