@@ -220,7 +220,8 @@ class SnapshotView:
 
     @property
     def num_rows(self) -> int:
-        return sum(segment.live_rows for segment in self.segments)
+        field = getattr(self.segments, "field", None)  # arrays, where they come from the catalog
+        return sum(segment.live_rows for segment in self.segments) if field is None else int(field("live_rows").sum())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -211,10 +211,11 @@ def make_plan(scan: Scan) -> Plan:
     kept = np.flatnonzero(selection.blocks["selected"])
     blocks = selection.blocks[kept]
     listed = Segments.of(view.segments)
+    ids = blocks["segment_id"]
+    is_first = np.diff(ids, prepend=-1) != 0  # blocks lie by segment
     mask = np.zeros(len(listed), np.bool_)
-    mask[listed.index_of(np.unique(blocks["segment_id"]))] = True
-    segments = listed.where(mask)
-    segment_index = segments.index_of(blocks["segment_id"])
+    mask[listed.index_of(ids[is_first])] = True
+    segments, segment_index = listed.where(mask), np.cumsum(is_first) - 1
     first_block, _, starts = _blocks(segments)
     return Plan(
         scan=scan,

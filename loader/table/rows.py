@@ -209,11 +209,11 @@ def encode_sections(
     options = WriteOptions(cluster_by=tuple(spec.cluster_by), threads=threads)
     segments = encode_segments(table, bounds, column_ids=column_ids, options=options, key_indexes=[section for section, _ in indexes])
     times = None if spec.time_column is None else time_words(table[spec.time_column.name])
-    encoded, kinds = [], tracked_columns(spec)
-    for (bucket, partition, start, stop), (_, index), segment in zip(sections, indexes, segments, strict=True):
+    records = records_of(tracked_columns(spec), table, column_ids, bounds, [segment.stats for segment in segments])
+    encoded = []
+    for (bucket, partition, start, stop), (_, index), segment, stats in zip(sections, indexes, segments, records, strict=True):
         own = None if times is None or start == stop else times[start:stop]
         time_min, time_max = (None, None) if own is None else (int(own.min()), int(own.max()))
-        stats = records_of(kinds, table.slice(start, stop - start), column_ids, segment.stats)
         encoded.append(EncodedRows(segment=segment, index=index, bucket=bucket, partition=partition, time_min=time_min, time_max=time_max, stats=stats))
     return encoded
 
