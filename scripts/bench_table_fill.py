@@ -59,7 +59,13 @@ def _rows(table_id: int, snapshot: int, first: int, count: int, num_segments: in
     days = at * DAYS // num_segments
     low = np.random.default_rng(first).integers(-(1 << 62), 1 << 61, count)
     stats = np.zeros((count, len(SCHEMA)), RECORD)
-    ends = [(low, low + (1 << 60)), (days * DAY, days * DAY + DAY - 1), (at % 1000, at % 1000 + 10_000), (0.5 * (at % 7), 100.0 + at % 7), (at % 5, 50 + at % 5)]
+    ends = [
+        (low, low + (1 << 60)),
+        (days * DAY, days * DAY + DAY - 1),
+        (at % 1000, at % 1000 + 10_000),
+        (0.5 * (at % 7), 100.0 + at % 7),
+        (at % 5, 50 + at % 5),
+    ]
     for place, (least, most) in enumerate(ends):
         kind, wide = (Kind.FLOAT, np.float64) if place == 3 else (Kind.SIGNED, np.int64)
         stats["column_id"][:, place], stats["flags"][:, place] = place + 1, flags_of(kind, has_range=True)

@@ -37,9 +37,7 @@ def num_unsealed(connection: Connection, table_id: int) -> int:
 def seal(connection: Connection, table_id: int) -> bool:
     """Seal the oldest 1,000 segments that stand in no pack; False where there are fewer. Costs about ten milliseconds, whatever the table's size."""
     last_id, last_added = sealed_through(connection, table_id)
-    rows = connection.execute(
-        _ROWS + f"added_in >= ? and id > ? order by added_in, id limit {PACK_SEGMENTS}", (table_id, last_added, last_id)
-    ).fetchall()
+    rows = connection.execute(_ROWS + f"added_in >= ? and id > ? order by added_in, id limit {PACK_SEGMENTS}", (table_id, last_added, last_id)).fetchall()
     if len(rows) < PACK_SEGMENTS:
         return False
     _write(connection, table_id, rows)

@@ -22,7 +22,7 @@ SEGMENT_COLUMNS = (
     "id, path, section_offset, num_bytes, bucket, time_partition, level, num_rows, live_rows, block_rows, sequence_min, sequence_max, "
     "key_min, key_max, time_min, time_max, added_in"
 )
-OVERLAY_COLUMNS = "segment_id, id, kind, path, section_offset, num_bytes, sequence, num_rows, num_deleted, column_ids"
+OVERLAY_COLUMNS = "segment_id, id, kind, path, section_offset, num_bytes, sequence, num_rows, num_deleted, level, column_ids"
 COLUMN_FILE_COLUMNS = "segment_id, id, sequence, path, section_offset, num_bytes, column_ids"
 NUMBERS = ("segment_id", "offset", "num_bytes", "bucket", "partition", "level", "num_rows", "live_rows", "sequence_min", "sequence_max", "added_in")
 RANGES = ("key_min", "key_max", "time_min", "time_max")  # may be unknown: then 0, and a bit of `known` is not set
@@ -198,8 +198,8 @@ class Segments(Sequence[SegmentRef]):
         if isinstance(refs, Segments):
             return refs
         ordered = sorted(refs, key=lambda ref: ref.segment_id)
-        overlays = [(ref.segment_id, *_values(overlay)) for ref in ordered for overlay in ref.overlays]
-        files = [(ref.segment_id, at, at, *_values(file)) for ref in ordered for at, file in enumerate(ref.column_files)]
+        overlays = [_overlay_row(ref.segment_id, overlay) for ref in ordered for overlay in ref.overlays]
+        files = [_column_file_row(ref.segment_id, file) for ref in ordered for file in ref.column_files]
         return cls([Part(pack=SegmentPack(pack_segments([_row(ref) for ref in ordered])))], Attached(overlays), Attached(files))
 
     def __len__(self) -> int:
@@ -237,8 +237,8 @@ class Segments(Sequence[SegmentRef]):
 
     def _ref(self, row: dict[str, Any]) -> SegmentRef:
         segment_id = row["segment_id"]
-        overlays = tuple(_overlay(found) for found in self.overlays.of(segment_id))
-        files = tuple(_column_file(found) for found in self.column_files.of(segment_id))
+        overlays = tuple(make_overlay(found) for found in self.overlays.of(segment_id))
+        files = tuple(make_column_file(found) for found in self.column_files.of(segment_id))
         row["live_rows"] -= sum(overlay.num_deleted for overlay in overlays)
         return SegmentRef(**row, overlays=overlays, column_files=files)
 
@@ -286,9 +286,13 @@ class Segments(Sequence[SegmentRef]):
         return Segments([part.where(mask[first:last]) for part, first, last in cuts], self.overlays, self.column_files)
 
 
-def _values(record: OverlayRef | ColumnFileRef) -> tuple[Any, ...]:
-    values = [getattr(record, field.name) for field in dataclasses.fields(record)]
-    return (*values[:-1], json.dumps(list(values[-1])))
+def _overlay_row(segment_id: int, ref: OverlayRef) -> tuple[Any, ...]:
+    where = (segment_id, ref.overlay_id, ref.kind, ref.path, ref.offset, ref.num_bytes, ref.sequence)
+    return (*where, ref.num_rows, ref.num_deleted, ref.level, json.dumps(list(ref.column_ids)))
+
+
+def _column_file_row(segment_id: int, ref: ColumnFileRef) -> tuple[Any, ...]:
+    return segment_id, ref.file_id, 0, ref.path, ref.offset, ref.num_bytes, json.dumps(list(ref.column_ids))
 
 
 def _row(ref: SegmentRef) -> tuple[Any, ...]:
@@ -308,7 +312,8 @@ def _column_ids(text: str) -> tuple[int, ...]:
     return tuple(json.loads(text))
 
 
-def _overlay(row: Sequence[Any]) -> OverlayRef:
+def make_overlay(row: Sequence[Any]) -> OverlayRef:
+    """From a row of OVERLAY_COLUMNS."""
     return OverlayRef(
         overlay_id=row[1],
         kind=row[2],
@@ -318,9 +323,11 @@ def _overlay(row: Sequence[Any]) -> OverlayRef:
         sequence=row[6],
         num_rows=row[7],
         num_deleted=row[8],
-        column_ids=_column_ids(row[9]),
+        level=row[9],
+        column_ids=_column_ids(row[10]),
     )
 
 
-def _column_file(row: Sequence[Any]) -> ColumnFileRef:
-    return ColumnFileRef(path=row[3], offset=row[4], num_bytes=row[5], column_ids=_column_ids(row[6]))
+def make_column_file(row: Sequence[Any]) -> ColumnFileRef:
+    """From a row of COLUMN_FILE_COLUMNS."""
+    return ColumnFileRef(file_id=row[1], path=row[3], offset=row[4], num_bytes=row[5], column_ids=_column_ids(row[6]))

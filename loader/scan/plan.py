@@ -28,8 +28,8 @@ from loader.errors import CatalogBusyError, StateMismatchError
 from loader.scan.columns import LabelFill, ReadColumn, read_columns
 from loader.scan.decoded import decode
 from loader.scan.encoded import FetchRequest
-from loader.scan.fetch import BlockFetcher, BlockPlace, FetchSpec
 from loader.scan.facts import Facts
+from loader.scan.fetch import BlockFetcher, BlockPlace, FetchSpec
 from loader.scan.predicate import Predicate, parse
 from loader.scan.prune import Pruned, patched, possible_blocks, prune, within
 from loader.scan.selection import BLOCK_KEY, Selection, selection_hash

@@ -14,7 +14,7 @@ from loader.catalog.column_stats import HAS_RANGE, RECORD, Kind, flags_of, text_
 from loader.catalog.records import TableSpec
 from loader.encodings.leaf import LeafType, is_bytes, leaf_type, storage_type
 from loader.schema import Column, plain_type
-from loader.segment.layout import STATS, STATS_HAS_RANGE, ValueType
+from loader.segment.layout import STATS_HAS_RANGE, ValueType
 from loader.segment.stats import SegmentStats, has_range
 
 MAX_OTHER_COLUMNS = 12  # beside those that say where rows lie and those asked for
@@ -71,9 +71,7 @@ def _kind(column: Column) -> Kind | None:
     return Kind.UNSIGNED if leaf.value_type in _UNSIGNED else Kind.SIGNED
 
 
-def records_of(
-    kinds: dict[int, Kind], table: pa.Table, column_ids: Sequence[int], bounds: Sequence[int], stats: Sequence[SegmentStats]
-) -> list[bytes]:
+def records_of(kinds: dict[int, Kind], table: pa.Table, column_ids: Sequence[int], bounds: Sequence[int], stats: Sequence[SegmentStats]) -> list[bytes]:
     """The statistics of segments that were encoded together, as `NewSegment` takes them.
 
     Args:
