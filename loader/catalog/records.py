@@ -11,6 +11,7 @@ from typing import Any
 from loader.schema import Column, Schema
 
 INLINE_PREFIX = "inline/"  # a path that lies in the catalog itself
+OVERLAY_KINDS = ("patch", "deletes")  # another kind was written by a newer Headrace
 
 
 @dataclasses.dataclass(frozen=True)

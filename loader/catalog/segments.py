@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.catalog.packed import I64, Packed, pack
-from loader.catalog.records import ColumnFileRef, OverlayRef, SegmentRef
+from loader.catalog.records import OVERLAY_KINDS, ColumnFileRef, OverlayRef, SegmentRef
+from loader.errors import UnsupportedVersionError
 
 SEGMENT_COLUMNS = (
     "id, path, section_offset, num_bytes, bucket, time_partition, level, num_rows, live_rows, block_rows, sequence_min, sequence_max, "
@@ -313,7 +314,15 @@ def _column_ids(text: str) -> tuple[int, ...]:
 
 
 def make_overlay(row: Sequence[Any]) -> OverlayRef:
-    """From a row of OVERLAY_COLUMNS."""
+    """From a row of OVERLAY_COLUMNS.
+
+    Raises:
+        UnsupportedVersionError: It is of a kind that only a newer Headrace knows.
+    """
+    if row[2] not in OVERLAY_KINDS:
+        raise UnsupportedVersionError(
+            f"overlay {row[1]} of segment {row[0]} is of kind {row[2]!r}, which a newer Headrace wrote: upgrade with `pip install --upgrade headrace`"
+        )
     return OverlayRef(
         overlay_id=row[1],
         kind=row[2],
