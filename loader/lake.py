@@ -180,7 +180,11 @@ class Lake:
         return collect(self.database, self.storage.files)
 
     def close(self) -> None:
-        """Close the catalog's connection; tables of this lake cannot be used after it."""
+        """Commit what was appended in the background and close the catalog's connection; tables of this lake cannot be used after it."""
+        with self._lock:
+            contexts = list(self._contexts.values())
+        for context in contexts:
+            context.commits.close()
         self.database.close()
 
 

@@ -8,5 +8,6 @@ from __future__ import annotations
 FIRST_VERSION = 1
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: ("alter table tables add column floor bigint not null default 0",),
+    2: (),  # inline_data holds packed bytes beside plain ones, which an older Headrace would take for damaged
 }
 CATALOG_VERSION = FIRST_VERSION + len(MIGRATIONS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,26 @@ class _Run:
         return self.ordinals.nbytes + self.rows.nbytes + len(self.keys) * self.keys.key_bytes
 
 
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """Sections that this process has written into one object: their keys end to end, and the first row of each."""
+
+    path: str
+    keys: Keys
+    bounds: I64
+
+
+def _unsorted(written: _Written, ordinals: dict[int, int]) -> _Run:
+    """The entries of those sections that were committed, by their places; `KeyDirectory._merge` sorts them."""
+    places = np.array(sorted(ordinals))
+    starts, counts = written.bounds[places], np.diff(written.bounds)[places]
+    rows = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    at = rows + np.repeat(starts, counts)
+    of = np.array([ordinals[place] for place in places.tolist()], np.uint32)
+    keys = written.keys if len(at) == len(written.keys) else written.keys.take(at)
+    return _Run(keys, np.repeat(of, counts), rows.astype(np.uint32), int(of.max()))
+
+
 class KeyDirectory:
     """The keys of one table. Not thread-safe: its handle guards it.
 
@@ -92,6 +113,7 @@ class KeyDirectory:
         self._cold: list[int] = []
         self._opened: OrderedDict[int, KeyIndex] = OrderedDict()
         self._built: dict[tuple[str, int], KeyIndex] = {}
+        self._written: dict[tuple[str, int], tuple[_Written, int]] = {}
         self._deleted: dict[int, npt.NDArray[np.bool_]] = {}  # by place, of segments that have lost rows
         self._accepted: dict[_Run, npt.NDArray[np.bool_]] = {}  # entries of live rows; begun afresh when something dies
 
@@ -105,6 +127,12 @@ class KeyDirectory:
         while sum(len(kept) * 24 for kept in self._built.values()) > self._memory_bytes // 4:
             self._built.pop(next(iter(self._built)))
 
+    def remember_sections(self, path: str, offsets: Sequence[int], keys: Keys, bounds: Sequence[int]) -> None:
+        """`remember` for all sections of one object: the keys of their rows end to end, and the first row of each."""
+        written = _Written(path, keys, np.array(bounds))
+        for place, offset in enumerate(offsets):
+            self._written[path, offset] = (written, place)
+
     def apply(self, head: int, added: list[SegmentRef], removed: list[int], deletes: list[tuple[int, OverlayRef]]) -> None:
         """Follow the catalog to snapshot `head`.
 
@@ -115,6 +143,7 @@ class KeyDirectory:
             deletes: (segment, deletion vector) of those that came, live at `head`.
         """
         fresh: list[_Run] = []
+        written: dict[str, tuple[_Written, dict[int, int]]] = {}
         for ref in added:
             ordinal = len(self._refs)
             self._refs.append(ref)
@@ -122,10 +151,14 @@ class KeyDirectory:
             if ordinal >= len(self._live):
                 self._ids, self._live = np.resize(self._ids, 2 * ordinal), np.append(self._live, np.zeros(ordinal, bool))
             self._ids[ordinal], self._live[ordinal] = ref.segment_id, True
-            if ref.num_rows > ALWAYS_WARM_KEYS and self._nbytes(fresh) + ref.num_rows * 24 > self._memory_bytes:
+            own = self._written.pop((ref.path, ref.offset), None)
+            if own is not None:
+                written.setdefault(ref.path, (own[0], {}))[1][own[1]] = ordinal
+            elif ref.num_rows > ALWAYS_WARM_KEYS and self._nbytes(fresh) + ref.num_rows * 24 > self._memory_bytes:
                 self._cold.append(ordinal)
             else:
                 fresh.append(self._load(ordinal))
+        fresh += [_unsorted(*parts) for parts in written.values()]
         for segment_id in removed:
             ordinal = self._ordinal_of.pop(segment_id, -1)
             if ordinal >= 0:
@@ -145,6 +178,7 @@ class KeyDirectory:
                 self._accepted.pop(gone, None)
         self.synced = head
         self._built.clear()
+        self._written.clear()
 
     def _delete(self, deletes: list[tuple[int, OverlayRef]]) -> None:
         for segment_id, overlay in deletes:

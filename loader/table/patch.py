@@ -7,14 +7,13 @@ meanwhile, are written again, in another section.
 from __future__ import annotations
 
 import dataclasses
-import uuid
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from loader import failpoints
-from loader.catalog.records import CommitPlan, NewOverlay, NewPending, Snapshot, SourceOffsets, TableSpec
+from loader.catalog.records import CommitPlan, NewOverlay, NewPending, SourceOffsets, TableSpec
 from loader.errors import ColumnNotFoundError, SchemaError
 from loader.schema import conform, take
 from loader.segment.key_index import bucket_of
@@ -26,6 +25,7 @@ from loader.table.pending import pack_keys
 from loader.table.rows import Data, as_table, key_words
 from loader.table.segments import encode_overlay
 from loader.table.times import is_time_type, time_words
+from loader.table.writes import Write
 
 ON_MISSING = ("hold", "drop")
 
@@ -73,7 +73,7 @@ class PatchVectors:
         return {path: data for path, data in self._inline.items() if path in used}
 
 
-class Patch:
+class Patch(Write):
     """One patch, from the caller's data to its snapshot."""
 
     def __init__(
@@ -90,14 +90,15 @@ class Patch:
     ) -> None:
         if on_missing not in ON_MISSING:
             raise ValueError(f"on_missing is 'hold' (keep the label until its row comes) or 'drop', not {on_missing!r}")
-        self.context, self.on_missing = context, on_missing
-        self.watermark, self.offsets, self.commit_id = watermark, offsets, commit_id or uuid.uuid4().hex
+        super().__init__(context, offsets=offsets, commit_id=commit_id)
+        self.on_missing, self.watermark = on_missing, watermark
         spec, table = context.spec, as_table(data)
         names = patched_columns(spec, table, columns, order)
         self.orders = None if order is None else order_values(table, order)
         table = table.select([*spec.primary_key, *names])
         keyed = conform_nullable(table, spec, names)
         self.keys = key_words(spec, keyed)
+        self.num_bytes = keyed.nbytes
         self.column_ids = tuple(spec.schema.column(name).id for name in names)
         self.operands = as_operands(spec, keyed.select(names).combine_chunks())
         self.buckets = context.key_buckets(self.keys)
@@ -107,16 +108,7 @@ class Patch:
         self.payload_rows = np.zeros(0, np.int64)
         self.inline: dict[str, bytes] = {}
 
-    def run(self) -> Snapshot:
-        context = self.context
-        known = context.answered(self.commit_id, self.offsets)
-        if known is not None:
-            return known
-        done = context.commit(self._attempt, context.stage)
-        assert done is not None, "a patch is never abandoned"
-        return done
-
-    def _attempt(self) -> CommitPlan:
+    def attempt(self) -> CommitPlan:
         context = self.context
         base = context.refresh()
         hits = self.resolution.bring_to(context.directory)
