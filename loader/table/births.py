@@ -12,6 +12,7 @@ from loader.catalog.records import NewOverlay, NewSegment
 from loader.segment.key_index import bucket_of
 from loader.table.context import TableContext
 from loader.table.files import Placed, place
+from loader.table.keys import ALWAYS_WARM_KEYS
 from loader.table.pending import Meeting, meet
 from loader.table.resolve import DELETES
 from loader.table.rows import EncodedRows, PreparedRows, encode_sections
@@ -153,7 +154,12 @@ class Births:
 
     def remember(self) -> None:
         """After the commit: keep the key indexes, so that the next write need not read them back."""
-        if self._placed is not None:
-            rows, placed = self.rows, self._placed
-            bounds = [0, *(stop for _, _, _, stop in rows.sections)]
-            self._context.directory.remember_sections(placed.path, [offset for offset, _ in placed.sections], rows.keys, bounds)
+        if self._placed is None:
+            return
+        directory, path, sections = self._context.directory, self._placed.path, self.rows.sections
+        offsets = [offset for offset, _ in self._placed.sections]
+        if max(stop - start for _, _, start, stop in sections) <= ALWAYS_WARM_KEYS:
+            directory.remember_sections(path, offsets, self.rows.keys, [0, *(stop for _, _, _, stop in sections)])
+        else:
+            for encoded, offset in zip(self._encoded, offsets, strict=True):
+                directory.remember(path, offset, encoded.index)
