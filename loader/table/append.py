@@ -61,6 +61,12 @@ class Append(Write):
             write._born(births)
         failpoints.hit("append.staged")
 
+    @classmethod
+    def resolve_all(cls, writes: Sequence[Self]) -> None:
+        new = [write.resolution for write in writes if write.on_conflict == "check" and write.resolution.is_new]
+        if len(new) > 1:
+            Resolution.bring_all(new, writes[0].context.directory)
+
     def _born(self, births: Births) -> None:
         self.births, self.keys = births, births.rows.keys
         self.buckets = self.context.key_buckets(self.keys)

@@ -119,8 +119,8 @@ class Commits:
 
     def _commit(self, writes: Sequence[Write]) -> None:
         context, left = self._context, _each(writes, _is_new)
-        for kind in dict.fromkeys(type(write) for write in left):
-            kind.stage_all([write for write in left if type(write) is kind])
+        for kind, of_kind in _by_kind(left):
+            kind.stage_all(of_kind)
         left = [write for write in left if not write.future.done()]
 
         def resolve_and_commit() -> bool:
@@ -149,6 +149,8 @@ class Commits:
             return True
 
         with context.one_head():
+            for kind, of_kind in _by_kind(writes):
+                kind.resolve_all(of_kind)
             left = _each(writes, attempt)
         group = together([write for write in left if write in plans], plans, stage.is_used_by)
         if not group:
@@ -178,12 +180,17 @@ class Commits:
 
 def _is_new(write: Write) -> bool:
     """Whether the write is to be committed; it is not where it was before, or where its caller has given it up."""
-    if not write.future.set_running_or_notify_cancel():
+    if not write.future.running() and not write.future.set_running_or_notify_cancel():
         return False
     known = write.known()
     if known is not None:
         write.future.set_result(known)
     return known is None
+
+
+def _by_kind(writes: Sequence[Write]) -> list[tuple[type[Write], list[Write]]]:
+    kinds = dict.fromkeys(type(write) for write in writes)
+    return [(kind, [write for write in writes if type(write) is kind]) for kind in kinds]
 
 
 def _each(writes: Sequence[Write], step: Callable[[Write], bool]) -> list[Write]:

@@ -97,7 +97,7 @@ class TableContext:
 
     def key_buckets(self, keys: Keys) -> tuple[int, ...]:
         """The distinct buckets of keys, sorted."""
-        return tuple(np.unique(bucket_of(keys, self.spec.buckets)).tolist())
+        return tuple(np.flatnonzero(np.bincount(bucket_of(keys, self.spec.buckets), minlength=1)).tolist())
 
     def repeat(self, attempt: Callable[[], bool]) -> None:
         """Do something until it says that it is done: freely at first, then while no other process can commit to the table, so that it comes to an end.

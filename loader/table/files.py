@@ -143,7 +143,7 @@ def place(sections: Sequence[Buffer], stage: Stage, inline: dict[str, bytes]) ->
         packed[offset : offset + memoryview(section).nbytes] = section
     stored = pack(packed) if len(packed) <= MAX_PACKED_BYTES else None
     if stored is not None and len(stored) <= INLINE_BYTES:
-        path = INLINE_PREFIX + uuid.uuid4().hex
+        path = INLINE_PREFIX + os.urandom(16).hex()
         inline[path] = stored
     else:
         path = stage.put(packed)

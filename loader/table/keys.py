@@ -57,15 +57,32 @@ class Resolution:
         self._keys = keys
         self._directory: KeyDirectory | None = None
         self._hits: Hits | None = None
-        self._seen = 0
+        self._seen = self._synced = 0
+
+    @property
+    def is_new(self) -> bool:
+        return self._hits is None
+
+    @staticmethod
+    def bring_all(resolutions: Sequence[Resolution], directory: KeyDirectory) -> None:
+        """`bring_to` for several that are new, with one probe."""
+        parts = [resolution._keys for resolution in resolutions]
+        hits = directory.probe(Keys.concat(parts))
+        stops = np.cumsum([len(keys) for keys in parts]).tolist()
+        for resolution, keys, stop in zip(resolutions, parts, stops, strict=True):
+            mine = slice(stop - len(keys), stop)
+            resolution._hits = Hits(hits.segment_ids[mine], hits.rows[mine])
+            resolution._directory, resolution._seen, resolution._synced = directory, len(directory), directory.synced
 
     def bring_to(self, directory: KeyDirectory) -> Hits:
         """The rows as `directory` knows them now."""
+        if self._hits is not None and directory is self._directory and directory.synced == self._synced:
+            return self._hits
         if self._hits is None or directory is not self._directory:  # one that was begun anew counts its segments from the start
             self._hits = directory.probe(self._keys)
         else:
             self._hits = directory.probe_again(self._keys, self._hits, self._seen)
-        self._directory, self._seen = directory, len(directory)
+        self._directory, self._seen, self._synced = directory, len(directory), directory.synced
         return self._hits
 
 

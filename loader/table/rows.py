@@ -67,9 +67,9 @@ class PreparedParts:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class EncodedRows:
-    """One encoded section with what the catalog records of it."""
+    """One encoded section with what the catalog records of it. Not frozen for the same reason as `NewSegment`."""
 
     segment: EncodedSegment
     key_index: bytes | memoryview

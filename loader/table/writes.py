@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Self
@@ -37,7 +37,7 @@ class Write:
     is_keyed = True
 
     def __init__(self, context: TableContext, *, offsets: SourceOffsets | None, commit_id: str | None) -> None:
-        self.context, self.offsets, self.commit_id = context, offsets, commit_id or uuid.uuid4().hex
+        self.context, self.offsets, self.commit_id = context, offsets, commit_id or os.urandom(16).hex()
         self.is_named = commit_id is not None or offsets is not None
         self.keys = Keys(np.zeros(0, np.uint64), None)
         self.num_bytes = 0
@@ -58,6 +58,10 @@ class Write:
                 write.stage()
             except Exception as error:  # noqa: BLE001 (the caller of the write gets it)
                 write.fail(error)
+
+    @classmethod
+    def resolve_all(cls, writes: Sequence[Self]) -> None:
+        """What several writes of this kind can look up together, before each is attempted."""
 
     def attempt(self) -> CommitPlan | Stale:
         """Resolve at the head: what to commit, or what went stale meanwhile. Called again when the head moved on in a way that matters."""
