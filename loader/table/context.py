@@ -47,8 +47,8 @@ class TableContext:
         self._head: int | None = None
         self._waiting: list[PendingRef] | None = None
 
-    def new_stage(self) -> Stage:
-        return Stage(self.catalog, self.storage, self.spec.id)
+    def new_stage(self, owner: str | None = None) -> Stage:
+        return Stage(self.catalog, self.storage, self.spec.id, owner=owner)
 
     @contextlib.contextmanager
     def one_head(self) -> Iterator[None]:

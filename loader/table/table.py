@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -301,16 +301,20 @@ class Table:
         self._context = self.lake.context(self.name)
         return snapshot
 
-    def compact(self, *, full: bool = False, options: CompactionOptions | None = None, progress: Progress | None = None) -> CompactionReport:
-        """Merge small segments and fold overlays into them, re-clustered; earlier snapshots stay readable.
+    def compact(
+        self, *, full: bool = False, options: CompactionOptions | None = None, progress: Progress | None = None, buckets: Collection[int] | None = None
+    ) -> CompactionReport:
+        """Merge small segments, re-clustered, and fold overlays; earlier snapshots stay readable. Stop it at will: the next one goes on.
 
         Args:
             full: Rewrite every group of segments that is not one clean, sorted run, not only those worth it by size.
             options: Limits of memory and sizes.
-            progress: Called with (rows rewritten, rows known to need it) after each piece.
+            progress: Called with (rows rewritten, rows known to need it) after each piece; what it raises ends the compaction in good order.
+            buckets: Work on these only. Buckets where another compaction is at work are left to it, and counted in the report.
         """
         self.lake.check_process()
-        return compact(self._context, full=full, options=options or CompactionOptions(), progress=progress)
+        self._context = self.lake.context(self.name)  # the schema may have changed since this handle was opened
+        return compact(self._context, full=full, options=options or CompactionOptions(), progress=progress, buckets=buckets)
 
     def expire(
         self,
