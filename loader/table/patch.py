@@ -201,7 +201,10 @@ def order_values(table: pa.Table, order: str) -> npt.NDArray[np.int64]:
         raise ColumnNotFoundError(f"the data has no order column {order!r}: it has {table.column_names}")
     column = table[order]
     if not is_time_type(column.type) or column.null_count:
-        raise SchemaError(f"order column {order!r} is {column.type} with {column.null_count} nulls: it must be an integer, date or timestamp without nulls")
+        raise SchemaError(
+            f"order column {order!r} is {column.type} with {column.null_count} nulls: it must be a signed integer, an unsigned one of at most 32 bits, "
+            "a date or a timestamp, without nulls (cast it)"
+        )
     return time_words(column)
 
 
