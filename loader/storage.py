@@ -30,8 +30,10 @@ Range = tuple[int, int]
 Buffer = bytes | bytearray | memoryview
 COALESCE_GAP_BYTES = 64 * 1024
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
+SCATTERED_BYTES = 16 * 1024  # reads no larger than this are of pages here and there
 MAX_VECTORS = 1024  # buffers of one system call (IOV_MAX)
 TEMPORARY_SUFFIX = ".tmp"
+_ADVISE = getattr(os, "posix_fadvise", None)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _memory_stores: dict[str, ObjectStore] = {}
 _memory_lock = threading.Lock()
@@ -284,6 +286,8 @@ class LocalStorage(Storage):
 
     def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
         with self._opened(path) as (file, target):
+            if _ADVISE is not None and all(stop - start <= SCATTERED_BYTES for start, stop in requests):
+                _ADVISE(file, 0, 0, os.POSIX_FADV_RANDOM)  # else a page is read with the 31 behind it
             return [_read_exactly(file, target, start, stop) for start, stop in requests]
 
     def read_ranges_into(

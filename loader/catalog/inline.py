@@ -25,16 +25,22 @@ def pack(data: Buffer) -> bytes:
     return _PACKED + memoryview(data).nbytes.to_bytes(8, "little") + packed
 
 
+def unpacked_bytes(stored: bytes) -> int | None:
+    """Bytes of what was packed; None where nothing was."""
+    return int.from_bytes(stored[8:16], "little") if stored.startswith(_PACKED) else None
+
+
 def unpack(stored: bytes) -> bytes:
     """The inverse of `pack`; what an older Headrace stored is as it was.
 
     Raises:
         StorageError: The bytes are not what their header says.
     """
-    if not stored.startswith(_PACKED):
+    num_bytes = unpacked_bytes(stored)
+    if num_bytes is None:
         return stored
     try:
-        return bytes(_ZSTD.decompress(stored[16:], int.from_bytes(stored[8:16], "little"), asbytes=True))
+        return bytes(_ZSTD.decompress(stored[16:], num_bytes, asbytes=True))
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{len(stored)} bytes that lie in the catalog do not unpack: {error}") from error
 

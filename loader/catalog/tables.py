@@ -31,6 +31,7 @@ catalog_version = Table(
     Column("version", Integer, nullable=False),
     Column("lake_id", Text, nullable=False),
     Column("written_by", Text, nullable=False),
+    Column("reads_since", Integer, nullable=False, server_default="1"),  # the oldest version whose open handles may go on reading
 )
 
 tables = Table(
@@ -166,6 +167,7 @@ inline_data = Table(
     Column("path", Text, primary_key=True),
     Column("table_id", ForeignKey("tables.id"), nullable=False),
     Column("data", LargeBinary, nullable=False),
+    Column("num_bytes", BigInteger),  # once unpacked; null where the data is not packed
 )
 
 buckets = Table(
@@ -251,6 +253,16 @@ garbage = Table(
     Column("table_id", BigInteger, nullable=False),
     Column("not_before", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
+)
+
+repairs = Table(
+    "repairs",  # what the doctor mended
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("table_id", BigInteger),
+    Column("repaired_at", BigInteger, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("what", Text, nullable=False),
 )
 
 
