@@ -27,7 +27,7 @@ DAY = 86_400_000_000
 def fill(place: Path, catalog: str | None) -> None:
     """Files and inline commits, a backfill, deletes, labels that wait, a compaction, expired snapshots, a tag and offsets."""
     with pytest.MonkeyPatch.context() as patch, loader.connect(place, catalog=catalog) as opened:
-        patch.setattr("loader.table.files.INLINE_BYTES", 3000)
+        patch.setattr("loader.table.files.INLINE_BYTES", 1200)
         table = create(opened, partition_by="day")
         table.append(rows(0, 300), watermark=100, offsets=SourceOffsets("pipe", "events", {0: (0, 300)}))
         table.append(rows(300, 2000), watermark=200)
