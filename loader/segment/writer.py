@@ -10,7 +10,7 @@ import errno
 import itertools
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from loader.segment.layout import MAX_BLOCK_ROWS
 from loader.segment.options import WriteOptions as WriteOptions
 from loader.segment.plan import WRITER as WRITER
 from loader.segment.plan import WritePlan, plan_of
-from loader.segment.stats import ColumnStats, SegmentStats
+from loader.segment.stats import SegmentStats
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -53,7 +53,7 @@ class EncodedSegment:
     shared_bytes: Array
 
     @property
-    def stats(self) -> Mapping[int, ColumnStats]:
+    def stats(self) -> SegmentStats:
         """By column id."""
         return SegmentStats(self.plan.column_ids, self.made, self.plan.value_types)
 

@@ -129,6 +129,7 @@ class Commits:
             return not left
 
         context.repeat(resolve_and_commit)
+        context.sealer.run_if_due()
 
     def _round(self, writes: list[Write]) -> list[Write]:
         """Resolve all at one head and commit what can be committed together; returns those that have to be tried again."""
@@ -165,12 +166,14 @@ class Commits:
             stage.forget()
         stage.committed([plans[write] for write in group])
         for write, outcome in zip(group, outcomes, strict=True):
-            self._settle(write, outcome)
+            self._settle(write, plans[write], outcome)
         return [write for write in left if not write.future.done()]
 
-    def _settle(self, write: Write, outcome: Outcome) -> None:
+    def _settle(self, write: Write, plan: CommitPlan, outcome: Outcome) -> None:
         if isinstance(outcome, Snapshot):
-            write.remember()
+            if plan.written:
+                write.remember()
+                self._context.sealer.note(outcome.id, len(plan.segments))
             write.future.set_result(outcome)
         elif isinstance(outcome, Stale):
             logger.debug("commit to %s: %s changed, trying again", self._context.spec.name, outcome.reason)

@@ -17,12 +17,14 @@ from loader.catalog.connection import Database
 from loader.catalog.inline import LakeStorage
 from loader.catalog.read import load_deletes, load_head_and_floor, load_pending, load_segment_changes
 from loader.catalog.records import CommitPlan, PendingRef, Snapshot, SourceOffsets, TableSpec
+from loader.catalog.views import Views
 from loader.errors import ConflictError
 from loader.segment.key_index import Keys, bucket_of
 from loader.table.commits import Commits
 from loader.table.files import Stage
 from loader.table.keys import KeyDirectory
 from loader.table.lookup import LookUps
+from loader.table.sealer import Sealer
 
 logger = logging.getLogger(__name__)
 OPTIMISTIC_TRIES = 4  # after these the writer resolves while it holds the queue, so that nobody can come between
@@ -42,6 +44,8 @@ class TableContext:
     def __post_init__(self) -> None:
         self.directory = KeyDirectory(self.storage)
         self.stage = self.new_stage()
+        self.views = Views(self.catalog)
+        self.sealer = Sealer(self.catalog, self.spec.id)
         self.look_ups = LookUps(spec=self.spec, catalog=self.catalog, storage=self.storage)
         self.commits = Commits(self)
         self._head: int | None = None
@@ -134,7 +138,10 @@ class TableContext:
             return isinstance(done, Snapshot) or done.abandoned
 
         self.repeat(once)
-        return done if isinstance(done, Snapshot) else None
+        if not isinstance(done, Snapshot):
+            return None
+        self.sealer.run_if_due()
+        return done
 
     def _try(self, attempt: Callable[[], CommitPlan | Stale], stage: Stage) -> Snapshot | Stale:
         plan = attempt()
@@ -149,4 +156,6 @@ class TableContext:
         stage.committed([plan])
         if isinstance(done, Stale):
             logger.debug("commit to %s: %s changed, trying again", self.spec.name, done.reason)
+        elif plan.written:
+            self.sealer.note(done.id, len(plan.segments))
         return done

@@ -21,6 +21,7 @@ from loader.segment.key_index import KeyIndex, Keys, bucket_of, build_all, keys_
 from loader.segment.layout import SEQUENCE_COLUMN_ID
 from loader.segment.writer import EncodedSegment, WriteOptions, encode_segments
 from loader.table.merge import ORDER_BASE_ID
+from loader.table.statistics import records_of, tracked_columns
 from loader.table.times import partition_of, time_words
 
 Data: TypeAlias = pa.Table | pa.RecordBatch | pa.RecordBatchReader | str | os.PathLike[str]
@@ -77,6 +78,7 @@ class EncodedRows:
     partition: int
     key_range: tuple[int, int] | tuple[None, None]
     time_range: tuple[int, int] | tuple[None, None]
+    stats: bytes
 
     @property
     def index(self) -> KeyIndex:
@@ -100,6 +102,7 @@ class EncodedRows:
             time_max=self.time_range[1],
             sequence_min=None if sequences is None else sequences[0],
             sequence_max=None if sequences is None else sequences[1],
+            stats=self.stats,
         )
 
 
@@ -264,9 +267,11 @@ def encode_sections(
     key_ranges = [(signed(low), signed(high)) if low is not None and high is not None else (None, None) for low, high in _ranges(keys.low, bounds)]
     times = None if spec.time_column is None else time_words(table[spec.time_column.name])
     time_ranges = [(None, None)] * len(sections) if times is None else _ranges(times, bounds)
+    records = records_of(tracked_columns(spec), table, column_ids, bounds, [segment.stats for segment in segments])
+    parts = zip(sections, indexes, segments, key_ranges, time_ranges, records, strict=True)
     return [
-        EncodedRows(segment=segment, key_index=index, bucket=bucket, partition=partition, key_range=key_range, time_range=time_range)
-        for (bucket, partition, _, _), index, segment, key_range, time_range in zip(sections, indexes, segments, key_ranges, time_ranges, strict=True)
+        EncodedRows(segment=segment, key_index=index, bucket=bucket, partition=partition, key_range=key_range, time_range=time_range, stats=stats)
+        for (bucket, partition, _, _), index, segment, key_range, time_range, stats in parts
     ]
 
 
