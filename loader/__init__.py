@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loader.backup.restore import restore as restore
     from loader.batch.jagged import Jagged as Jagged
     from loader.batch.kjt import KeyedJagged as KeyedJagged
     from loader.batch.transforms import Transforms as Transforms
@@ -45,6 +46,7 @@ _MODULES = {
     "WriteOptions": "loader.segment.writer",
     "connect": "loader.lake",
     "errors": "",
+    "restore": "loader.backup.restore",
     "write_segment": "loader.segment.writer",
 }
 __all__ = sorted(_MODULES)
