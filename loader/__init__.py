@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loader.table.compaction.pick import CompactionOptions as CompactionOptions
     from loader.table.table import Table as Table
     from loader.train import DataLoader as DataLoader
+    from loader.train.metrics import serve_metrics as serve_metrics
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ _MODULES = {
     "Transforms": "loader.batch.transforms",
     "WriteOptions": "loader.segment.writer",
     "connect": "loader.lake",
+    "serve_metrics": "loader.train.metrics",
     "errors": "",
     "restore": "loader.backup.restore",
     "write_segment": "loader.segment.writer",

@@ -101,9 +101,7 @@ def backup(lake: Lake, destination: str | os.PathLike[str], *, keep: int | None 
                 retired=tuple(sorted(set(previous.kept if previous else ()) - set(generation.kept))),
                 seconds=time.monotonic() - started,
             )
-    raise ConflictError(
-        f"the lake, or the backup {target.url}, changed {TRIES} times while it was backed up: stop what expires or backs it up beside this, and repeat"
-    )
+    raise ConflictError(f"the lake, or the backup {target.url}, changed {TRIES} times while it was backed up: stop what runs beside this, and repeat")
 
 
 @contextlib.contextmanager
@@ -241,7 +239,10 @@ def _collect(target: Storage, generation: Generation) -> None:
     leaving = [number for number in generation.leaving if not target.exists(collected_path(number))]
     kept = [object_list(target, read_generation(target, number)) for number in generation.kept] if leaving else []
     for number in leaving:
-        paths = object_list(target, read_generation(target, number))["path"]
+        try:
+            paths = object_list(target, read_generation(target, number))["path"]
+        except NotFoundError:  # the objects go before their list
+            paths = pa.array([], pa.string())
         for other in kept:
             paths = paths.filter(pc.invert(pc.is_in(paths, other["path"])))
         target.delete(OBJECTS + path for path in paths.to_pylist())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loader.cli import output
 from loader.cli.output import DEFAULT_LAKE, CatalogOption, JsonOption, LakeOption
+
+if TYPE_CHECKING:
+    from loader.backup.layout import Generation
 
 
 def register(app: typer.Typer) -> None:
@@ -58,21 +62,18 @@ def restore(
         output.print_json(report)
     else:
         rows = ", ".join(f"{name} ({state['rows']:,} rows at snapshot {state['head']})" for name, state in report.tables.items())
-        output.messages.print(
-            f"generation {report.generation}: {report.num_objects:,} objects, {output.size(report.num_bytes)}; {rows}", markup=False, soft_wrap=True
-        )
+        line = f"generation {report.generation}: {report.num_objects:,} objects, {output.size(report.num_bytes)}; {rows}"
+        output.messages.print(line, markup=False, soft_wrap=True)
         for finding in report.findings:
             output.messages.print(f"{finding.severity} {finding.code}: {finding.where}: {finding.what}", markup=False, soft_wrap=True)
     if any(finding.severity != "notice" for finding in report.findings):
         raise typer.Exit(1)
 
 
-def _list(found: list[object], as_json: bool) -> None:
-    shown = [
-        {name: getattr(one, name) for name in ("number", "created_at", "lake_id", "tables", "num_objects", "num_bytes", "catalog_version")} for one in found
-    ]
+def _list(found: Sequence[Generation], as_json: bool) -> None:
     if as_json:
-        output.print_json(shown)
+        names = ("number", "created_at", "lake_id", "catalog_version", "tables", "num_objects", "num_bytes")
+        output.print_json([{name: getattr(one, name) for name in names} for one in found])
         return
-    rows = [(one["number"], one["created_at"], len(one["tables"]), one["num_objects"], output.size(one["num_bytes"])) for one in shown]  # type: ignore[arg-type]
+    rows = [(one.number, one.created_at, len(one.tables), one.num_objects, output.size(one.num_bytes)) for one in found]
     output.print_table(["generation", "at", "tables", "objects", "size"], rows)

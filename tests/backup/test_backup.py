@@ -204,9 +204,7 @@ def test_a_killed_backup_goes_on(tmp_path: Path, failpoint: str) -> None:
         before = shown(lake)
         used = {path.relative_to(lake.location) for path in Path(lake.location).glob("data/**/*.hr")}
     assert {path.relative_to(place / "objects") for path in (place / "objects").rglob("*.hr")} <= used
-    assert len({path.parent for path in place.glob("catalogs/*/*.arrow")}) <= 2, (
-        "at most the parts of an attempt that died are left, until its number is retired"
-    )
+    assert len({path.parent for path in place.glob("catalogs/*/*.arrow")}) <= 2, "at most an attempt that died is left, until its number is retired"
     loader.restore(place, tmp_path / "copy")
     with loader.connect(tmp_path / "copy") as copy:
         assert shown(copy) == before
