@@ -233,7 +233,11 @@ class Lake:
         return backup(self, destination, keep=keep, progress=progress)
 
     def close(self) -> None:
-        """Close the catalog's connection; tables of this lake cannot be used after it."""
+        """Commit what was appended in the background and close the catalog's connection; tables of this lake cannot be used after it."""
+        with self._lock:
+            contexts = list(self._contexts.values())
+        for context in contexts:
+            context.commits.close()
         self.database.close()
 
 
