@@ -8,5 +8,11 @@ from __future__ import annotations
 FIRST_VERSION = 1
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: ("alter table tables add column floor bigint not null default 0",),
+    2: (
+        "alter table tables add column erased_in bigint not null default 0",
+        "create table erasures (id text not null primary key, table_id bigint not null, state text not null, num_keys bigint not null, "
+        "key_bytes integer not null, keys bytea, deleted_in bigint, requested_at bigint not null, due_at bigint not null, proof text)",
+        "create index erasures_table on erasures (table_id)",
+    ),
 }
 CATALOG_VERSION = FIRST_VERSION + len(MIGRATIONS)

@@ -131,8 +131,13 @@ def load_head(connection: Connection, spec: TableSpec) -> int:
 
 
 def load_floor(connection: Connection, spec: TableSpec) -> int:
-    """The snapshot up to which what died may be forgotten."""
-    return int(connection.execute("select floor from tables where id = ?", (spec.id,)).fetchone()[0])
+    """The snapshot up to which what a handle knows may be gone: forgotten, or moved by an erasure. One that stands lower begins anew."""
+    return max(connection.execute("select floor, erased_in from tables where id = ?", (spec.id,)).fetchone())
+
+
+def load_erased(connection: Connection, table_id: int) -> int:
+    """The newest snapshot that moved sections in place, 0 before the first: what was read of any snapshot before it may lie elsewhere by now."""
+    return int(connection.execute("select erased_in from tables where id = ?", (table_id,)).fetchone()[0])
 
 
 def resolve_snapshot(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> int:
@@ -258,9 +263,9 @@ def load_segment_changes(connection: Connection, table_id: int, since: int, head
 
 
 def load_deletes(connection: Connection, table_id: int, since: int, head: int) -> list[tuple[int, OverlayRef]]:
-    """(segment id, deletion vector) of those added after `since` and live at `head`."""
+    """(segment id, vector of deleted or erased rows) of those added after `since` and live at `head`."""
     rows = connection.execute(
-        _OVERLAY + "table_id = ? and kind = 'deletes' and added_in > ? and added_in <= ? and (removed_in is null or removed_in > ?) order by id",
+        _OVERLAY + "table_id = ? and kind <> 'patch' and added_in > ? and added_in <= ? and (removed_in is null or removed_in > ?) order by id",
         (table_id, since, head, head),
     )
     return [(row[0], _overlay(row)) for row in rows]

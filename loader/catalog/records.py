@@ -11,6 +11,8 @@ from typing import Any
 from loader.schema import Column, Schema
 
 INLINE_PREFIX = "inline/"  # a path that lies in the catalog itself
+DELETES = "deletes"  # an overlay of rows that a snapshot has lost
+ERASED = "erased"  # an overlay of rows that were blanked in place, at every snapshot that shows their segment; they keep their number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,13 @@ class TableContext:
         with self.catalog.read() as connection:
             return answered(connection, self.spec, commit_id, offsets)
 
+    def forget_rows(self) -> None:
+        """Let go of what this process holds of the table's rows and keys; it is read again when it is needed."""
+        self.look_ups.forget()
+        self.storage.forget_inline()
+        with self.lock:
+            self.directory = KeyDirectory(self.storage)
+
     def key_buckets(self, keys: Keys) -> tuple[int, ...]:
         """The distinct buckets of keys, sorted."""
         return tuple(np.unique(bucket_of(keys, self.spec.buckets)).tolist())

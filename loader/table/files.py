@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from loader.catalog.admin import add_stage, drop_stage
 from loader.catalog.commit import STAGED_LEASE_SECONDS, LeaseLostError, renew_stage, throw_away
-from loader.catalog.connection import Database
+from loader.catalog.connection import Connection, Database
 from loader.catalog.garbage import staged_path
 from loader.catalog.records import INLINE_PREFIX, CommitPlan
 from loader.errors import AlreadyExistsError
@@ -88,6 +88,15 @@ class Stage:
         used = {path for path in plan.paths() if path in self._unused}
         plan.staged = (self._prefix, self._next) if used else None  # a commit without files does not depend on the lease
         plan.garbage = sorted(self._unused - used)
+
+    def settle(self, connection: Connection) -> None:
+        """Count all files written so far as accounted for, in the transaction that refers to them.
+
+        Raises:
+            LeaseLostError: The lease ran out and was collected, so the files may be gone.
+        """
+        if self._prefix:
+            renew_stage(connection, self._prefix, self._next)
 
     def committed(self, plan: CommitPlan) -> None:
         """A plan that `account` saw was committed: nothing of this stage is left over."""

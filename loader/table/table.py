@@ -22,6 +22,8 @@ from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
 from loader.table.delete import delete
 from loader.table.diff import Diff, diff
+from loader.table.erasure.proof import ErasureProof
+from loader.table.erasure.run import DEFAULT_DUE, erase
 from loader.table.expire import ExpiryReport, expire
 from loader.table.lookup import KeyValues
 from loader.table.overwrite import Overwrite
@@ -195,12 +197,12 @@ class Table:
         with self._writing():
             return Upsert(self._context, data, order=order, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
 
-    def delete(self, keys_or_where: Data, *, offsets: SourceOffsets | None = None, commit_id: str | None = None) -> Snapshot:
+    def delete(self, keys_or_where: Data | KeyValues, *, offsets: SourceOffsets | None = None, commit_id: str | None = None) -> Snapshot:
         """Delete rows. Earlier snapshots keep them until they expire; `erase` is what removes them for good.
 
         Args:
-            keys_or_where: A SQL boolean expression in text; or the primary keys of rows, as data with the key's columns (others are not looked at).
-                Keys that the table does not have are passed over.
+            keys_or_where: A SQL boolean expression in text; or the primary keys of rows, in any form that `lookup` takes, or as data with the key's columns
+                (others are not looked at). Keys that the table does not have are passed over.
             offsets, commit_id: As for `append`.
 
         Raises:
@@ -316,6 +318,38 @@ class Table:
         """
         self.lake.check_process()
         return expire(self._context, older_than=older_than, keep=keep, grace_seconds=grace_seconds)
+
+    def erase(
+        self,
+        keys: KeyValues | None = None,
+        *,
+        where: str | None = None,
+        due: datetime.timedelta | datetime.datetime = DEFAULT_DUE,
+        signing_key: bytes | None = None,
+        progress: Progress | None = None,
+    ) -> ErasureProof:
+        """Remove rows for good: from the head, and from every file that is live or kept for an older snapshot, tag or pin.
+
+        An erased row keeps its place in older snapshots as a blank row that reads leave out, so that a job which trains on one keeps its order and position; it
+        gets a blank sample there. Rows that come later under the same key are new rows, labels that come later wait as others do. Killed anywhere, the same call
+        goes on.
+
+        Args:
+            keys: Primary keys, in any form that `lookup` takes.
+            where: In place of keys: all rows that this expression selects in any snapshot that is kept.
+            due: When the old bytes are to be deleted (`collect_garbage`, or another call after it); before, readers that have begun end in peace.
+            signing_key: At least 16 bytes, for the proof's signature and key hashes.
+            progress: Called with (done, total), of segments searched and of objects rewritten.
+
+        Returns:
+            The proof; call again after the due date for one that says that the bytes are deleted too.
+
+        Raises:
+            SchemaError: Keys do not fit the primary key.
+            ConflictError: The table changed under it again and again; call again.
+        """
+        self.lake.check_process()
+        return erase(self._context, keys, where=where, due=due, signing_key=signing_key, progress=progress)
 
     def view(self, snapshot: SnapshotLike = None) -> SnapshotView:
         """What makes up a snapshot: plain data, for planners."""

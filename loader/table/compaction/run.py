@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from loader import failpoints
+from loader.catalog.commit import Stale
 from loader.catalog.read import load_head, load_overlays_since, load_view
-from loader.catalog.records import CommitPlan, NewOverlay, NewSegment, OverlayRef
+from loader.catalog.records import ERASED, CommitPlan, NewOverlay, NewSegment, OverlayRef
 from loader.schema import take
 from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID
 from loader.table.compaction.pick import CompactionOptions, CompactionTask, pick, total_bytes
@@ -109,7 +110,7 @@ def _run_task(context: TableContext, task: CompactionTask, options: CompactionOp
     failpoints.hit("compaction.rewritten")
     commit_id = uuid.uuid4().hex
 
-    def attempt() -> CommitPlan:
+    def attempt() -> CommitPlan | Stale:
         return _plan(context, task, rewritten, stage, commit_id)
 
     snapshot = context.commit(attempt, stage)
@@ -125,12 +126,14 @@ def _run_task(context: TableContext, task: CompactionTask, options: CompactionOp
     return _Done(snapshot.id, task, rewritten.segments)
 
 
-def _plan(context: TableContext, task: CompactionTask, rewritten: Rewritten, stage: Stage, commit_id: str) -> CommitPlan:
+def _plan(context: TableContext, task: CompactionTask, rewritten: Rewritten, stage: Stage, commit_id: str) -> CommitPlan | Stale:
     """The swap, with every overlay that the inputs gained since they were read."""
     inputs = tuple(segment.segment_id for segment in task.segments)
     with context.catalog.read() as connection:
         head = load_head(connection, context.spec)
         gained = load_overlays_since(connection, context.spec.id, inputs, rewritten.latest_overlay)
+    if any(overlay.kind == ERASED for _, overlay in gained):
+        return Stale("erased", abandoned=True)  # rows that were erased meanwhile stand in what was rewritten
     inline = dict(rewritten.inline)
     overlays = _carry_over(context, rewritten, gained, stage, inline)
     failpoints.hit("compaction.before_commit")
