@@ -1,8 +1,9 @@
-"""The commit: one short transaction that makes a plan the next snapshot, or says why not. Raw parameterised statements; no object I/O.
+"""The commit: one short transaction that makes plans the next snapshots, or says why not. Raw parameterised statements; no object I/O.
 
 Order inside the transaction: the head is read under the table's lock; a commit_id that is there returns its snapshot; offsets are compared
-and swapped; the key buckets that the plan was resolved in must not have changed since; then everything is inserted and the head advances.
-All questions are asked before the first answer is read, and nothing that is written is asked about: two round trips to a server.
+and swapped; the key buckets that a plan was resolved in must not have changed since; then everything is inserted and the head advances.
+All questions are asked before the first answer is read, and nothing that is written is asked about: two round trips to a server. Several plans
+share the transaction and its sync to disk; each has its own snapshot, or its own reason to have none.
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-
-import numpy as np
+from collections.abc import Sequence
 
 from loader import failpoints
 from loader.catalog.connection import Connection, Cursor, Database
+from loader.catalog.insert import (
+    Numbered,
+    advance_buckets,
+    advance_offsets,
+    insert_parts,
+    insert_snapshots,
+    meet_pending,
+    remove_inputs,
+)
 from loader.catalog.read import BUCKETS, OFFSETS, SNAPSHOT, attribution_json, find_commit, load_head, load_offsets, load_snapshot, make_snapshot
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets, TableSpec
 from loader.errors import CatalogUnavailableError, ConflictError, FencedError, HeadraceError, StorageError, TableNotFoundError, UnknownOutcomeError
@@ -23,6 +32,10 @@ STAGED_LEASE_SECONDS = 3600
 GARBAGE_GRACE_SECONDS = 3600
 TABLES_WITH_PATHS = ("segments", "overlays", "column_files", "pending")
 MAX_PARAMETERS = 1000  # of one statement
+_TABLE = (
+    "select t.head, t.watermark, t.schema_id, (select s.num_rows from snapshots s where s.table_id = t.id and s.id = t.head) "
+    "from tables t where t.id = ? and t.dropped_at is null"
+)
 
 
 class LeaseLostError(ConflictError):
@@ -42,6 +55,9 @@ class Stale:
     abandoned: bool = False
 
 
+Outcome = Snapshot | Stale | HeadraceError
+
+
 def now_micros() -> int:
     return time.time_ns() // 1000
 
@@ -58,41 +74,64 @@ def commit(catalog: Database, plan: CommitPlan) -> Snapshot | Stale:
         CatalogBusyError: Another process held the lock for too long.
         UnknownOutcomeError: The answer was lost, and the catalog cannot be asked for what happened.
     """
+    (outcome,) = commit_group(catalog, [plan])
+    if isinstance(outcome, HeadraceError):
+        raise outcome
+    return outcome
+
+
+def commit_group(catalog: Database, plans: Sequence[CommitPlan]) -> list[Outcome]:
+    """Commit plans of one table one after the other, in one transaction with one sync to disk.
+
+    Args:
+        catalog: The catalog.
+        plans: Of several of them, none may add, move or remove rows of a key that another one names: they are checked against what was committed before all of
+            them.
+
+    Returns:
+        For each what `commit` returns; or, where it alone is refused, the error that `commit` raises.
+
+    Raises:
+        CatalogBusyError: Another process held the lock for too long; none was committed.
+        UnknownOutcomeError: The answer was lost, and the catalog cannot be asked for what happened.
+    """
+    spec, outcomes = plans[0].spec, list[Outcome]()
     try:
-        with catalog.write(plan.spec.id, durability=plan.spec.durability) as connection:
+        with catalog.write(spec.id, durability=spec.durability) as connection:
             failpoints.hit("commit.begun")
-            answers = _ask(connection, plan)
-            before = _table_before(plan, answers)
-            found = _answered(connection, plan, answers) or _stale(plan, answers, before)
-            if found is not None:
-                return found
-            snapshot = _write(connection, plan, before, {pending_id: cursor.fetchone() for pending_id, cursor in answers.met.items()})
-            plan.written = True
+            answers = _ask(connection, plans)
+            before = _table_before(spec, answers)
+            outcomes, numbered = _decide(connection, plans, answers, before)
+            _write(connection, numbered, before, {pending_id: cursor.fetchone() for pending_id, cursor in answers.met.items()})
+            for _, plan in numbered:
+                plan.written = True
             failpoints.hit("commit.written")
     except (OSError, StorageError) as error:
-        known = _look_up(catalog, plan, error)
-        plan.written = plan.written and known is not None
-        if known is not None:
-            return known
-        if isinstance(error, CatalogUnavailableError):
-            return Stale("connection")  # it did not happen, and the catalog answers again
-        raise
+        return _look_up(catalog, plans, outcomes, error)
     failpoints.hit("commit.committed")
-    return snapshot
+    return outcomes
 
 
-def _look_up(catalog: Database, plan: CommitPlan, error: Exception) -> Snapshot | None:
-    """The answer was lost: what happened is looked up, never guessed."""
+def _look_up(catalog: Database, plans: Sequence[CommitPlan], outcomes: list[Outcome], error: Exception) -> list[Outcome]:
+    """The answer was lost: what happened is looked up, never guessed. What was written of a group has happened, or nothing of it."""
     try:
-        with catalog.outcome(plan.spec.id) as connection:
-            return find_commit(connection, plan.spec, plan.commit_id)
+        with catalog.outcome(plans[0].spec.id) as connection:
+            known = [find_commit(connection, plan.spec, plan.commit_id) for plan in plans]
     except HeadraceError:
         if not isinstance(error, CatalogUnavailableError):
             raise
+        names = ", ".join(repr(plan.commit_id) for plan in plans)
         raise UnknownOutcomeError(
-            f"the answer to commit {plan.commit_id!r} of table {plan.spec.name!r} was lost, and the catalog cannot be asked what became of it ({error}): "
+            f"the answer to commit {names} of table {plans[0].spec.name!r} was lost, and the catalog cannot be asked what became of it ({error}): "
             "once it answers, repeat the same write with this commit_id; it is committed once"
         ) from error
+    for plan, found in zip(plans, known, strict=True):
+        plan.written = plan.written and found is not None
+    if any(plan.written for plan in plans):
+        return [outcome if found is None else found for outcome, found in zip(outcomes, known, strict=True)]
+    if not isinstance(error, CatalogUnavailableError) and None in known:
+        raise error
+    return [Stale("connection") if found is None else found for found in known]  # it did not happen, and the catalog answers again
 
 
 def answered(connection: Connection, spec: TableSpec, commit_id: str, offsets: SourceOffsets | None) -> Snapshot | None:
@@ -106,10 +145,11 @@ def answered(connection: Connection, spec: TableSpec, commit_id: str, offsets: S
     known = find_commit(connection, spec, commit_id)
     if known is not None or offsets is None:
         return known
-    return replayed(connection, spec, offsets, load_offsets(connection, spec.id, offsets.pipeline, offsets.source))
+    found = replayed(spec, offsets, load_offsets(connection, spec.id, offsets.pipeline, offsets.source))
+    return None if found is None else load_snapshot(connection, spec, found)
 
 
-def replayed(connection: Connection, spec: TableSpec, offsets: SourceOffsets, committed: dict[str, tuple[int, int, int]]) -> Snapshot | None:
+def replayed(spec: TableSpec, offsets: SourceOffsets, committed: dict[str, tuple[int, int, int]]) -> int | None:
     """The snapshot that holds these offsets already, or None where they come next; `committed` as `load_offsets` gives it.
 
     Raises:
@@ -128,7 +168,7 @@ def replayed(connection: Connection, spec: TableSpec, offsets: SourceOffsets, co
     if all(partition not in committed or start == committed[partition][0] for partition, (start, _) in ranges.items()):
         return None
     if all(partition in committed and end <= committed[partition][0] for partition, (_, end) in ranges.items()):
-        return load_snapshot(connection, spec, max(committed[partition][2] for partition in ranges))
+        return max(committed[partition][2] for partition in ranges)
     shown = {partition: (span, committed[partition][0] if partition in committed else None) for partition, span in ranges.items()}
     raise ConflictError(
         f"offsets of pipeline {offsets.pipeline!r}, source {offsets.source!r} neither continue nor repeat what table {spec.name!r} holds: "
@@ -137,130 +177,197 @@ def replayed(connection: Connection, spec: TableSpec, offsets: SourceOffsets, co
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What is asked about the segments that a plan read or replaces."""
+
+    rows: list[Cursor]
+    overlays: list[Cursor]
+    files: list[Cursor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Answers:
-    """What a commit asks of the catalog under the table's lock."""
+    """What plans ask of the catalog under the table's lock. Offsets by (pipeline, source), inputs by the plan's place, leases by prefix."""
 
     table: Cursor
     known: Cursor
-    before: Cursor
-    offsets: Cursor | None
     buckets: Cursor | None
-    inputs: list[Cursor]
-    input_overlays: list[Cursor]
-    input_files: list[Cursor]
-    lease: Cursor | None
+    offsets: dict[tuple[str, str], Cursor]
+    inputs: dict[int, _Inputs]
+    leases: dict[str, Cursor]
     met: dict[int, Cursor]
 
 
-def _ask(connection: Connection, plan: CommitPlan) -> _Answers:
-    table_id, offsets = plan.spec.id, plan.offsets
-    inputs, overlays, files = [], [], []
+def _ask(connection: Connection, plans: Sequence[CommitPlan]) -> _Answers:
+    table_id = plans[0].spec.id
+    sources = dict.fromkeys((plan.offsets.pipeline, plan.offsets.source) for plan in plans if plan.offsets is not None)
+    return _Answers(
+        table=connection.execute(_TABLE, (table_id,)),
+        known=connection.execute(f"{SNAPSHOT} and commit_id in ({', '.join('?' * len(plans))})", (table_id, *(plan.commit_id for plan in plans))),
+        buckets=connection.execute(BUCKETS, (table_id,)) if any(plan.rows_buckets or plan.pending_buckets for plan in plans) else None,
+        offsets={source: connection.execute(OFFSETS, (table_id, *source)) for source in sources},
+        inputs={place: _ask_inputs(connection, plan) for place, plan in enumerate(plans) if plan.removed_segments or plan.read_segments},
+        leases={
+            prefix: connection.execute("select 1 from staged where prefix = ? and lease_until > 0", (prefix,))
+            for prefix in dict.fromkeys(plan.staged[0] for plan in plans if plan.staged is not None)
+        },
+        met={
+            pending_id: connection.execute("select num_held, met from pending where id = ?", (pending_id,))
+            for pending_id in dict.fromkeys(pending_id for plan in plans for pending_id in plan.met)
+        },
+    )
+
+
+def _ask_inputs(connection: Connection, plan: CommitPlan) -> _Inputs:
+    asked = _Inputs(rows=[], overlays=[], files=[])
     read = plan.removed_segments or plan.read_segments
     for start in range(0, len(read), MAX_PARAMETERS):
         part = read[start : start + MAX_PARAMETERS]
         listed = f"({', '.join('?' * len(part))})"
-        files.append(connection.execute(f"select count(*) from column_files where segment_id in {listed} and removed_in is null", part))
-        inputs.append(connection.execute(f"select live_rows from segments where id in {listed} and table_id = ? and removed_in is null", (*part, table_id)))
-        overlays.append(
+        asked.files.append(connection.execute(f"select count(*) from column_files where segment_id in {listed} and removed_in is null", part))
+        asked.rows.append(
+            connection.execute(f"select live_rows from segments where id in {listed} and table_id = ? and removed_in is null", (*part, plan.spec.id))
+        )
+        asked.overlays.append(
             connection.execute(
                 f"select coalesce(max(id), 0), coalesce(sum(num_deleted), 0) from overlays where segment_id in {listed} and removed_in is null", part
             )
         )
-    return _Answers(
-        input_files=files,
-        table=connection.execute("select head, watermark, schema_id from tables where id = ? and dropped_at is null", (table_id,)),
-        known=connection.execute(SNAPSHOT + " and commit_id = ?", (table_id, plan.commit_id)),
-        before=connection.execute("select num_rows from snapshots where table_id = ? and id = (select head from tables where id = ?)", (table_id, table_id)),
-        offsets=None if offsets is None else connection.execute(OFFSETS, (table_id, offsets.pipeline, offsets.source)),
-        buckets=connection.execute(BUCKETS, (table_id,)) if plan.rows_buckets or plan.pending_buckets else None,
-        inputs=inputs,
-        input_overlays=overlays,
-        lease=None if plan.staged is None else connection.execute("select 1 from staged where prefix = ? and lease_until > 0", plan.staged[:1]),
-        met={pending_id: connection.execute("select num_held, met from pending where id = ?", (pending_id,)) for pending_id in plan.met},
-    )
-
-
-def _answered(connection: Connection, plan: CommitPlan, answers: _Answers) -> Snapshot | None:
-    known = answers.known.fetchone()
-    if known is not None:
-        return make_snapshot(plan.spec, known)
-    if plan.offsets is None or answers.offsets is None:
-        return None
-    committed = {partition: (following, epoch, committed_in) for partition, following, epoch, committed_in in answers.offsets}
-    return replayed(connection, plan.spec, plan.offsets, committed)
+    return asked
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Before:
-    """The table as the commit finds it."""
+    """The table as the commit finds it. Offsets as `load_offsets` gives them, by (pipeline, source); `removed` are the rows of a compaction's inputs."""
 
     head: int
     watermark: int | None
     schema_id: int
     num_rows: int
+    known: dict[str, Snapshot]
+    buckets: dict[int, tuple[int, int]]
+    offsets: dict[tuple[str, str], dict[str, tuple[int, int, int]]]
+    leases: set[str]
+    created_at: int
+    removed: int = 0
 
 
-def _table_before(plan: CommitPlan, answers: _Answers) -> _Before:
-    row, rows_before = answers.table.fetchone(), answers.before.fetchone()
+def _table_before(spec: TableSpec, answers: _Answers) -> _Before:
+    row = answers.table.fetchone()
     if row is None:
-        raise TableNotFoundError(f"table {plan.spec.name!r} was dropped")
-    return _Before(head=int(row[0]), watermark=row[1], schema_id=int(row[2]), num_rows=int(rows_before[0]) if rows_before else 0)
+        raise TableNotFoundError(f"table {spec.name!r} was dropped")
+    known = [make_snapshot(spec, one) for one in answers.known]
+    return _Before(
+        head=int(row[0]),
+        watermark=row[1],
+        schema_id=int(row[2]),
+        num_rows=int(row[3] or 0),
+        known={snapshot.commit_id: snapshot for snapshot in known},
+        buckets={} if answers.buckets is None else {bucket: (rows, pending) for bucket, rows, pending in answers.buckets},
+        offsets={
+            source: {partition: (following, epoch, committed_in) for partition, following, epoch, committed_in in cursor}
+            for source, cursor in answers.offsets.items()
+        },
+        leases={prefix for prefix, cursor in answers.leases.items() if cursor.fetchone() is not None},
+        created_at=now_micros(),
+    )
 
 
-def _stale(plan: CommitPlan, answers: _Answers, before: _Before) -> Stale | None:
-    """What does not hold any more. The rows of a compaction's inputs are taken off `before` on the way."""
+def _decide(connection: Connection, plans: Sequence[CommitPlan], answers: _Answers, before: _Before) -> tuple[list[Outcome], Numbered]:
+    """The outcome of each plan, and the plans that are to be written with the snapshots that they become. Offsets in `before` go on with each of these."""
+    outcomes: list[Outcome] = []
+    numbered: list[tuple[int, CommitPlan]] = []
+    made: dict[int, Snapshot] = {}
+    rows, watermark = before.num_rows, before.watermark
+    for place, plan in enumerate(plans):
+        try:
+            found = _answered(connection, plan, before, made) or _stale(plan, answers.inputs.get(place), before, before.head + len(numbered))
+        except HeadraceError as error:
+            outcomes.append(error)
+            continue
+        if found is not None:
+            outcomes.append(found)
+            continue
+        new = before.head + len(numbered) + 1
+        rows += sum(segment.num_rows - segment.num_deleted for segment in plan.segments) - sum(overlay.num_deleted for overlay in plan.overlays)
+        rows -= before.removed
+        if plan.watermark is not None:
+            watermark = plan.watermark if watermark is None else max(watermark, plan.watermark)
+        summary = json.dumps(plan.summary)
+        snapshot = make_snapshot(
+            plan.spec if plan.evolved is None else plan.evolved, (new, plan.kind, plan.commit_id, before.created_at, watermark, rows, summary)
+        )
+        numbered.append((new, plan))
+        outcomes.append(snapshot)
+        made[new] = before.known[plan.commit_id] = snapshot
+        if plan.offsets is not None:
+            next_offsets = {str(partition): (end, plan.offsets.epoch, new) for partition, (_, end) in plan.offsets.ranges.items()}
+            before.offsets[plan.offsets.pipeline, plan.offsets.source].update(next_offsets)
+    return outcomes, numbered
+
+
+def _answered(connection: Connection, plan: CommitPlan, before: _Before, made: dict[int, Snapshot]) -> Snapshot | None:
+    """The snapshot that has this plan's name or offsets already; it may be one of this transaction."""
+    known = before.known.get(plan.commit_id)
+    if known is not None or plan.offsets is None:
+        return known
+    found = replayed(plan.spec, plan.offsets, before.offsets[plan.offsets.pipeline, plan.offsets.source])
+    if found is None:
+        return None
+    return made[found] if found in made else load_snapshot(connection, plan.spec, found)
+
+
+def _stale(plan: CommitPlan, inputs: _Inputs | None, before: _Before, head: int) -> Stale | None:
+    """What does not hold any more. The live rows of a compaction's inputs are counted on the way."""
+    before.removed = 0
     if before.schema_id != plan.spec.schema_id:
         raise ConflictError(f"the schema of table {plan.spec.name!r} changed while this commit was prepared: open the table again and repeat the write")
-    if answers.lease is not None and plan.staged is not None and answers.lease.fetchone() is None:
+    if plan.staged is not None and plan.staged[0] not in before.leases:
         raise _lease_lost(plan.staged[0])
-    if plan.is_exact and before.head != plan.base:
+    if plan.is_exact and head != plan.base:
         return Stale("head")
-    if answers.buckets is not None:
-        changed = {bucket: (rows, pending) for bucket, rows, pending in answers.buckets}
-        if any(changed[bucket][0] > plan.base for bucket in plan.rows_buckets):
-            return Stale("rows")
-        if any(changed[bucket][1] > plan.base for bucket in plan.pending_buckets):
-            return Stale("pending")
-    read = plan.removed_segments or plan.read_segments
-    if read:
-        live = [int(rows) for cursor in answers.inputs for (rows,) in cursor]
-        overlays = [cursor.fetchone() for cursor in answers.input_overlays]
-        if len(live) != len(read):
+    if any(before.buckets[bucket][0] > plan.base for bucket in plan.rows_buckets):
+        return Stale("rows")
+    if any(before.buckets[bucket][1] > plan.base for bucket in plan.pending_buckets):
+        return Stale("pending")
+    if inputs is not None:
+        live = [int(rows) for cursor in inputs.rows for (rows,) in cursor]
+        overlays = [cursor.fetchone() for cursor in inputs.overlays]
+        if len(live) != len(plan.removed_segments or plan.read_segments):
             return Stale("inputs", abandoned=bool(plan.removed_segments))
-        if sum(int(cursor.fetchone()[0]) for cursor in answers.input_files) != plan.num_column_files:
+        if sum(int(cursor.fetchone()[0]) for cursor in inputs.files) != plan.num_column_files:
             return Stale("columns", abandoned=bool(plan.removed_segments))
         if max(latest for latest, _ in overlays) > plan.latest_overlay:
             return Stale("overlays")
         if plan.removed_segments:
-            before.num_rows -= sum(live) - sum(int(deleted) for _, deleted in overlays)
+            before.removed = sum(live) - sum(int(deleted) for _, deleted in overlays)
     return None
 
 
-def _write(connection: Connection, plan: CommitPlan, before: _Before, met: dict[int, tuple[int, bytes | None]]) -> Snapshot:
-    spec, new, created_at = plan.spec if plan.evolved is None else plan.evolved, before.head + 1, now_micros()
-    schema_id = spec.schema_id if plan.evolved is None else _evolve(connection, plan.evolved, new)
-    watermark = before.watermark
-    if plan.watermark is not None:
-        watermark = plan.watermark if watermark is None else max(watermark, plan.watermark)
-    added = sum(segment.num_rows - segment.num_deleted for segment in plan.segments)
-    num_rows = before.num_rows + added - sum(overlay.num_deleted for overlay in plan.overlays)
-    summary = json.dumps(plan.summary)
-    connection.execute(
-        "insert into snapshots (table_id, id, commit_id, kind, schema_id, watermark, num_rows, created_at, summary) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (spec.id, new, plan.commit_id, plan.kind, schema_id, watermark, num_rows, created_at, summary),
-    )
-    connection.executemany("insert into inline_data values (?, ?, ?)", [(path, spec.id, data) for path, data in plan.inline.items()])
-    _insert_segments(connection, plan, new)
-    _insert_overlays(connection, plan, new)
-    connection.executemany(
-        "insert into column_files (table_id, segment_id, column_ids, sequence, path, section_offset, num_bytes, added_in) values (?, ?, ?, ?, ?, ?, ?, ?)",
-        [(spec.id, file.segment_id, json.dumps(list(file.column_ids)), new, file.path, file.offset, file.num_bytes, new) for file in plan.column_files],
-    )
-    _insert_pending(connection, plan, new, met)
-    _remove_inputs(connection, plan, new)
-    _advance(connection, plan, new)
-    connection.execute("update tables set head = ?, watermark = ? where id = ?", (new, watermark, spec.id))
-    return make_snapshot(spec, (new, plan.kind, plan.commit_id, created_at, watermark, num_rows, summary))
+def _write(connection: Connection, numbered: Numbered, before: _Before, held: dict[int, tuple[int, bytes | None]]) -> None:
+    """Insert everything, and let the head advance."""
+    if not numbered:
+        return
+    table_id = numbered[0][1].spec.id
+    rows, snapshot = [], None
+    for new, plan in numbered:
+        snapshot = before.known[plan.commit_id]
+        schema_id = plan.spec.schema_id if plan.evolved is None else _evolve(connection, plan.evolved, new)
+        counted = (snapshot.watermark, snapshot.num_rows, before.created_at, json.dumps(plan.summary))
+        rows.append((table_id, new, plan.commit_id, plan.kind, schema_id, *counted))
+    insert_snapshots(connection, rows)
+    insert_parts(connection, table_id, numbered)
+    meet_pending(connection, numbered, held)
+    remove_inputs(connection, numbered)
+    advance_buckets(connection, table_id, numbered)
+    advance_offsets(connection, table_id, numbered)
+    for _, plan in numbered:
+        if plan.staged is not None:
+            connection.execute(_RENEW, _renewal(*plan.staged))
+        if plan.garbage:
+            throw_away(connection, table_id, plan.garbage, reason=f"not used by commit {plan.commit_id}")
+    assert snapshot is not None, "some plan is written"
+    connection.execute("update tables set head = ?, watermark = ? where id = ?", (snapshot.id, snapshot.watermark, table_id))
 
 
 def _evolve(connection: Connection, spec: TableSpec, new: int) -> int:
@@ -272,111 +379,6 @@ def _evolve(connection: Connection, spec: TableSpec, new: int) -> int:
         (schema_id, json.dumps(dict(spec.merge_by_id)), attribution_json(spec), spec.id),
     )
     return schema_id
-
-
-def _insert_segments(connection: Connection, plan: CommitPlan, new: int) -> None:
-    connection.executemany(
-        "insert into segments (table_id, segment_uuid, bucket, time_partition, level, path, section_offset, num_bytes, schema_id, num_rows, live_rows, "
-        "sequence_min, sequence_max, key_min, key_max, time_min, time_max, block_rows, added_in) "
-        "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                plan.spec.id,
-                segment.uuid,
-                segment.bucket,
-                segment.partition,
-                segment.level,
-                segment.path,
-                segment.offset,
-                segment.num_bytes,
-                plan.spec.schema_id,
-                segment.num_rows,
-                segment.num_rows - segment.num_deleted,
-                new if segment.sequence_min is None else segment.sequence_min,
-                new if segment.sequence_max is None else segment.sequence_max,
-                segment.key_min,
-                segment.key_max,
-                segment.time_min,
-                segment.time_max,
-                segment.block_rows,
-                new,
-            )
-            for segment in plan.segments
-        ],
-    )
-
-
-def _insert_overlays(connection: Connection, plan: CommitPlan, new: int) -> None:
-    """Of committed segments by number; of this commit's own, which have none yet, by their uuid."""
-    for of_new, segment in ((False, "?"), (True, "(select id from segments where table_id = ? and added_in = ? and segment_uuid = ?)")):
-        connection.executemany(
-            "insert into overlays (table_id, segment_id, kind, level, sequence, path, section_offset, num_bytes, num_rows, num_deleted, column_ids, added_in) "
-            f"values (?, {segment}, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    plan.spec.id,
-                    *((overlay.segment_id,) if overlay.new_segment is None else (plan.spec.id, new, plan.segments[overlay.new_segment].uuid)),
-                    overlay.kind,
-                    new if overlay.sequence is None else overlay.sequence,
-                    overlay.path,
-                    overlay.offset,
-                    overlay.num_bytes,
-                    overlay.num_rows,
-                    overlay.num_deleted,
-                    json.dumps(list(overlay.column_ids)),
-                    new,
-                )
-                for overlay in plan.overlays
-                if (overlay.new_segment is not None) == of_new
-            ],
-        )
-
-
-def _insert_pending(connection: Connection, plan: CommitPlan, new: int, met_before: dict[int, tuple[int, bytes | None]]) -> None:
-    connection.executemany(
-        "insert into pending (table_id, bucket, sequence, path, section_offset, num_bytes, num_held, keys, column_ids, added_in) "
-        "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (plan.spec.id, held.bucket, new, held.path, held.offset, held.num_bytes, held.num_held, held.keys, json.dumps(list(held.column_ids)), new)
-            for held in plan.pending
-        ],
-    )
-    for pending_id, positions in plan.met.items():
-        num_held, met = met_before[pending_id]
-        merged = np.union1d(np.frombuffer(met or b"", "<u4"), np.frombuffer(positions, "<u4")).astype("<u4")
-        removed_in = new if len(merged) >= num_held else None
-        connection.execute("update pending set met = ?, removed_in = ? where id = ?", (merged.tobytes(), removed_in, pending_id))
-
-
-def _remove_inputs(connection: Connection, plan: CommitPlan, new: int) -> None:
-    for segment_id in plan.removed_segments:
-        connection.execute("update segments set removed_in = ? where id = ?", (new, segment_id))
-        connection.execute("update overlays set removed_in = ? where segment_id = ? and removed_in is null", (new, segment_id))
-        connection.execute("update column_files set removed_in = ? where segment_id = ? and removed_in is null", (new, segment_id))
-
-
-def _advance(connection: Connection, plan: CommitPlan, new: int) -> None:
-    """Bucket counters, offsets, the writer's lease, and garbage."""
-    table_id = plan.spec.id
-    connection.executemany(
-        "update buckets set rows_changed_in = ? where table_id = ? and bucket = ?", [(new, table_id, bucket) for bucket in plan.rows_changed]
-    )
-    connection.executemany(
-        "update buckets set pending_changed_in = ? where table_id = ? and bucket = ?", [(new, table_id, bucket) for bucket in plan.pending_changed]
-    )
-    if plan.offsets is not None:
-        connection.executemany(
-            "insert into source_offsets values (?, ?, ?, ?, ?, ?, ?) on conflict (table_id, pipeline, source, source_partition) "
-            "do update set next = excluded.next, epoch = excluded.epoch, committed_in = excluded.committed_in",
-            [
-                (table_id, plan.offsets.pipeline, plan.offsets.source, str(partition), end, plan.offsets.epoch, new)
-                for partition, (_, end) in plan.offsets.ranges.items()
-            ],
-        )
-    if plan.staged is not None:
-        connection.execute(_RENEW, _renewal(*plan.staged))
-    if plan.garbage:
-        throw_away(connection, table_id, plan.garbage, reason=f"not used by commit {plan.commit_id}")
 
 
 _RENEW = "update staged set next_file = case when next_file > ? then next_file else ? end, lease_until = ? where prefix = ? and lease_until > 0"

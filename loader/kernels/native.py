@@ -20,6 +20,7 @@ from loader.kernels.arrays import VECTOR_META as VECTOR_META
 from loader.kernels.arrays import Array, address, check_dtype, item_bytes
 from loader.kernels.native_columns import COLUMN_SIGNATURES, ColumnMethods
 from loader.kernels.native_encoder import ENCODER_SIGNATURES, EncoderMethods
+from loader.kernels.native_keys import KEY_SIGNATURES, KeyMethods
 from loader.kernels.native_lists import LIST_SIGNATURES, ListMethods
 from loader.kernels.native_program import PROGRAM_SIGNATURES, ProgramMethods
 from loader.kernels.native_rows import ROW_REASONS, ROW_SIGNATURES, RowMethods
@@ -60,7 +61,7 @@ def corrupt_chunk(ops: Array, word: int) -> CorruptSegmentError:
     return CorruptSegmentError(f"chunk {int(ops['chunk'][op])} of the request is corrupt: {reason} (op {op}, vector {vector})")
 
 
-class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods, RowMethods, SegmentMethods):
+class NativeLibrary(EncoderMethods, ColumnMethods, KeyMethods, ListMethods, ProgramMethods, RowMethods, SegmentMethods):
     """The compiled kernels. Methods take NumPy arrays, check them, and run without the GIL; safe to call from several threads.
 
     Attributes:
@@ -81,6 +82,7 @@ class NativeLibrary(EncoderMethods, ColumnMethods, ListMethods, ProgramMethods, 
             **ENCODER_SIGNATURES,
             **COLUMN_SIGNATURES,
             **SEGMENT_SIGNATURES,
+            **KEY_SIGNATURES,
             **LIST_SIGNATURES,
             **PROGRAM_SIGNATURES,
             **ROW_SIGNATURES,

@@ -194,7 +194,7 @@ def build(keys: Keys) -> bytes:
     """The section of rows 0 … n − 1, whose keys are given in the order of rows."""
     order = keys.order()
     low = keys.low[order]
-    blocks = int(_bloom_blocks(np.array(len(keys))))
+    blocks = int(bloom_blocks(np.array(len(keys))))
     header = np.zeros(1, HEADER)
     header["version"], header["key_bytes"], header["num_keys"], header["bloom_blocks"] = KEY_INDEX_VERSION, keys.key_bytes, len(keys), blocks
     if len(keys):
@@ -202,8 +202,36 @@ def build(keys: Keys) -> bytes:
     parts = [header.tobytes(), low.astype("<u8").tobytes()]
     if keys.high is not None:
         parts.append(keys.high[order].astype("<u8").tobytes())
-    parts += [order.astype("<u4").tobytes(), _build_bloom(low, blocks).tobytes()]
+    parts += [order.astype("<u4").tobytes(), build_bloom(low, blocks).tobytes()]
     return b"".join(part.ljust(round_up(len(part)), b"\0") for part in parts)
+
+
+def read_header(start: bytes | memoryview, num_bytes: int) -> npt.NDArray[np.void]:
+    """The checked header of a section, one HEADER record.
+
+    Args:
+        start: Its first bytes, or all.
+        num_bytes: Of the section.
+
+    Raises:
+        UnsupportedVersionError: A newer key index.
+        CorruptSegmentError: The section is shorter than its header says.
+    """
+    if num_bytes < HEADER.itemsize:
+        raise CorruptSegmentError(f"key index has {num_bytes} bytes, its header alone {HEADER.itemsize}")
+    header = np.frombuffer(start, HEADER, count=1)
+    if header["version"][0] > KEY_INDEX_VERSION:
+        raise UnsupportedVersionError(f"key index has version {header['version'][0]}, this Headrace reads up to {KEY_INDEX_VERSION}: upgrade headrace")
+    count, blocks, key_bytes = int(header["num_keys"][0]), int(header["bloom_blocks"][0]), int(header["key_bytes"][0])
+    if key_bytes not in (8, 16) or count >= 1 << 32 or blocks == 0 or HEADER.itemsize + sum(map(round_up, array_sizes(header))) > num_bytes:
+        raise CorruptSegmentError(f"key index of {num_bytes} bytes does not hold {count} keys of {key_bytes} bytes and {blocks} filter blocks")
+    return header
+
+
+def array_sizes(header: npt.NDArray[np.void]) -> list[int]:
+    """Bytes of low words, high words if there are any, rows and filter, which follow the header in this order, each on ALIGNMENT."""
+    count, blocks = int(header["num_keys"][0]), int(header["bloom_blocks"][0])
+    return [8 * count, *([8 * count] if header["key_bytes"][0] == 16 else []), 4 * count, 32 * blocks]
 
 
 def build_all(keys: Keys, bounds: Sequence[int]) -> list[tuple[bytes | memoryview, KeyIndex]]:
@@ -218,7 +246,7 @@ def build_all(keys: Keys, bounds: Sequence[int]) -> list[tuple[bytes | memoryvie
         return [(section, KeyIndex.open(section)) for section in (build(keys.slice(start, stop)) for start, stop in itertools.pairwise(bounds))]
     edges = np.array(bounds, np.int64)
     counts = edges[1:] - edges[:-1]
-    blocks = _bloom_blocks(counts)
+    blocks = bloom_blocks(counts)
     arrays: list[npt.NDArray[np.int64]] = [8 * counts] * (1 if keys.high is None else 2) + [4 * counts, 32 * blocks]
     sizes = HEADER.itemsize + np.sum([-(-size // ALIGNMENT) * ALIGNMENT for size in arrays], axis=0)
     offsets = np.cumsum(sizes) - sizes
@@ -230,24 +258,33 @@ def build_all(keys: Keys, bounds: Sequence[int]) -> list[tuple[bytes | memoryvie
     return found
 
 
-def _bloom_blocks(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def bloom_blocks(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.maximum(-(-counts * BLOOM_BITS_PER_KEY // 256), 1)
 
 
-def _build_bloom(low: U64, blocks: int) -> npt.NDArray[np.uint32]:
-    block, bits = _bloom_bits(low, blocks)
+def build_bloom(low: U64, blocks: int) -> npt.NDArray[np.uint32]:
+    block, bits = bloom_bits(low, blocks)
     flags = np.zeros((blocks, 8, 32), bool)
     for word in range(8):
         flags[block, word, bits[word]] = True
     return np.packbits(flags.reshape(-1), bitorder="little").view("<u4")
 
 
-def _bloom_bits(low: U64, blocks: int) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.uint32]]]:
+def bloom_bits(low: U64, blocks: int) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[np.uint32]]]:
     """The block of each key, and its bit in each of the block's eight words."""
     hashes = mix(low)
     block = (((hashes >> _HALF) * np.uint64(blocks)) >> _HALF).astype(np.int64)
     x = hashes.astype(np.uint32)
     return block, [(x * salt) >> np.uint32(27) for salt in SALT]
+
+
+def in_bloom(bloom: npt.NDArray[np.uint32], low: U64) -> npt.NDArray[np.bool_]:
+    """Which low words pass a filter (u32[8 · blocks]), bool[n]."""
+    block, bits = bloom_bits(low, len(bloom) // 8)
+    found = np.ones(len(low), bool)
+    for word in range(8):
+        found &= ((bloom[block * 8 + word] >> bits[word]) & np.uint32(1)).astype(bool)
+    return found
 
 
 class KeyIndex:
@@ -256,12 +293,13 @@ class KeyIndex:
     Attributes:
         keys: Sorted by low word, then high.
         rows: u32[n], the row of each key.
+        bloom: u32[8 · blocks], the filter.
     """
 
     def __init__(self, keys: Keys, rows: npt.NDArray[np.uint32], bloom: npt.NDArray[np.uint32]) -> None:
         self.keys = keys
         self.rows = rows
-        self._bloom = bloom
+        self.bloom = bloom
 
     @classmethod
     def open(cls, section: bytes | memoryview) -> KeyIndex:
@@ -271,16 +309,9 @@ class KeyIndex:
             UnsupportedVersionError: A newer key index.
             CorruptSegmentError: The section is shorter than its header says, or rows are out of range.
         """
-        if len(section) < HEADER.itemsize:
-            raise CorruptSegmentError(f"key index has {len(section)} bytes, its header alone {HEADER.itemsize}")
-        header = np.frombuffer(section, HEADER, count=1)[0]
-        if header["version"] > KEY_INDEX_VERSION:
-            raise UnsupportedVersionError(f"key index has version {header['version']}, this Headrace reads up to {KEY_INDEX_VERSION}: upgrade headrace")
-        count, blocks, key_bytes = int(header["num_keys"]), int(header["bloom_blocks"]), int(header["key_bytes"])
-        sizes = [8 * count] + ([8 * count] if key_bytes == 16 else []) + [4 * count, 32 * blocks]
-        if key_bytes not in (8, 16) or count >= 1 << 32 or blocks == 0 or HEADER.itemsize + sum(round_up(size) for size in sizes) > len(section):
-            raise CorruptSegmentError(f"key index of {len(section)} bytes does not hold {count} keys of {key_bytes} bytes and {blocks} filter blocks")
-        index = cls.view(section, count, key_bytes, blocks)
+        header = read_header(section, len(section))
+        count = int(header["num_keys"][0])
+        index = cls.view(section, count, int(header["key_bytes"][0]), int(header["bloom_blocks"][0]))
         if count and int(index.rows.max()) >= count:
             raise CorruptSegmentError(f"key index of {count} keys points to row {int(index.rows.max())}")
         return index
@@ -307,11 +338,7 @@ class KeyIndex:
             return np.zeros(len(keys), bool)
         passed: npt.NDArray[np.bool_] = (keys.low >= self.keys.low[0]) & (keys.low <= self.keys.low[-1])
         at = np.flatnonzero(passed)
-        block, bits = _bloom_bits(keys.low[at], len(self._bloom) // 8)
-        found = np.ones(len(at), bool)
-        for word in range(8):
-            found &= ((self._bloom[block * 8 + word] >> bits[word]) & np.uint32(1)).astype(bool)
-        passed[at] = found
+        passed[at] = in_bloom(self.bloom, keys.low[at])
         return passed
 
     def probe(self, keys: Keys) -> npt.NDArray[np.int64]:

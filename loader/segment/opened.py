@@ -303,6 +303,10 @@ class OpenFooter:
         """The bytes of a section, verified; None where the segment has none."""
         return self._sections[kind].all().data if kind in self._sections else None
 
+    def pages(self, kind: Section) -> SectionPages | None:
+        """A section to be read page by page; None where the segment has none."""
+        return self._sections.get(int(kind))
+
     def close(self) -> None:
         """Close the file, if the reader opened one."""
         close = getattr(self._source, "close", None)

@@ -71,6 +71,11 @@ class SectionPages:
         self._load(np.flatnonzero(wanted & ~self._loaded))
         return self._content.data
 
+    @property
+    def loaded_bytes(self) -> int:
+        """Of the pages that were read."""
+        return self.num_bytes if self._is_whole else int(np.count_nonzero(self._loaded)) * SECTION_PAGE_BYTES
+
     def slice(self, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop` of the section."""
         if not 0 <= start <= stop <= self.num_bytes:

@@ -97,6 +97,7 @@ def encode_segments(
     column_ids: Sequence[int],
     options: WriteOptions | None = None,
     key_indexes: Sequence[bytes | memoryview | None] | None = None,
+    features: int = 0,
 ) -> list[EncodedSegment]:
     """Encode stretches of a table as segments of their own, in one go: many small ones cost little more than one.
 
@@ -106,6 +107,7 @@ def encode_segments(
         column_ids: As in `encode_segment`.
         options: Defaults if None; no segment_id.
         key_indexes: The bytes of each segment's KEY_INDEX section, if any.
+        features: Feature bits that the caller's use needs.
 
     Raises:
         SchemaError: A column's type cannot be stored.
@@ -118,7 +120,7 @@ def encode_segments(
         raise ValueError("segments need an id each: leave segment_id out")
     plan = plan_of(table.schema, column_ids, options)
     indexes: Sequence[bytes | memoryview | None] = [None] * (len(bounds) - 1) if key_indexes is None else key_indexes
-    return _encode(table, _blocks(table, bounds, plan, options), plan, options, indexes, 0)
+    return _encode(table, _blocks(table, bounds, plan, options), plan, options, indexes, features)
 
 
 def _check_blocks(block_rows: Sequence[int], num_rows: int) -> None:

@@ -5,6 +5,7 @@ Owns both ways of finding and the writing of vectors. A retry looks again only w
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from loader.table.keys import Hits, Resolution
 from loader.table.lookup import KeyValues, key_table
 from loader.table.reading import live_rows, predicate_of, state_of
 from loader.table.rows import Data, as_table, key_words
-from loader.table.segments import encode_overlay
+from loader.table.segments import encode_overlays
 
 Rows = npt.NDArray[np.uint32]
 
@@ -42,7 +43,8 @@ class DeletionVectors:
         self._written = {segment_id: kept for segment_id, kept in self._written.items() if segment_id in wanted and np.array_equal(kept[1], wanted[segment_id])}
         new = {segment_id: rows for segment_id, rows in wanted.items() if segment_id not in self._written}
         if new:
-            placed = place([encode_overlay(pa.table({}), (), rows, None) for rows in new.values()], self._stage, self._inline)
+            every, bounds = np.concatenate(list(new.values())), [0, *itertools.accumulate(map(len, new.values()))]
+            placed = place(encode_overlays(pa.table({}), (), every, None, bounds), self._stage, self._inline)
             for (segment_id, rows), (offset, num_bytes) in zip(new.items(), placed.sections, strict=True):
                 overlay = NewOverlay(
                     segment_id=segment_id,

@@ -1,29 +1,37 @@
-"""Where the keys of a table's live rows are: merged in-memory runs of the segments' key indexes, kept up with the head.
+"""Where the keys of a table's live rows are: the segments' key indexes, merged in memory where that pays, kept up with the head.
 
-Owns the runs, their memory bound and the probe. A run holds the keys of several segments; runs of like size are merged, so there are few.
-Entries of dead segments and of deleted rows are skipped when found and dropped at the next merge. What does not fit in memory stays cold: it is
-pruned by key range, then by its Bloom filter, and opened through a bounded cache.
+Owns which index is where, the memory bound and the probe. A run holds the keys of several segments; runs of like size are merged, so there are few.
+Entries of dead segments and of deleted rows are skipped when found and dropped at the next merge. The index of a large segment is read by page (its key
+range, its Bloom filter, then a page or two for a key) until so many keys were looked for in it that reading it whole would have been cheaper, and for good
+where memory is spent; its pages are dropped, the oldest segment's first, when there are too many of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from loader.catalog.records import OverlayRef, SegmentRef
 from loader.errors import CorruptSegmentError
-from loader.segment.key_index import KeyIndex, Keys, search, signed
+from loader.segment import key_run
+from loader.segment.key_index import KeyIndex, Keys, signed
+from loader.segment.key_pages import KeyPages
+from loader.segment.key_run import Alive, KeyRun
 from loader.segment.layout import ROW_COLUMN_ID, Section
-from loader.segment.reader import SegmentReader
 from loader.storage import Storage
 from loader.table.segments import open_segment, operand_rows, read_by_id
 
 I64 = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 KEY_MEMORY_BYTES = 512 * 1024 * 1024
-ALWAYS_WARM_KEYS = 65_536  # smaller segments are merged even when memory is spent: there would be too many to probe one by one
+ALWAYS_WARM_KEYS = 65_536  # smaller segments are merged at once, and even when memory is spent: there would be too many to probe one by one
+PAGED_SHARE = 16  # a larger one once more than this part of its keys has been looked for
+KEY_BYTES = 24  # of a key while its run is made, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,18 +69,6 @@ class Resolution:
         return self._hits
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Run:
-    keys: Keys
-    ordinals: npt.NDArray[np.uint32]  # which segment, by its place in the directory
-    rows: npt.NDArray[np.uint32]
-    newest: int  # the highest of `ordinals`
-
-    @property
-    def nbytes(self) -> int:
-        return self.ordinals.nbytes + self.rows.nbytes + len(self.keys) * self.keys.key_bytes
-
-
 class KeyDirectory:
     """The keys of one table. Not thread-safe: its handle guards it.
 
@@ -88,22 +84,29 @@ class KeyDirectory:
         self._ids = np.zeros(64, np.int64)
         self._live = np.zeros(64, bool)
         self._ordinal_of: dict[int, int] = {}
-        self._runs: list[_Run] = []
-        self._cold: list[int] = []
-        self._opened: OrderedDict[int, KeyIndex] = OrderedDict()
+        self._runs: list[KeyRun] = []
+        self._cold: dict[int, int] = {}  # large segments that are read by page, by place: the keys looked for in each so far
+        self._pages: OrderedDict[int, KeyPages] = OrderedDict()
         self._built: dict[tuple[str, int], KeyIndex] = {}
-        self._deleted: dict[int, npt.NDArray[np.bool_]] = {}  # by place, of segments that have lost rows
-        self._accepted: dict[_Run, npt.NDArray[np.bool_]] = {}  # entries of live rows; begun afresh when something dies
+        self._built_keys = 0
+        self._deleted: dict[int, Flags] = {}  # by place, of segments that have lost rows
+        self._alive: dict[KeyRun, Alive] = {}  # begun afresh when something dies
 
     def __len__(self) -> int:
         """Segments seen so far; what comes later has a place from here on."""
         return len(self._refs)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the runs, and of the pages of what is no part of them."""
+        return sum(run.num_bytes for run in self._runs) + sum(pages.loaded_bytes for pages in self._pages.values())
+
     def remember(self, path: str, offset: int, index: KeyIndex) -> None:
         """Keep the index of a segment that this handle has just written, so that it is not read back by its next write."""
         self._built[path, offset] = index
-        while sum(len(kept) * 24 for kept in self._built.values()) > self._memory_bytes // 4:
-            self._built.pop(next(iter(self._built)))
+        self._built_keys += len(index)
+        while self._built_keys * KEY_BYTES > self._memory_bytes // 4 and self._built:
+            self._built_keys -= len(self._built.pop(next(iter(self._built))))
 
     def apply(self, head: int, added: list[SegmentRef], removed: list[int], deletes: list[tuple[int, OverlayRef]]) -> None:
         """Follow the catalog to snapshot `head`.
@@ -114,37 +117,35 @@ class KeyDirectory:
             removed: Numbers of segments that went.
             deletes: (segment, deletion vector) of those that came, live at `head`.
         """
-        fresh: list[_Run] = []
+        fresh = []
         for ref in added:
-            ordinal = len(self._refs)
-            self._refs.append(ref)
-            self._ordinal_of[ref.segment_id] = ordinal
-            if ordinal >= len(self._live):
-                self._ids, self._live = np.resize(self._ids, 2 * ordinal), np.append(self._live, np.zeros(ordinal, bool))
-            self._ids[ordinal], self._live[ordinal] = ref.segment_id, True
-            if ref.num_rows > ALWAYS_WARM_KEYS and self._nbytes(fresh) + ref.num_rows * 24 > self._memory_bytes:
-                self._cold.append(ordinal)
+            ordinal = self._place(ref)
+            if ref.num_rows > ALWAYS_WARM_KEYS and ((ref.path, ref.offset) not in self._built or not self._has_room(ref.num_rows)):
+                self._cold[ordinal] = 0
             else:
                 fresh.append(self._load(ordinal))
         for segment_id in removed:
             ordinal = self._ordinal_of.pop(segment_id, -1)
             if ordinal >= 0:
                 self._refs[ordinal], self._live[ordinal] = None, False
-                self._opened.pop(ordinal, None)
-                self._deleted.pop(ordinal, None)
+                for by_place in (self._pages, self._deleted, self._cold):
+                    by_place.pop(ordinal, None)
         self._delete(deletes)
         if removed or deletes:
-            self._accepted.clear()
-        self._cold = [ordinal for ordinal in self._cold if self._live[ordinal]]
-        if fresh:
-            self._runs.append(self._merge(fresh))
-        while len(self._runs) > 1 and len(self._runs[-2].rows) <= 2 * len(self._runs[-1].rows):
-            last, before = self._runs.pop(), self._runs.pop()
-            self._runs.append(self._merge([before, last]))
-            for gone in (before, last):
-                self._accepted.pop(gone, None)
+            self._alive.clear()
+        self._add(fresh)
         self.synced = head
         self._built.clear()
+        self._built_keys = 0
+
+    def _place(self, ref: SegmentRef) -> int:
+        ordinal = len(self._refs)
+        self._refs.append(ref)
+        self._ordinal_of[ref.segment_id] = ordinal
+        if ordinal >= len(self._live):
+            self._ids, self._live = np.resize(self._ids, 2 * ordinal), np.append(self._live, np.zeros(ordinal, bool))
+        self._ids[ordinal], self._live[ordinal] = ref.segment_id, True
+        return ordinal
 
     def _delete(self, deletes: list[tuple[int, OverlayRef]]) -> None:
         for segment_id, overlay in deletes:
@@ -152,39 +153,59 @@ class KeyDirectory:
             if ordinal < 0:
                 continue
             rows = operand_rows(read_by_id(open_segment(self._storage, overlay), [ROW_COLUMN_ID]))
-            bitmap = self._deleted.setdefault(ordinal, np.zeros(self._ref(ordinal).num_rows, bool))
+            bitmap = self._deleted.setdefault(ordinal, np.zeros(self.at(ordinal).num_rows, bool))
             if len(rows) and int(rows.max()) >= len(bitmap):
                 raise CorruptSegmentError(f"deletion vector {overlay.overlay_id} at {overlay.path} deletes row {int(rows.max())} of {len(bitmap)}")
             bitmap[rows] = True
 
-    def _nbytes(self, fresh: list[_Run]) -> int:
-        return sum(run.nbytes for run in [*self._runs, *fresh])
+    def _has_room(self, num_keys: int) -> bool:
+        return sum(run.num_bytes for run in self._runs) + num_keys * KEY_BYTES <= self._memory_bytes
 
-    def _load(self, ordinal: int) -> _Run:
-        index = self._index(ordinal)
-        return _Run(index.keys, np.full(len(index), ordinal, np.uint32), index.rows, ordinal)
+    def _add(self, fresh: list[KeyRun]) -> None:
+        """Take runs in, and merge those of like size, so that there are few; all or nothing."""
+        if len(fresh) > 1 and key_run.fits(fresh):
+            fresh = [self._merge(fresh)]
+        runs = sorted([*self._runs, *fresh], key=len, reverse=True)
+        while True:
+            total = list(itertools.accumulate(map(len, reversed(runs))))[::-1]
+            first = next((at for at in range(len(runs) - 1) if len(runs[at]) <= 2 * total[at + 1]), None)
+            if first is None or not key_run.fits(runs[first:]):
+                break
+            runs = sorted([*runs[:first], self._merge(runs[first:])], key=len, reverse=True)
+        self._runs = runs
+        self._alive = {run: alive for run, alive in self._alive.items() if run in runs}
 
-    def _ref(self, ordinal: int) -> SegmentRef:
+    def _merge(self, runs: Sequence[KeyRun]) -> KeyRun:
+        return key_run.merge([self._alive_of(run) for run in runs])
+
+    def _load(self, ordinal: int) -> KeyRun:
+        """The run of one segment, all of its index read."""
+        ref = self.at(ordinal)
+        built = self._built.pop((ref.path, ref.offset), None)
+        return KeyRun.of(ordinal, built if built is not None else self._paged(ordinal).load())
+
+    def _paged(self, ordinal: int) -> KeyPages:
+        if ordinal in self._pages:
+            self._pages.move_to_end(ordinal)
+            return self._pages[ordinal]
+        ref = self.at(ordinal)
+        pages = open_segment(self._storage, ref).pages(Section.KEY_INDEX)
+        if pages is None:
+            raise CorruptSegmentError(f"segment {ref.segment_id} at {ref.path} offset {ref.offset} has no key index")
+        found = KeyPages(pages, f"segment {ref.segment_id} at {ref.path}")
+        if found.num_keys != ref.num_rows:
+            raise CorruptSegmentError(f"segment {ref.segment_id} at {ref.path} has {ref.num_rows} rows and {found.num_keys} keys")
+        return found
+
+    def at(self, ordinal: int) -> SegmentRef:
+        """A live segment by its place, without its overlays."""
         ref = self._refs[ordinal]
         assert ref is not None, "only live segments are opened"
         return ref
 
-    def _index(self, ordinal: int) -> KeyIndex:
-        ref = self._ref(ordinal)
-        built = self._built.pop((ref.path, ref.offset), None)
-        if built is not None:
-            return built
-        section = SegmentReader(self._storage.section(ref.path, ref.offset, ref.num_bytes)).section(Section.KEY_INDEX)
-        if section is None:
-            raise CorruptSegmentError(f"segment {ref.segment_id} at {ref.path} offset {ref.offset} has no key index")
-        index = KeyIndex.open(section)
-        if len(index) != ref.num_rows:
-            raise CorruptSegmentError(f"segment {ref.segment_id} at {ref.path} has {ref.num_rows} rows and {len(index)} keys")
-        return index
-
     def ref(self, segment_id: int) -> SegmentRef:
-        """A live segment, without its overlays."""
-        return self._ref(self._ordinal_of[segment_id])
+        """A live segment by its number, without its overlays."""
+        return self.at(self._ordinal_of[segment_id])
 
     def probe(self, keys: Keys, since: int = 0) -> Hits:
         """Find keys among the live segments.
@@ -195,37 +216,45 @@ class KeyDirectory:
         """
         ordinals = np.full(len(keys), -1, np.int64)
         rows = np.full(len(keys), -1, np.int64)
+        self._warm(len(keys), since)
         for run in self._runs:
-            if run.newest < since:
-                continue
-            left = np.flatnonzero(ordinals < 0)
-            accepted = self._accept(run)
-            at = search(run.keys, keys.take(left), accepted & (run.ordinals >= since) if since else accepted)
-            hit = at >= 0
-            ordinals[left[hit]], rows[left[hit]] = run.ordinals[at[hit]], run.rows[at[hit]]
+            if int(run.segments.max(initial=-1)) >= since:
+                alive = self._alive_of(run)
+                key_run.probe(Alive(run, alive.accept & (run.segments >= since), alive.dead) if since else alive, keys, ordinals, rows)
         for ordinal in self._cold:
             if ordinal >= since:
-                self._probe_cold(ordinal, keys, ordinals, rows)
+                self._probe_pages(ordinal, keys, ordinals, rows)
         return Hits(np.where(ordinals >= 0, self._ids[ordinals], -1), rows)
 
-    def _probe_cold(self, ordinal: int, keys: Keys, ordinals: I64, rows: I64) -> None:
-        ref = self._ref(ordinal)
+    def _warm(self, num_keys: int, since: int) -> None:
+        """Read those large segments whole in which enough keys have been looked for."""
+        fresh: list[KeyRun] = []
+        for ordinal in [ordinal for ordinal in self._cold if ordinal >= since]:
+            self._cold[ordinal] += num_keys
+            if self._cold[ordinal] * PAGED_SHARE < self.at(ordinal).num_rows or not self._has_room(self.at(ordinal).num_rows + sum(map(len, fresh))):
+                continue
+            fresh.append(self._load(ordinal))
+        if fresh:
+            self._add(fresh)
+        for run in fresh:  # only now: nothing is lost if this is interrupted
+            del self._cold[int(run.segments[0])]
+            self._pages.pop(int(run.segments[0]), None)
+
+    def _probe_pages(self, ordinal: int, keys: Keys, ordinals: I64, rows: I64) -> None:
+        ref = self.at(ordinal)
         left = np.flatnonzero(ordinals < 0)
         wanted = keys.take(left)
         if not len(left) or ref.key_min is None or ref.key_max is None:
             return
         if signed(int(wanted.low.max())) < ref.key_min or signed(int(wanted.low.min())) > ref.key_max:
             return
-        if ordinal not in self._opened:
-            self._opened[ordinal] = self._index(ordinal)
-        self._opened.move_to_end(ordinal)
-        while len(self._opened) > 1 and sum(len(index) * 24 for index in self._opened.values()) > self._memory_bytes // 4:
-            self._opened.popitem(last=False)
-        found = self._opened[ordinal].probe(wanted)
+        pages = self._pages[ordinal] = self._paged(ordinal)
+        found = pages.probe(wanted, ~self._deleted[ordinal] if ordinal in self._deleted else None)
         hit = found >= 0
-        if ordinal in self._deleted:
-            hit &= ~self._deleted[ordinal][found]
         ordinals[left[hit]], rows[left[hit]] = ordinal, found[hit]
+        self._pages.move_to_end(ordinal)
+        while len(self._pages) > 1 and sum(one.loaded_bytes for one in self._pages.values()) > self._memory_bytes // 4:
+            self._pages.popitem(last=False)
 
     def probe_again(self, keys: Keys, hits: Hits, since: int) -> Hits:
         """Bring earlier hits up to date: only what is not found in a live row any more is looked for, only in what came since."""
@@ -241,30 +270,7 @@ class KeyDirectory:
         segment_ids[left], rows[left] = found.segment_ids, found.rows
         return Hits(segment_ids, rows)
 
-    def _accept(self, run: _Run) -> npt.NDArray[np.bool_]:
-        """Which entries of a run stand for live rows."""
-        if run not in self._accepted:
-            self._accepted[run] = self._alive(run.ordinals, run.rows)
-        return self._accepted[run]
-
-    def _alive(self, ordinals: npt.NDArray[np.uint32], rows: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
-        alive = self._live[ordinals]
-        if not self._deleted:
-            return alive
-        starts = np.full(len(self._refs), -1, np.int64)
-        bitmaps, at = [], 0
-        for ordinal, bitmap in self._deleted.items():
-            starts[ordinal] = at
-            bitmaps.append(bitmap)
-            at += len(bitmap)
-        hit = np.flatnonzero(starts[ordinals] >= 0)
-        alive[hit] &= ~np.concatenate(bitmaps)[starts[ordinals[hit]] + rows[hit]]
-        return alive
-
-    def _merge(self, runs: list[_Run]) -> _Run:
-        keys = Keys.concat([run.keys for run in runs])
-        ordinals = np.concatenate([run.ordinals for run in runs])
-        rows = np.concatenate([run.rows for run in runs])
-        kept = np.flatnonzero(self._alive(ordinals, rows))
-        order = kept[np.argsort(keys.low[kept], kind="stable")]
-        return _Run(keys.take(order), ordinals[order], rows[order], max(run.newest for run in runs))
+    def _alive_of(self, run: KeyRun) -> Alive:
+        if run not in self._alive:
+            self._alive[run] = Alive(run, self._live[run.segments], [self._deleted.get(ordinal) for ordinal in run.segments.tolist()])
+        return self._alive[run]

@@ -7,6 +7,7 @@ meanwhile, are written again, in another section.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import uuid
 
 import numpy as np
@@ -24,7 +25,7 @@ from loader.table.keys import Hits, Resolution
 from loader.table.merge import count_operands
 from loader.table.pending import pack_keys
 from loader.table.rows import Data, as_table, key_words
-from loader.table.segments import encode_overlay
+from loader.table.segments import encode_overlay, encode_overlays
 from loader.table.times import is_time_type, time_words
 
 ON_MISSING = ("hold", "drop")
@@ -47,14 +48,13 @@ class PatchVectors:
 
     def bring_to(self, hits: Hits) -> list[NewOverlay]:
         """The overlays that patch the rows where each operand's key is; operands that were not found are left out."""
-        order = np.lexsort((hits.rows, hits.segment_ids))  # stable: several operands of one row stay in the order they came
-        order = order[hits.segment_ids[order] >= 0]
+        order = _by_place(hits)
         segment_ids, starts = np.unique(hits.segment_ids[order], return_index=True)
         parts = dict(zip(segment_ids.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
         self._written = {segment_id: kept for segment_id, kept in self._written.items() if segment_id in parts and np.array_equal(kept[1], parts[segment_id])}
         new = [segment_id for segment_id in parts if segment_id not in self._written]
         if new:
-            placed = place([self._encode(parts[at], hits.rows[parts[at]]) for at in new], self._stage, self._inline)
+            placed = place(self._encode([parts[at] for at in new], hits), self._stage, self._inline)
             for segment_id, (offset, num_bytes) in zip(new, placed.sections, strict=True):
                 part = parts[segment_id]
                 overlay = NewOverlay(
@@ -63,14 +63,25 @@ class PatchVectors:
                 self._written[segment_id] = (overlay, part)
         return [overlay for overlay, _ in self._written.values()]
 
-    def _encode(self, part: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> memoryview:
-        return encode_overlay(take(self._operands, part), self._column_ids, rows, None if self._orders is None else self._orders[part])
+    def _encode(self, parts: list[npt.NDArray[np.int64]], hits: Hits) -> list[memoryview]:
+        every, bounds = np.concatenate(parts), [0, *itertools.accumulate(map(len, parts))]
+        orders = None if self._orders is None else self._orders[every]
+        return encode_overlays(take(self._operands, every), self._column_ids, hits.rows[every], orders, bounds)
 
     @property
     def inline(self) -> dict[str, bytes]:
         """What of them lies in the catalog."""
         used = {overlay.path for overlay, _ in self._written.values()}
         return {path: data for path, data in self._inline.items() if path in used}
+
+
+def _by_place(hits: Hits) -> npt.NDArray[np.int64]:
+    """Positions of what was found by (segment, row); stable, so that several operands of one row stay in the order they came."""
+    found = np.flatnonzero(hits.segment_ids >= 0)
+    segment_ids, rows = hits.segment_ids[found], hits.rows[found]
+    if segment_ids.max(initial=0) >= 1 << 31:
+        return found[np.lexsort((rows, segment_ids))]
+    return found[np.argsort((segment_ids << 32) | rows, kind="stable")]  # as one number each, in half the time
 
 
 class Patch:

@@ -13,7 +13,7 @@ from loader.catalog.records import SegmentRef
 from loader.segment.column_files import JoinedReader
 from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID, Feature
 from loader.segment.reader import SegmentReader
-from loader.segment.writer import encode_segment
+from loader.segment.writer import encode_segments
 from loader.storage import Storage
 from loader.table.merge import NO_ORDER
 
@@ -82,6 +82,21 @@ def encode_overlay(columns: pa.Table, column_ids: Sequence[int], rows: npt.NDArr
         rows: The patched row of each, sorted; repeats allowed.
         orders: The order value of each, if the patch has an order.
     """
+    return encode_overlays(columns, column_ids, rows, orders, [0, columns.num_rows if rows is None else len(rows)])[0]
+
+
+def encode_overlays(
+    columns: pa.Table, column_ids: Sequence[int], rows: npt.NDArray[np.integer] | None, orders: npt.NDArray[np.int64] | None, bounds: Sequence[int]
+) -> list[memoryview]:
+    """Overlays of several segments in one go, which costs little more than one; see `encode_overlay`.
+
+    Args:
+        columns: The operands of all, end to end.
+        column_ids: Ids of the columns.
+        rows: Of all, sorted within each overlay.
+        orders: Of all.
+        bounds: The first operand of each overlay, and behind them the number of operands.
+    """
     arrays: list[pa.Array | pa.ChunkedArray] = list(columns.columns)
     names, ids = list(columns.column_names), list(column_ids)
     if rows is not None:
@@ -92,7 +107,8 @@ def encode_overlay(columns: pa.Table, column_ids: Sequence[int], rows: npt.NDArr
         arrays.append(pa.array(orders))
         names.append(ORDER_NAME)
         ids.append(ORDER_COLUMN_ID)
-    return encode_segment(pa.Table.from_arrays(arrays, names=names), column_ids=ids, features=int(Feature.OVERLAY)).data
+    table = pa.Table.from_arrays(arrays, names=names)
+    return [encoded.data for encoded in encode_segments(table, bounds, column_ids=ids, features=int(Feature.OVERLAY))]
 
 
 def operand_rows(read: dict[int, pa.Array]) -> npt.NDArray[np.uint32]:
