@@ -34,6 +34,8 @@ NAMES = (
     "compaction.staged",
     "compaction.before_commit",
     "compaction.committed",
+    "fold.staged",
+    "fold.committed",
     "expire.marked",
     "expire.forgotten",
     "erase.requested",

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from loader import failpoints
 from loader.catalog.connection import Connection, Cursor, Database
+from loader.catalog.inputs import Inputs, ask_inputs, judge_inputs
 from loader.catalog.insert import (
     Numbered,
     advance_buckets,
@@ -31,7 +32,6 @@ from loader.errors import CatalogUnavailableError, ConflictError, FencedError, H
 STAGED_LEASE_SECONDS = 3600
 GARBAGE_GRACE_SECONDS = 3600
 TABLES_WITH_PATHS = ("segments", "overlays", "column_files", "pending")
-MAX_PARAMETERS = 1000  # of one statement
 _TABLE = (
     "select t.head, t.watermark, t.schema_id, (select s.num_rows from snapshots s where s.table_id = t.id and s.id = t.head) "
     "from tables t where t.id = ? and t.dropped_at is null"
@@ -42,13 +42,17 @@ class LeaseLostError(ConflictError):
     """A writer's lease on its files ran out before it committed."""
 
 
+class SchemaChangedError(ConflictError):
+    """The table has another schema than the one this commit was prepared for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Stale:
     """The plan was resolved at a snapshot that is no longer good enough.
 
     Attributes:
-        reason: What changed: head, rows, pending, overlays, columns or inputs; or connection: nothing did, but the commit did not arrive.
-        abandoned: An input of a compaction is no longer live; there is nothing to try again.
+        reason: What changed (head, rows, pending, overlays, columns, inputs, folded, erased or lease); or connection: nothing did, but it did not arrive.
+        abandoned: What a compaction or a fold replaces is no longer live, or its bucket is another's; there is nothing to try again.
     """
 
     reason: str
@@ -177,15 +181,6 @@ def replayed(spec: TableSpec, offsets: SourceOffsets, committed: dict[str, tuple
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Inputs:
-    """What is asked about the segments that a plan read or replaces."""
-
-    rows: list[Cursor]
-    overlays: list[Cursor]
-    files: list[Cursor]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Answers:
     """What plans ask of the catalog under the table's lock. Offsets by (pipeline, source), inputs by the plan's place, leases by prefix."""
 
@@ -193,7 +188,7 @@ class _Answers:
     known: Cursor
     buckets: Cursor | None
     offsets: dict[tuple[str, str], Cursor]
-    inputs: dict[int, _Inputs]
+    inputs: list[Inputs | None]
     leases: dict[str, Cursor]
     met: dict[int, Cursor]
 
@@ -206,7 +201,7 @@ def _ask(connection: Connection, plans: Sequence[CommitPlan]) -> _Answers:
         known=connection.execute(f"{SNAPSHOT} and commit_id in ({', '.join('?' * len(plans))})", (table_id, *(plan.commit_id for plan in plans))),
         buckets=connection.execute(BUCKETS, (table_id,)) if any(plan.rows_buckets or plan.pending_buckets for plan in plans) else None,
         offsets={source: connection.execute(OFFSETS, (table_id, *source)) for source in sources},
-        inputs={place: _ask_inputs(connection, plan) for place, plan in enumerate(plans) if plan.removed_segments or plan.read_segments},
+        inputs=[ask_inputs(connection, plan) for plan in plans],
         leases={
             prefix: connection.execute("select 1 from staged where prefix = ? and lease_until > 0", (prefix,))
             for prefix in dict.fromkeys(plan.staged[0] for plan in plans if plan.staged is not None)
@@ -216,24 +211,6 @@ def _ask(connection: Connection, plans: Sequence[CommitPlan]) -> _Answers:
             for pending_id in dict.fromkeys(pending_id for plan in plans for pending_id in plan.met)
         },
     )
-
-
-def _ask_inputs(connection: Connection, plan: CommitPlan) -> _Inputs:
-    asked = _Inputs(rows=[], overlays=[], files=[])
-    read = plan.removed_segments or plan.read_segments
-    for start in range(0, len(read), MAX_PARAMETERS):
-        part = read[start : start + MAX_PARAMETERS]
-        listed = f"({', '.join('?' * len(part))})"
-        asked.files.append(connection.execute(f"select count(*) from column_files where segment_id in {listed} and removed_in is null", part))
-        asked.rows.append(
-            connection.execute(f"select live_rows from segments where id in {listed} and table_id = ? and removed_in is null", (*part, plan.spec.id))
-        )
-        asked.overlays.append(
-            connection.execute(
-                f"select coalesce(max(id), 0), coalesce(sum(num_deleted), 0) from overlays where segment_id in {listed} and removed_in is null", part
-            )
-        )
-    return asked
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -281,7 +258,7 @@ def _decide(connection: Connection, plans: Sequence[CommitPlan], answers: _Answe
     rows, watermark = before.num_rows, before.watermark
     for place, plan in enumerate(plans):
         try:
-            found = _answered(connection, plan, before, made) or _stale(plan, answers.inputs.get(place), before, before.head + len(numbered))
+            found = _answered(connection, plan, before, made) or _stale(plan, answers.inputs[place], before, before.head + len(numbered))
         except HeadraceError as error:
             outcomes.append(error)
             continue
@@ -317,11 +294,11 @@ def _answered(connection: Connection, plan: CommitPlan, before: _Before, made: d
     return made[found] if found in made else load_snapshot(connection, plan.spec, found)
 
 
-def _stale(plan: CommitPlan, inputs: _Inputs | None, before: _Before, head: int) -> Stale | None:
+def _stale(plan: CommitPlan, inputs: Inputs | None, before: _Before, head: int) -> Stale | None:
     """What does not hold any more. The live rows of a compaction's inputs are counted on the way."""
     before.removed = 0
     if before.schema_id != plan.spec.schema_id:
-        raise ConflictError(f"the schema of table {plan.spec.name!r} changed while this commit was prepared: open the table again and repeat the write")
+        raise SchemaChangedError(f"the schema of table {plan.spec.name!r} changed while this commit was prepared: open the table again and repeat the write")
     if plan.staged is not None and plan.staged[0] not in before.leases:
         raise _lease_lost(plan.staged[0])
     if plan.is_exact and head != plan.base:
@@ -330,18 +307,9 @@ def _stale(plan: CommitPlan, inputs: _Inputs | None, before: _Before, head: int)
         return Stale("rows")
     if any(before.buckets[bucket][1] > plan.base for bucket in plan.pending_buckets):
         return Stale("pending")
-    if inputs is not None:
-        live = [int(rows) for cursor in inputs.rows for (rows,) in cursor]
-        overlays = [cursor.fetchone() for cursor in inputs.overlays]
-        if len(live) != len(plan.removed_segments or plan.read_segments):
-            return Stale("inputs", abandoned=bool(plan.removed_segments))
-        if sum(int(cursor.fetchone()[0]) for cursor in inputs.files) != plan.num_column_files:
-            return Stale("columns", abandoned=bool(plan.removed_segments))
-        if max(latest for latest, _ in overlays) > plan.latest_overlay:
-            return Stale("overlays")
-        if plan.removed_segments:
-            before.removed = sum(live) - sum(int(deleted) for _, deleted in overlays)
-    return None
+    verdict = judge_inputs(plan, inputs)
+    before.removed = verdict.removed_rows
+    return None if verdict.reason is None else Stale(verdict.reason, abandoned=verdict.abandoned)
 
 
 def _write(connection: Connection, numbered: Numbered, before: _Before, held: dict[int, tuple[int, bytes | None]]) -> None:

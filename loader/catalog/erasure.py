@@ -193,9 +193,11 @@ def apply(connection: Connection, step: ErasureStep, *, grace_seconds: float) ->
         if not now <= seen:
             return None
     new = load_head(connection, spec) + 1
-    before = connection.execute(
-        "select schema_id, watermark, num_rows from snapshots where table_id = ? and id = ?", (spec.id, new - 1)
-    ).fetchone() or (spec.schema_id, None, 0)
+    before = connection.execute("select schema_id, watermark, num_rows from snapshots where table_id = ? and id = ?", (spec.id, new - 1)).fetchone() or (
+        spec.schema_id,
+        None,
+        0,
+    )
     moved = sorted({(move.section.path, move.path) for move in step.moves if move.path is not None})
     summary = {"erasure": step.erasure_id, "moved": moved, "segments_blanked": len(step.touched), "rows_hidden": sum(mark.num_rows for mark in step.marks)}
     connection.execute(
@@ -288,5 +290,3 @@ def _mask_pending(connection: Connection, move: Move, new: int) -> None:
 def make_id(digest: str, number: int) -> str:
     """The name of the n-th request for the same keys."""
     return f"erase-{digest[:24]}-{number}"
-
-

@@ -20,7 +20,7 @@ _SEGMENT = (
 )
 _OVERLAY = (
     "insert into overlays (table_id, segment_id, kind, level, sequence, path, section_offset, num_bytes, num_rows, num_deleted, column_ids, added_in) "
-    "values (?, {segment}, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "values (?, {segment}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _NEW_SEGMENT_ID = "(select id from segments where table_id = ? and added_in = ? and segment_uuid = ?)"  # of this commit's own, which has no number yet
 _COLUMN_FILE = (
@@ -102,6 +102,7 @@ def _segment(table_id: int, schema_id: int, segment: NewSegment, new: int) -> tu
 def _overlay(overlay: NewOverlay, new: int) -> tuple[object, ...]:
     return (
         overlay.kind,
+        overlay.level,
         new if overlay.sequence is None else overlay.sequence,
         overlay.path,
         overlay.offset,
@@ -130,12 +131,14 @@ def meet_pending(connection: Connection, numbered: Numbered, held: dict[int, tup
 
 
 def remove_inputs(connection: Connection, numbered: Numbered) -> None:
-    """The inputs of compactions are live no more, nor what belongs to them."""
+    """The inputs of compactions are live no more, nor what belongs to them, nor the overlays and column files that were folded."""
     for new, plan in numbered:
         for segment_id in plan.removed_segments:
             connection.execute("update segments set removed_in = ? where id = ?", (new, segment_id))
             connection.execute("update overlays set removed_in = ? where segment_id = ? and removed_in is null", (new, segment_id))
             connection.execute("update column_files set removed_in = ? where segment_id = ? and removed_in is null", (new, segment_id))
+        insert_many(connection, "update overlays set removed_in = ? where id = ?", [(new, overlay_id) for overlay_id in plan.removed_overlays])
+        insert_many(connection, "update column_files set removed_in = ? where id = ?", [(new, file_id) for file_id in plan.removed_column_files])
 
 
 def advance_buckets(connection: Connection, table_id: int, numbered: Numbered) -> None:

@@ -215,7 +215,7 @@ class PostgresCatalog:
                 yield session
 
     def scrub(self) -> None:
-        """See `connection.Database`: a vacuum lets dead rows be overwritten. The server's write-ahead log and its backups keep them for as long as it keeps those."""
+        """See `connection.Database`: a vacuum lets dead rows be overwritten. The server's own log and backups are not reached."""
         with self._session() as session, self._translated():
             session.execute("vacuum inline_data, pending, overlays, erasures")
 

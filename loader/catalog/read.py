@@ -28,8 +28,8 @@ _SEGMENT = (
     "select id, path, section_offset, num_bytes, bucket, time_partition, level, num_rows, live_rows, block_rows, sequence_min, sequence_max, "
     "key_min, key_max, time_min, time_max, added_in from segments where "
 )
-_OVERLAY = "select segment_id, id, kind, path, section_offset, num_bytes, sequence, num_rows, num_deleted, column_ids from overlays where "
-_COLUMN_FILE = "select segment_id, column_ids, path, section_offset, num_bytes from column_files where "
+_OVERLAY = "select segment_id, id, kind, path, section_offset, num_bytes, sequence, num_rows, num_deleted, column_ids, level from overlays where "
+_COLUMN_FILE = "select segment_id, column_ids, path, section_offset, num_bytes, id from column_files where "
 _PENDING = "select id, bucket, sequence, path, section_offset, num_bytes, num_held, keys, met, column_ids from pending where "
 
 
@@ -132,7 +132,8 @@ def load_head(connection: Connection, spec: TableSpec) -> int:
 
 def load_floor(connection: Connection, spec: TableSpec) -> int:
     """The snapshot up to which what a handle knows may be gone: forgotten, or moved by an erasure. One that stands lower begins anew."""
-    return max(connection.execute("select floor, erased_in from tables where id = ?", (spec.id,)).fetchone())
+    floor, erased_in = connection.execute("select floor, erased_in from tables where id = ?", (spec.id,)).fetchone()
+    return max(int(floor), int(erased_in))
 
 
 def load_erased(connection: Connection, table_id: int) -> int:
@@ -347,8 +348,9 @@ def _overlay(row: Sequence[Any]) -> OverlayRef:
         num_rows=row[7],
         num_deleted=row[8],
         column_ids=tuple(json.loads(row[9])),
+        level=row[10],
     )
 
 
 def _column_file(row: Sequence[Any]) -> ColumnFileRef:
-    return ColumnFileRef(path=row[2], offset=row[3], num_bytes=row[4], column_ids=tuple(json.loads(row[1])))
+    return ColumnFileRef(file_id=row[5], path=row[2], offset=row[3], num_bytes=row[4], column_ids=tuple(json.loads(row[1])))

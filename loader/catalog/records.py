@@ -143,12 +143,14 @@ class OverlayRef:
     num_rows: int
     num_deleted: int
     column_ids: tuple[int, ...]
+    level: int = 0  # 1: folded from several
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColumnFileRef:
     """Columns of one segment, aligned by position, that lie elsewhere."""
 
+    file_id: int
     path: str
     offset: int
     num_bytes: int
@@ -269,6 +271,7 @@ class NewOverlay:
     num_deleted: int = 0
     column_ids: tuple[int, ...]
     sequence: int | None = None  # None: the commit's own
+    level: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -311,6 +314,14 @@ class PendingRef:
     column_ids: tuple[int, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BucketLease:
+    """Buckets (of rows) that one compactor has to itself, by the name it took them with."""
+
+    owner: str
+    buckets: tuple[int, ...]
+
+
 @dataclasses.dataclass(kw_only=True)
 class CommitPlan:
     """All that one commit writes, and what must still hold when it does.
@@ -329,6 +340,11 @@ class CommitPlan:
         read_segments: Segments whose rows were read; all must be live, and without overlays that came later.
         latest_overlay: The highest overlay id of `removed_segments` or `read_segments` that was folded or carried over.
         num_column_files: How many column files `removed_segments` or `read_segments` had when they were read.
+        num_overlays: How many live overlays `removed_segments` have, those that are carried over included; None where nothing hangs on it.
+        removed_overlays: Overlays that others of this commit, or column files, stand for; all must be live. Their segments stay.
+        folded_segments: Segments of these: nothing of them may have been erased since `latest_overlay`.
+        removed_column_files: Column files that others of this commit stand for; all must be live.
+        lease: Buckets that the writer must still have to itself.
         evolved: The table as it is to be, where the commit changes its schema.
         garbage: Paths written for this commit that it does not use after all.
         written: Set by the commit once its rows are inserted; it stays false where an earlier commit answered.
@@ -354,6 +370,11 @@ class CommitPlan:
     read_segments: tuple[int, ...] = ()
     latest_overlay: int = 0
     num_column_files: int = 0
+    num_overlays: int | None = None
+    removed_overlays: tuple[int, ...] = ()
+    folded_segments: tuple[int, ...] = ()
+    removed_column_files: tuple[int, ...] = ()
+    lease: BucketLease | None = None
     evolved: TableSpec | None = None
     garbage: list[str] = dataclasses.field(default_factory=list)
     offsets: SourceOffsets | None = None

@@ -41,8 +41,8 @@ class TableContext:
         self.stage = self.new_stage()
         self.look_ups = LookUps(spec=self.spec, catalog=self.catalog, storage=self.storage)
 
-    def new_stage(self) -> Stage:
-        return Stage(self.catalog, self.storage, self.spec.id)
+    def new_stage(self, owner: str | None = None) -> Stage:
+        return Stage(self.catalog, self.storage, self.spec.id, owner=owner)
 
     def refresh(self) -> int:
         """Bring the key directory to the head; returns that snapshot's number. No transaction is open while indexes are read."""

@@ -39,8 +39,9 @@ class Stage:
     What was written for a commit that went another way is remembered and handed to the next commit as garbage.
     """
 
-    def __init__(self, catalog: Database, storage: Storage, table_id: int) -> None:
+    def __init__(self, catalog: Database, storage: Storage, table_id: int, *, owner: str | None = None) -> None:
         self._catalog = catalog
+        self._owner = owner or f"{socket.gethostname()}:{os.getpid()}"
         self._storage = storage
         self._table_id = table_id
         self._prefix = ""
@@ -78,7 +79,7 @@ class Stage:
         else:  # nothing depends on the old name, whose lease may be over
             self._prefix, self._next = f"data/{self._table_id}/{uuid.uuid4().hex}/", 0
             with self._catalog.write(self._table_id) as connection:
-                add_stage(connection, self._table_id, self._prefix, f"{socket.gethostname()}:{os.getpid()}")
+                add_stage(connection, self._table_id, self._prefix, self._owner)
         self._renewed_at = time.monotonic()
 
     def account(self, plan: CommitPlan) -> None:

@@ -229,7 +229,10 @@ def key_table(spec: TableSpec, keys: KeyValues, verb: str = "a look-up in") -> p
         return conform(keys.select(names), spec.schema, names=names)
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
         raise SchemaError(f"keys of table {spec.name!r} are {keys!r}: give a list of values (of tuples for several columns), an array, or a pyarrow Table")
-    columns: list[Any] = [keys] if len(names) == 1 else list(zip(*keys, strict=True)) or [()] * len(names)
+    try:
+        columns: list[Any] = [keys] if len(names) == 1 else list(zip(*keys, strict=True)) or [()] * len(names)
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"a key of table {spec.name!r} is {names}: give tuples of {len(names)} values ({error})") from error
     if len(columns) != len(names):
         raise SchemaError(f"a key of table {spec.name!r} is {names}, not {len(columns)} values")
     try:

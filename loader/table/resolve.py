@@ -102,20 +102,21 @@ def fold_overlays(
     """
     wanted = set(column_ids)
     columns = [column for column in spec.schema if column.id in wanted]
-    operands = _read_operands(ref, columns, storage)
+    operands = read_operands(ref, columns, storage)
     folded = {}
     for column in columns:
         if column.id in operands:
             rule = spec.rule(column.id)
             found = fold_operands(rule, Operands.concat(operands[column.id]))
-            if rule in RULES_WITH_BASE or (rule == "last" and ref.level > 0):
+            if rule in RULES_WITH_BASE or (rule == "last" and (ref.level > 0 or ref.column_files)):
                 reader = reader or open_columns(storage, ref)
                 found = _with_base(rule, column, found, reader)
             folded[column.id] = found if keep_orders and rule in ORDERED_RULES else dataclasses.replace(found, orders=None)
     return folded
 
 
-def _read_operands(ref: SegmentRef, columns: Sequence[Column], storage: Storage) -> dict[int, list[Operands]]:
+def read_operands(ref: SegmentRef, columns: Sequence[Column], storage: Storage) -> dict[int, list[Operands]]:
+    """The operands of some columns of a segment by column id, overlay by overlay in the order they were written; null ones left out."""
     operands: dict[int, list[Operands]] = {}
     for overlay in ref.overlays:
         present = [column for column in columns if column.id in overlay.column_ids]

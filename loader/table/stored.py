@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -54,9 +54,9 @@ def order_columns(spec: TableSpec, inputs: Sequence[StoredRows]) -> list[int]:
     return found
 
 
-def read_rows(spec: TableSpec, item: StoredRows, hidden: list[int], rows: I64) -> dict[int, pa.Array]:
-    """Some rows of one input, all columns, patches applied."""
-    columns = {column.id: column for column in spec.schema}
+def read_rows(spec: TableSpec, item: StoredRows, hidden: list[int], rows: I64, column_ids: Collection[int] | None = None) -> dict[int, pa.Array]:
+    """Some rows of one input, all columns or some, patches applied."""
+    columns = {column.id: column for column in spec.schema if column_ids is None or column.id in column_ids}
     whole = len(rows) == item.ref.num_rows and bool((np.diff(rows) == 1).all())
     read = read_by_id(item.reader, [*columns, SEQUENCE_COLUMN_ID, *hidden], rows=None if whole else rows)
     part = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -289,16 +289,20 @@ class Table:
         self._context = self.lake.context(self.name)
         return snapshot
 
-    def compact(self, *, full: bool = False, options: CompactionOptions | None = None, progress: Progress | None = None) -> CompactionReport:
-        """Merge small segments and fold overlays into them, re-clustered; earlier snapshots stay readable.
+    def compact(
+        self, *, full: bool = False, options: CompactionOptions | None = None, progress: Progress | None = None, buckets: Collection[int] | None = None
+    ) -> CompactionReport:
+        """Merge small segments, re-clustered, and fold overlays; earlier snapshots stay readable. Stop it at will: the next one goes on.
 
         Args:
             full: Rewrite every group of segments that is not one clean, sorted run, not only those worth it by size.
             options: Limits of memory and sizes.
-            progress: Called with (rows rewritten, rows known to need it) after each piece.
+            progress: Called with (rows rewritten, rows known to need it) after each piece; what it raises ends the compaction in good order.
+            buckets: Work on these only. Buckets where another compaction is at work are left to it, and counted in the report.
         """
         self.lake.check_process()
-        return compact(self._context, full=full, options=options or CompactionOptions(), progress=progress)
+        self._context = self.lake.context(self.name)  # the schema may have changed since this handle was opened
+        return compact(self._context, full=full, options=options or CompactionOptions(), progress=progress, buckets=buckets)
 
     def expire(
         self,
@@ -330,19 +334,16 @@ class Table:
     ) -> ErasureProof:
         """Remove rows for good: from the head, and from every file that is live or kept for an older snapshot, tag or pin.
 
-        An erased row keeps its place in older snapshots as a blank row that reads leave out, so that a job which trains on one keeps its order and position; it
-        gets a blank sample there. Rows that come later under the same key are new rows, labels that come later wait as others do. Killed anywhere, the same call
-        goes on.
+        An erased row keeps its place in older snapshots as a blank row that reads leave out, so that a job which trains on one keeps its order and position;
+        it gets a blank sample there. Rows that come later under the same key are new rows, labels that come later wait as others do. Killed anywhere, the
+        same call goes on.
 
         Args:
             keys: Primary keys, in any form that `lookup` takes.
             where: In place of keys: all rows that this expression selects in any snapshot that is kept.
-            due: When the old bytes are to be deleted (`collect_garbage`, or another call after it); before, readers that have begun end in peace.
+            due: When the old bytes are deleted; before, readers that have begun end in peace. Call again after it for a complete proof.
             signing_key: At least 16 bytes, for the proof's signature and key hashes.
             progress: Called with (done, total), of segments searched and of objects rewritten.
-
-        Returns:
-            The proof; call again after the due date for one that says that the bytes are deleted too.
 
         Raises:
             SchemaError: Keys do not fit the primary key.

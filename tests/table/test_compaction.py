@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
+import socket
 import uuid
 from typing import Any
 
@@ -14,14 +14,15 @@ import pytest
 from loader import CompactionOptions, failpoints
 from loader.catalog.commit import commit, now_micros
 from loader.catalog.garbage import collect
-from loader.catalog.records import CommitPlan, NewOverlay, OverlayRef, SegmentRef, SnapshotView
+from loader.catalog.leases import leased_buckets, take_buckets
+from loader.catalog.records import CommitPlan, NewOverlay
 from loader.lake import Lake
 from loader.segment.key_index import KeyIndex
 from loader.segment.layout import SEQUENCE_COLUMN_ID
-from loader.table.compaction.pick import pick
 from loader.table.files import place
 from loader.table.keys import KeyDirectory
 from loader.table.segments import encode_overlay, open_segment, read_by_id
+from tests.table import processes
 from tests.table.samples import create, labels, rows
 
 
@@ -141,10 +142,61 @@ def test_two_compactions_of_the_same_segments_do_not_both_happen(lake: Lake) -> 
     table = create(lake, buckets=1)
     for start in (0, 50):
         table.append(rows(start, start + 50))
-    with failpoints.armed("compaction.rewritten", _once(lambda: other(lake).compact(full=True))):
+    reports = []
+    with failpoints.armed("compaction.rewritten", _once(lambda: reports.append(other(lake).compact(full=True)))):
+        report = table.compact(full=True)
+    assert (report.num_tasks, report.num_abandoned, report.num_busy) == (1, 0, 0)
+    assert (reports[0].num_tasks, reports[0].num_busy) == (0, 1), "it left the bucket to the one that was at work"
+    assert table.to_arrow().num_rows == 100 and len(table.view().segments) == 1
+
+
+def test_a_compactor_that_lost_its_lease_commits_nothing(lake: Lake) -> None:
+    table = create(lake, buckets=1)
+    for start in (0, 50):
+        table.append(rows(start, start + 50))
+    before = by_item(table)
+
+    def lapse_and_take_over() -> None:
+        with lake.database.write() as connection:
+            connection.execute("update buckets set lease_until = 1")
+        assert other(lake).compact(full=True).num_tasks == 1
+
+    with failpoints.armed("compaction.before_commit", _once(lapse_and_take_over)):
         report = table.compact(full=True)
     assert (report.num_tasks, report.num_abandoned) == (0, 1)
-    assert table.to_arrow().num_rows == 100 and len(table.view().segments) == 1
+    assert by_item(table).equals(before) and len(table.view().segments) == 1
+    assert not leases(lake), "nobody holds a bucket for longer than the work"
+
+
+def test_the_bucket_of_a_dead_process_is_taken_over_at_once(lake: Lake) -> None:
+    table = create(lake, buckets=1)
+    for start in (0, 50):
+        table.append(rows(start, start + 50))
+    child = processes.start(lambda: None)
+    processes.wait(child)
+    for owner, num_tasks in ((f"another-host:{child}:a", 0), (f"{socket.gethostname()}:{child}:a", 1)):
+        with lake.database.write(table.spec.id) as connection:
+            take_buckets(connection, table.spec.id, owner, [0], is_dead=lambda _: True)
+        assert table.compact(full=True).num_tasks == num_tasks
+    assert not leases(lake)
+
+
+def test_a_handle_from_before_a_schema_change_compacts(lake: Lake) -> None:
+    table = create(lake, buckets=1)
+    for start in (0, 50):
+        table.append(rows(start, start + 50))
+    other(lake).add_column(pa.field("later", pa.int8()), default=3)
+    assert table.compact(full=True).num_tasks == 1
+    assert table.to_arrow(["later"])["later"].to_pylist() == [3] * 100
+    table.append(rows(100, 150))
+    with failpoints.armed("compaction.rewritten", _once(lambda: other(lake).drop_column("history"))):
+        assert table.compact(full=True).num_abandoned == 1
+    assert table.compact(full=True).num_tasks == 1 and "history" not in table.to_arrow().column_names
+
+
+def leases(lake: Lake) -> dict[int, tuple[str, int]]:
+    with lake.database.read() as connection:
+        return leased_buckets(connection, lake.table("samples").spec.id)
 
 
 def test_stopped_by_the_user_it_goes_on_later(lake: Lake) -> None:
@@ -242,43 +294,3 @@ def _once(action: Any) -> Any:
             left.pop()()
 
     return run
-
-
-def _segment(number: int, size: int, *, bucket: int = 0, overlays: int = 0, level: int = 0, num_rows: int = 100) -> SegmentRef:
-    overlay = OverlayRef(overlay_id=1, kind="patch", path="x", offset=0, num_bytes=1, sequence=1, num_rows=1, num_deleted=0, column_ids=(1,))
-    fields: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(SegmentRef)}
-    fields |= {"segment_id": number, "path": "x", "num_bytes": size, "bucket": bucket, "level": level, "num_rows": num_rows, "live_rows": num_rows}
-    return SegmentRef(**fields | {"block_rows": (num_rows,), "overlays": (overlay,) * overlays, "column_files": ()})
-
-
-def _picked(lake: Lake, segments: list[SegmentRef], **options: Any) -> list[list[int]]:
-    full = options.pop("full", False)
-    view = SnapshotView(spec=create(lake).spec, snapshot_id=1, watermark=None, segments=tuple(segments))
-    return [[segment.segment_id for segment in task.segments] for task in pick(view, CompactionOptions(**options), full=full)]
-
-
-def test_pick_takes_segments_of_like_size_only(lake: Lake) -> None:
-    small = [_segment(number, 100) for number in range(4)]
-    assert _picked(lake, [*small, _segment(9, 10_000)]) == [[0, 1, 2, 3]]
-
-
-@pytest.mark.parametrize(
-    ("segments", "options", "picked"),
-    [
-        ([_segment(n, 100) for n in range(3)], {}, []),
-        ([_segment(n, 100, bucket=n % 2) for n in range(6)], {}, []),
-        ([_segment(n, 100) for n in range(3)], {"full": True}, [[0, 1, 2]]),
-        ([_segment(0, 100, overlays=9)], {}, [[0]]),
-        ([_segment(0, 100, overlays=1, num_rows=5)], {}, [[0]]),
-        ([_segment(0, 100, overlays=1)], {}, []),
-        ([_segment(0, 100, overlays=1)], {"full": True}, [[0]]),
-        ([_segment(0, 1 << 28), _segment(1, 1 << 28, level=1)], {}, []),
-        ([_segment(0, 1 << 28, level=1), _segment(1, 1 << 28, level=1)], {"full": True}, []),
-        ([_segment(n, 100, level=1) for n in range(9)], {}, []),
-        ([*(_segment(n, 100, level=1) for n in range(20)), *(_segment(n, 100) for n in range(20, 23))], {}, []),
-        ([*(_segment(n, 100, level=1) for n in range(4)), *(_segment(n, 200) for n in range(4, 7))], {}, [list(range(7))]),
-        ([_segment(0, 100, level=1, overlays=1), _segment(1, 100, level=1)], {"full": True}, [[0, 1]]),
-    ],
-)
-def test_pick(lake: Lake, segments: list[SegmentRef], options: dict[str, Any], picked: list[list[int]]) -> None:
-    assert _picked(lake, segments, **options) == picked

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 import loader
-from loader import SourceOffsets, failpoints
+from loader import CompactionOptions, SourceOffsets, failpoints
 from loader.catalog.commit import STAGED_LEASE_SECONDS, TABLES_WITH_PATHS, now_micros
 from loader.catalog.garbage import collect
 from loader.lake import Lake
@@ -89,6 +89,11 @@ def backfilled(start: int, stop: int, name: str) -> Step:
     return Step(lambda table, commit_id: table.backfill(data, commit_id=commit_id), lambda clicks: None)
 
 
+def folded(overlay_fraction: float) -> Step:
+    options = CompactionOptions(max_overlays=0, overlay_fraction=overlay_fraction, max_segments=1_000)
+    return Step(lambda table, commit_id: table.compact(options=options), lambda clicks: None, commits=False)
+
+
 STEPS: list[Step | None] = [
     appended(0, 40),
     raised([1, 2, 45], 1),
@@ -102,6 +107,11 @@ STEPS: list[Step | None] = [
     evolved("later"),
     backfilled(30, 70, "place"),
     deleted([2, 95, 110]),
+    raised([1, 7, 99], 5),
+    raised([7, 50], 2),
+    folded(2.0),
+    raised([1, 50], 1),
+    folded(0.0),
     upserted(100, 105, 7, 3600),
     overwritten(60, 70),
     raised([3, 45, 65, 99, 101], 100),

@@ -72,7 +72,12 @@ def samples(numbers: Iterable[int]) -> pa.Table:
 def comments(numbers: Iterable[int], what: str = "comment") -> pa.Table:
     at = list(numbers)
     return pa.table(
-        {"user": [n % 5 for n in at], "item": [f"item-{n}" for n in at], "comment": [marker(n, what) for n in at], "clicks": pa.array([1] * len(at), pa.int64())}
+        {
+            "user": [n % 5 for n in at],
+            "item": [f"item-{n}" for n in at],
+            "comment": [marker(n, what) for n in at],
+            "clicks": pa.array([1] * len(at), pa.int64()),
+        }
     )
 
 
@@ -96,9 +101,7 @@ def everything_stored(lake: Lake) -> bytes:
         found += [bytes(data) for (data,) in connection.execute("select data from inline_data")]
         for name in ("overlays", "segments", "pending", "snapshots", "erasures", "garbage", "staged", "selections", "column_files"):
             found.append(repr(connection.execute(f"select * from {name}").fetchall()).encode())
-        places = {
-            place for name in TABLES_WITH_PATHS for place in connection.execute(f"select path, section_offset, num_bytes from {name}").fetchall()
-        }
+        places = {place for name in TABLES_WITH_PATHS for place in connection.execute(f"select path, section_offset, num_bytes from {name}").fetchall()}
     for path, offset, num_bytes in places:
         read = loader.SegmentReader(lake.storage.section(path, offset, num_bytes)).read()
         found.append(repr(read.to_pydict()).encode())
@@ -247,7 +250,9 @@ def test_keys_of_every_type(lake: Lake, kind: pa.DataType) -> None:
     if pa.types.is_boolean(kind):
         values = pa.array([False, True])
     elif pa.types.is_temporal(kind):
-        values = pa.array([day * (86_400_000 if pa.types.is_date64(kind) else 1) for day in numbers], pa.int32() if kind.bit_width == 32 else pa.int64()).view(kind)
+        values = pa.array([day * (86_400_000 if pa.types.is_date64(kind) else 1) for day in numbers], pa.int32() if kind.bit_width == 32 else pa.int64()).view(
+            kind
+        )
     else:
         values = pa.array([str(number) for number in numbers]).cast(kind) if not pa.types.is_integer(kind) else pa.array(numbers, kind)
     table = lake.create_table("keyed", pa.schema([("key", kind), ("note", pa.string())]), primary_key=["key"])
@@ -339,10 +344,14 @@ def test_beside_writers_compaction_and_readers(tmp_path: Path, catalog: str | No
 
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    st.lists(st.tuples(st.sampled_from(["append", "patch", "delete", "compact", "upsert", "tag"]), st.sets(st.integers(0, 30), min_size=1, max_size=8)), max_size=9),
+    st.lists(
+        st.tuples(st.sampled_from(["append", "patch", "delete", "compact", "upsert", "tag"]), st.sets(st.integers(0, 30), min_size=1, max_size=8)), max_size=9
+    ),
     st.sets(st.integers(0, 30), min_size=1, max_size=10),
 )
-def test_after_any_history_nothing_stored_holds_an_erased_row(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, set[int]]], gone: set[int]) -> None:
+def test_after_any_history_nothing_stored_holds_an_erased_row(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, set[int]]], gone: set[int]
+) -> None:
     with loader.connect(tmp_path_factory.mktemp("lake")) as lake:
         table = create(lake, buckets=1)
         there: set[int] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import shutil
 import tempfile
@@ -18,7 +19,11 @@ from tests import postgres
 from tests.table.model import RULES, SCHEMA, Model, by_key
 
 KEYS = [(user, item) for user in range(4) for item in ("a", "bb", "a long item name")]
-SMALL = CompactionOptions(min_segments=2, memory_bytes=2_000, max_overlays=1)
+SMALL = CompactionOptions(min_segments=2, max_segments=2, memory_bytes=2_000, max_overlays=1)
+FOLDS = [  # nothing is rewritten: patches become one, or column files
+    dataclasses.replace(SMALL, max_segments=1_000, min_segments=1_000, dead_fraction=2.0, overlay_fraction=2.0, max_overlays=0),
+    dataclasses.replace(SMALL, max_segments=1_000, min_segments=1_000, dead_fraction=2.0, overlay_fraction=0.0, fold_rows=1),
+]
 START = datetime.datetime(2024, 1, 1)
 
 value = {
@@ -99,9 +104,9 @@ class TableMachine(RuleBasedStateMachine):
         self.table.patch(pa.Table.from_pylist(labels, pa.schema(fields)), order=order, on_missing="drop" if drop else "hold")
         self.model.patch(labels, order=order, drop=drop)
 
-    @rule(full=st.booleans())
-    def compact(self, full: bool) -> None:
-        report = self.table.compact(full=full, options=SMALL)
+    @rule(full=st.booleans(), options=st.sampled_from([SMALL, *FOLDS]))
+    def compact(self, full: bool, options: CompactionOptions) -> None:
+        report = self.table.compact(full=full, options=options)
         assert report.num_abandoned == 0
         self.model.compact(len(report.snapshots))
 

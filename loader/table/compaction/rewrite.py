@@ -75,7 +75,7 @@ def rewrite(context: TableContext, task: CompactionTask, options: CompactionOpti
     indexes: list[KeyIndex] = []
     inline: dict[str, bytes] = {}
     buckets: set[int] = set()
-    level = 1 + max(ref.level for ref in task.segments)
+    level = task.level
     for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
         table, ids, sequences = _gather(context.spec, inputs, source[start:stop], rows[start:stop])
         keys = key_words(context.spec, table)

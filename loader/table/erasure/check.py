@@ -114,5 +114,3 @@ def not_blank(spec: TableSpec, reader: SegmentReader, rows: Rows) -> list[str]:
         if not blank:
             names.append(field.name)
     return names
-
-

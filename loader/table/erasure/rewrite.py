@@ -1,7 +1,7 @@
 """Rewriting what holds erased rows, object by object: every section of an object is carried to a new one, the hit ones blanked, the others byte for byte.
 
-First the rows are hidden (a vector of erased rows on each segment, seen at every snapshot), then patches, column files and waiting labels are rewritten, and the
-segments themselves last: while a segment's key index still names a row, everything that belongs to it is looked at again. So each step may be repeated.
+First the rows are hidden (a vector of erased rows on each segment, seen at every snapshot), then patches, column files and waiting labels are rewritten, and
+the segments themselves last: while a segment's key index still names a row, everything that belongs to it is looked at again. So each step may be repeated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Running an erasure: written down first, then the rows are deleted at the head, hidden, rewritten, looked for again, proven, and their old bytes deleted.
 
-Every step may be repeated, so that a run that was killed is continued by the next call with the same keys. The keys themselves are kept in the catalog only for as
-long as the work lasts.
+Every step may be repeated, so that a run that was killed is continued by the next call with the same keys. The keys themselves are kept in the catalog only
+for as long as the work lasts.
 """
 
 from __future__ import annotations
