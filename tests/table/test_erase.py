@@ -272,7 +272,11 @@ FAILPOINTS = [name for name in failpoints.NAMES if name.startswith("erase.")] + 
 @pytest.mark.parametrize("failpoint", FAILPOINTS)
 def test_killed_anywhere_the_next_call_goes_on(tmp_path: Path, catalog: str | None, failpoint: str) -> None:
     with loader.connect(tmp_path, catalog=catalog) as lake:
-        before = numbers_in(build(lake).to_arrow())
+        table = create(lake, buckets=1)
+        table.append(samples(range(70)))
+        table.patch(comments([3, 7, 100]))
+        table.tag("first")
+        before = numbers_in(table.to_arrow())
 
     def erasing() -> None:
         table = loader.connect(tmp_path, catalog=catalog).table("people")
