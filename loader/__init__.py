@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loader.batch.jagged import Jagged as Jagged
+    from loader.batch.kjt import KeyedJagged as KeyedJagged
+    from loader.batch.transforms import Transforms as Transforms
     from loader.catalog.records import Attribution as Attribution
     from loader.catalog.records import Snapshot as Snapshot
     from loader.catalog.records import SourceOffsets as SourceOffsets
@@ -31,6 +33,7 @@ _MODULES = {
     "HeadraceError": "loader.errors",
     "ImageOptions": "loader.decode.images",
     "Jagged": "loader.batch.jagged",
+    "KeyedJagged": "loader.batch.kjt",
     "Lake": "loader.lake",
     "Scan": "loader.scan",
     "Schema": "loader.schema",
@@ -38,6 +41,7 @@ _MODULES = {
     "Snapshot": "loader.catalog.records",
     "SourceOffsets": "loader.catalog.records",
     "Table": "loader.table.table",
+    "Transforms": "loader.batch.transforms",
     "WriteOptions": "loader.segment.writer",
     "connect": "loader.lake",
     "errors": "",

@@ -21,7 +21,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 
 ROW_GROUP = 8_192  # rows of a batch where a format lets its reader choose
-SCAN_ROWS = 4_096  # and where it has memory of its own: about 20 MB of these tensors, which stay in a large cache until they are written again
+SCAN_ROWS = 2_048  # and where it has memory of its own: about 10 MB of these tensors, two of which stay in a large cache until they are written again
 ROW_GROUPS = (4_096, 8_192, 16_384, 32_768, 131_072)  # what Parquet may choose from
 Tensors = list[Any]
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to what a scan shows

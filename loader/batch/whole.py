@@ -20,7 +20,7 @@ from loader.decode.result import DecodedColumn, FixedColumn, ListColumn
 from loader.encodings.leaf import LeafType
 from loader.extras import require
 from loader.kernels import native
-from loader.kernels.native_lists import ListPool, ListRows, ListTable
+from loader.kernels.native_lists import ListPool, ListRows, ListTable, StartedLists
 
 Array = npt.NDArray[Any]
 _NOTHING = np.empty(0, np.uint8)
@@ -124,8 +124,19 @@ class _Plan:
         Raises:
             CorruptSegmentError: A view leaves its pool.
         """
+        batch, started = self.start(number)
+        if started is not None:
+            started.finish()
+        return batch
+
+    def start(self, number: int) -> tuple[PlainBatch, StartedLists | None]:
+        """A batch and its lists, which must be finished before anybody looks at it; None where there is nothing to finish.
+
+        Raises:
+            CorruptSegmentError: A view leaves its pool.
+        """
         if self._library is None or not self.lists:
-            return PlainBatch(self, number, None, _NOTHING)
+            return PlainBatch(self, number, None, _NOTHING), None
         start, stop = self.rows(number)
         rows = self._library.measure_lists(self._table, start, stop - start)
         if rows.num_bytes > TRUSTED_BYTES:
@@ -135,8 +146,7 @@ class _Plan:
             # the batches to come take as much, so that they get the memory, still in the cache, that one before let go
             self._memory_bytes = rows.num_bytes + rows.num_bytes // 8
         memory = self.pool.empty(self._memory_bytes, np.uint8)
-        self._library.lay_lists(rows, memory, self.threads)
-        return PlainBatch(self, number, rows, memory)
+        return PlainBatch(self, number, rows, memory), self._library.start_lists(rows, memory, self.threads)
 
     def fixed_tensors(self, torch: Any, number: int) -> tuple[list[Any], list[Any]]:
         """Values and validity of a batch by column, None where the column has none of that kind; the tensors of all batches are cut in one go a column."""
@@ -163,14 +173,25 @@ def plain_batches(
         num_rows: Rows of the block.
         batch_rows: Rows of a batch; the last may have fewer.
         pool: Where the memory of lists comes from.
-        threads: For the native list copies.
+        threads: For the native list copies. With several, one batch is laid out ahead while the caller looks at another.
 
     Raises:
         CorruptSegmentError: A view leaves its pool.
     """
     plan = _Plan(block, leaves, num_rows, batch_rows, pool, threads)
-    for number in range(plan.num_batches):
-        yield plan.batch(number)
+    if threads == 1:
+        for number in range(plan.num_batches):
+            yield plan.batch(number)
+        return
+    ahead = plan.start(0) if plan.num_batches else None
+    for number in range(1, plan.num_batches + 1):
+        assert ahead is not None
+        batch, started = ahead
+        if started is not None:
+            started.finish()
+        ahead = plan.start(number) if number < plan.num_batches else None
+        yield batch
+        del batch
 
 
 def plain_columns(block: Sequence[DecodedColumn], leaves: Sequence[LeafType], pool: BufferPool, *, threads: int = 1) -> list[PlainColumn]:

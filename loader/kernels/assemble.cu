@@ -45,42 +45,57 @@ static u64 sum_lengths(const u64* views, u64 n) {
     return sum;
 }
 
-// Where each of n lists begins when they lie end to end from `place` on.
-static void offsets_of(const u64* RESTRICT views, u64 n, i64 place, i64* RESTRICT offsets) {
+// Where each of n lists begins when they lie end to end from `place` on. Whether they lie so in their pool too.
+static bool offsets_of(const u64* RESTRICT views, u64 n, i64 place, i64* RESTRICT offsets) {
+    const u64 ahead = n ? view_start(views[0]) - (u64)place : 0;
+    u64 differs = 0;
     for (u64 i = 0; i < n; ++i) {
         offsets[i] = place;
+        differs |= view_start(views[i]) ^ (ahead + (u64)place);
         place += view_length(views[i]);
     }
+    return !differs;
 }
 
-// Items that are copied at once: 8, or 32 bytes of them.
+// Items that are copied at once: 8, or 32 bytes of them; 4 where lists are short.
 template <class P, class T> constexpr u32 group_items() { return sizeof(P) == sizeof(T) && sizeof(T) < 4 ? 32 / sizeof(T) : 8; }
 
-template <class P, class T> FN void copy_group(const P* RESTRICT from, T* RESTRICT to, T base) {
-    for (u32 k = 0; k < group_items<P, T>(); ++k) to[k] = (T)(base + (T)from[k]);
+template <u32 GROUP, class P, class T> FN void copy_group(const P* RESTRICT from, T* RESTRICT to, T base) {
+    for (u32 k = 0; k < GROUP; ++k) to[k] = (T)(base + (T)from[k]);
 }
 
 // Copies one list, `base` added. Where there is room behind pool and output, whole groups are copied, and one even of an empty list: the
 // items past the end are overwritten by the lists that follow, and short lists cost no branches.
-template <class P, class T> FN void copy_list(const P* RESTRICT from, T* RESTRICT to, u32 length, T base, bool has_room) {
+template <u32 GROUP, class P, class T> FN void copy_list(const P* RESTRICT from, T* RESTRICT to, u64 length, T base, bool has_room) {
     if (has_room) {
-        copy_group(from, to, base);
-        for (u32 i = group_items<P, T>(); i < length; i += group_items<P, T>()) copy_group(from + i, to + i, base);
+        copy_group<GROUP>(from, to, base);
+        for (u64 i = GROUP; i < length; i += GROUP) copy_group<GROUP>(from + i, to + i, base);
     } else {
-        for (u32 i = 0; i < length; ++i) to[i] = (T)(base + (T)from[i]);
+        for (u64 i = 0; i < length; ++i) to[i] = (T)(base + (T)from[i]);
     }
 }
 
-// Lays lists end to end into `out`. Returns the number of the first list that reaches outside of the pool or past `out_count`, else n.
-template <class P, class T> static u64 copy_lists(const P* pool, u64 pool_count, u64 base, const u64* views, u64 n, T* out, u64 out_count) {
-    const u32 room = group_items<P, T>();
+template <u32 GROUP, class P, class T> FN u64 copy_in_groups(const P* pool, u64 pool_count, T base, const u64* views, u64 n, T* out, u64 out_count) {
     u64 at = 0;
     for (u64 i = 0; i < n; ++i) {
         const u64 view = views[i], length = view_length(view), end = view_start(view) + length;
         if (end > pool_count || length > out_count - at) return i;
         if (i + 8 < n) __builtin_prefetch(pool + view_start(views[i + 8]));
-        copy_list(pool + view_start(view), out + at, (u32)length, (T)base, end + room <= pool_count && at + length + room <= out_count);
+        copy_list<GROUP>(pool + view_start(view), out + at, length, base, end + GROUP <= pool_count && at + length + GROUP <= out_count);
         at += length;
     }
     return n;
+}
+
+// Lays lists end to end into `out`. Returns the number of the first list that reaches outside of the pool or past `out_count`, else n.
+template <class P, class T> static u64 copy_lists(const P* pool, u64 pool_count, u64 base, const u64* views, u64 n, T* out, u64 out_count) {
+    if (sizeof(T) > 2 && out_count <= 3 * n) return copy_in_groups<4>(pool, pool_count, (T)base, views, n, out, out_count);
+    return copy_in_groups<group_items<P, T>()>(pool, pool_count, (T)base, views, n, out, out_count);
+}
+
+// Copies items that stand together in the pool: all of out_count, from `first` on. False where the pool ends before.
+template <class P, class T> static bool copy_items(const P* pool, u64 pool_count, u64 base, u64 first, T* out, u64 out_count) {
+    if (first > pool_count || out_count > pool_count - first) return false;
+    for (u64 i = 0; i < out_count; ++i) out[i] = (T)((T)base + (T)pool[first + i]);
+    return true;
 }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from loader.errors import CorruptSegmentError
+from loader.errors import CorruptSegmentError, ForkedProcessError
 from loader.kernels.arrays import Array, address, check_dtype, item_bytes
 
 LIST_POOL = np.dtype(
@@ -20,7 +21,8 @@ LIST_POOL = np.dtype(
 _POINTER, _U64, _U32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32
 LIST_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "headrace_list_measure": ([_POINTER, _U64, _U64, _U64, _POINTER, _POINTER, _POINTER], _U64),
-    "headrace_list_rows": ([_POINTER, _U64, _U64, _U64, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _U32], _U64),
+    "headrace_list_rows_start": ([_POINTER, _U64, _U64, _U64, _POINTER, _POINTER, _POINTER, _POINTER, _U32], _POINTER),
+    "headrace_list_rows_finish": ([_POINTER, _POINTER], _U64),
 }
 _ALL_ONES = (1 << 64) - 1
 LISTS_PER_TILE = 1_024  # what one thread lays out at a time
@@ -138,26 +140,57 @@ class ListMethods:
         num_bytes = self._library.headrace_list_measure(table.address, count, first, num_rows, at, at + 8 * num_sums, at + 8 * (num_sums + count))
         return ListRows(table=table, first=first, num_rows=num_rows, num_bytes=num_bytes, figures=figures)
 
-    def lay_lists(self, rows: ListRows, memory: Array, threads: int = 1) -> None:
-        """Lay lists end to end, with their offsets.
+    def start_lists(self, rows: ListRows, memory: Array, threads: int = 1) -> StartedLists:
+        """Begin to lay lists end to end, with their offsets. With several threads others go on with it while the caller does something else.
 
         Args:
             rows: From `measure_lists`; the views have not changed since.
             memory: uint8, `rows.num_bytes` at least; written.
-            threads: How many share the tiles.
+            threads: How many share the tiles, the one that finishes it among them.
 
         Raises:
             ValueError: The memory is too small.
-            CorruptSegmentError: A view reaches outside of its pool; names the column by its number.
         """
         check_dtype(memory, "memory", "|u1")
         if memory.size < rows.num_bytes:
             raise ValueError(f"memory has {memory.size} bytes, the rows take {rows.num_bytes}")
-        count, at, bad = len(rows.table.columns), rows.figures.ctypes.data, ctypes.c_uint64()
+        return StartedLists(self._library, rows, memory, max(threads, 1))
+
+    def lay_lists(self, rows: ListRows, memory: Array, threads: int = 1) -> None:
+        """Lay lists end to end, with their offsets: `start_lists` and its `finish`, arguments and errors as they have them."""
+        self.start_lists(rows, memory, threads).finish()
+
+
+class StartedLists:
+    """Lists on their way into memory, which it keeps alive; threads write there until it is finished or dropped."""
+
+    def __init__(self, library: Any, rows: ListRows, memory: Array, threads: int) -> None:
+        self._library, self._rows, self._memory, self._process = library, rows, memory, os.getpid()
+        count, at = len(rows.table.columns), rows.figures.ctypes.data
         num_sums = rows.figures.size - 2 * count
-        column = self._library.headrace_list_rows(
+        self._started = library.headrace_list_rows_start(
             rows.table.address, count, rows.first, rows.num_rows, at, at + 8 * num_sums, at + 8 * (num_sums + count),
-            address(memory, "memory", writable=True, alignment=8), ctypes.byref(bad), max(threads, 1),
+            address(memory, "memory", writable=True, alignment=8), threads,
         )  # fmt: skip
-        if column != count:
-            raise CorruptSegmentError(f"list column {column} of the request is corrupt: list {rows.first + bad.value} reaches outside of its pool")
+
+    def finish(self) -> None:
+        """Lay what is not laid yet, and wait for the rest; a second call does nothing.
+
+        Raises:
+            CorruptSegmentError: A view reaches outside of its pool; names the column by its number.
+            ForkedProcessError: It was started in another process.
+        """
+        if self._process != os.getpid():
+            raise ForkedProcessError(f"lists laid out in process {self._process} are finished in its fork {os.getpid()}: start workers with spawn")
+        started, self._started = self._started, None
+        if started is None:
+            return
+        bad = ctypes.c_uint64()
+        column = self._library.headrace_list_rows_finish(started, ctypes.byref(bad))
+        if column != len(self._rows.table.columns):
+            raise CorruptSegmentError(f"list column {column} of the request is corrupt: list {self._rows.first + bad.value} reaches outside of its pool")
+
+    def __del__(self) -> None:
+        # in a fork the threads are gone, and nobody but them wrote there
+        if getattr(self, "_started", None) is not None and self._process == os.getpid():
+            self._library.headrace_list_rows_finish(self._started, ctypes.byref(ctypes.c_uint64()))

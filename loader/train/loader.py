@@ -59,10 +59,11 @@ class DataLoader:
         device: "cpu"; "cuda" or "cuda:N" decodes and makes batches on that GPU, or raises an error that says why not; "auto" takes a GPU where one can be
             used, else the CPU with a warning that says why. The batches are the same. One GPU a rank. With decode="cpu" or "actor" they come in host memory:
             move them with `batch.to(device)`.
-        output: "dict" gives `Batch` of torch tensors, "numpy" of arrays, "arrow" `pyarrow.RecordBatch`.
+        output: "dict" gives `Batch` of torch tensors; "kjt" too, with all lists of integers as one keyed jagged tensor `batch["kjt"]`; "nested" with lists as
+            torch nested tensors. "numpy" gives `Batch` of arrays, "arrow" `pyarrow.RecordBatch`.
         decode: Where blocks are decoded: "rank" in this process; "cpu" too, and there on the CPU whatever the device; "actor" in Ray Data actors, which send
             whole batches. The batches are the same.
-        transforms: Called on every batch in turn, in the loader's thread; each returns what the next one gets.
+        transforms: Called on every batch in turn, in the loader's thread; each returns what the next one gets. `loader.Transforms` makes them of plain values.
         images: What binary columns of JPEG images become, by column; one `ImageOptions` is for all columns whose field is marked headrace.content = image/jpeg.
             They are decoded in the loader's thread before the transforms.
         stream: A block stream, or what makes one from a `FetchSpec` (`loader.distributed.RayBlockStream`). Default threads of this process. With

@@ -124,3 +124,29 @@ def test_memory_of_a_batch_is_used_again_only_when_nobody_holds_it() -> None:
         addresses.add(batch[place].offsets[0].ctypes.data)  # the offsets lie first
         del batch
     assert len(addresses) <= 2  # of four: a batch that takes much more than the first has new memory
+
+
+def test_a_batch_laid_out_ahead_leaves_the_one_in_hand_alone() -> None:
+    data = make_samples(3_000)
+    reader = SegmentReader(encode_segment(data, column_ids=list(range(data.num_columns))).data)
+    ids, pool = reader.resolve(None), BufferPool()
+    leaves = [reader.leaf(column) for column in ids]
+    alone, ahead = (plain_batches(reader.read_block(0, ids), leaves, 3_000, 500, pool, threads=threads) for threads in (1, 3))
+    held = []
+    for one, other in zip(alone, ahead, strict=True):
+        held.append((one, other))
+        for mine, theirs in held:
+            assert all(np.array_equal(first.values, second.values) for first, second in zip(mine, theirs, strict=True))
+    assert len(held) == 6
+
+
+def test_a_scan_that_ends_early_leaves_nothing_behind() -> None:
+    data = make_samples(3_000)
+    reader = SegmentReader(encode_segment(data, column_ids=list(range(data.num_columns))).data)
+    ids, pool = reader.resolve(None), BufferPool()
+    for taken in range(4):
+        batches = plain_batches(reader.read_block(0, ids), [reader.leaf(column) for column in ids], 3_000, 500, pool, threads=3)
+        for _ in range(taken):
+            next(batches)
+        del batches
+    assert pool.idle_bytes > 0
