@@ -184,7 +184,8 @@ def check_files(lake: Lake, table: Table) -> None:
         table.to_arrow(snapshot=snapshot)
 
 
-PLACES = [(name, 1) for name in failpoints.NAMES if name != "garbage.deleted"]
+OWN_TESTS = ("erase.", "ttl.", "garbage.deleted")
+PLACES = [(name, 1) for name in failpoints.NAMES if not name.startswith(OWN_TESTS)]
 PLACES += [("commit.begun", 6), ("commit.written", 4), ("commit.written", 7), ("commit.committed", 5)]  # the commits of compactions and later writes too
 
 
