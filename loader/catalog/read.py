@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from loader.catalog.connection import Connection
-from loader.catalog.records import Attribution, ColumnFileRef, OverlayRef, PendingRef, SegmentRef, Snapshot, SnapshotView, TableSpec
-from loader.errors import SnapshotNotFoundError, TableNotFoundError, did_you_mean
+from loader.catalog.records import OVERLAY_KINDS, Attribution, ColumnFileRef, OverlayRef, PendingRef, SegmentRef, Snapshot, SnapshotView, TableSpec
+from loader.errors import SnapshotNotFoundError, TableNotFoundError, UnsupportedVersionError, did_you_mean
 from loader.schema import Schema
 
 _SPEC = (
@@ -338,6 +338,10 @@ def _segment(row: Sequence[Any], overlays: Sequence[OverlayRef], column_files: S
 
 
 def _overlay(row: Sequence[Any]) -> OverlayRef:
+    if row[2] not in OVERLAY_KINDS:
+        raise UnsupportedVersionError(
+            f"overlay {row[1]} of segment {row[0]} is of kind {row[2]!r}, which a newer Headrace wrote: upgrade with `pip install --upgrade headrace`"
+        )
     return OverlayRef(
         overlay_id=row[1],
         kind=row[2],

@@ -31,6 +31,7 @@ catalog_version = Table(
     Column("version", Integer, nullable=False),
     Column("lake_id", Text, nullable=False),
     Column("written_by", Text, nullable=False),
+    Column("reads_since", Integer, nullable=False, server_default="1"),  # the oldest version whose open handles may go on reading
 )
 
 tables = Table(
@@ -269,6 +270,16 @@ erasures = Table(
     Column("proof", Text),  # JSON
 )
 Index("erasures_table", erasures.c.table_id)
+
+repairs = Table(
+    "repairs",  # what the doctor mended
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("table_id", BigInteger),
+    Column("repaired_at", BigInteger, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("what", Text, nullable=False),
+)
 
 
 def ddl(dialect_name: str) -> list[str]:

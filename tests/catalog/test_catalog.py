@@ -34,7 +34,7 @@ MakeLake = Callable[..., Lake]
 
 def test_the_tables_that_the_design_names_are_there_on_both_databases() -> None:
     named = ["tables", "schemas", "snapshots", "segments", "segment_stats", "column_files", "overlays", "inline_data", "buckets", "pending"]
-    named += ["source_offsets", "staged", "selections", "pins", "garbage", "catalog_version", "erasures"]
+    named += ["source_offsets", "staged", "selections", "pins", "garbage", "catalog_version", "repairs", "erasures"]
     assert set(metadata.tables) == set(named)
     assert len(ddl("postgresql")) == len(ddl("sqlite"))
 
@@ -55,6 +55,8 @@ def test_an_older_catalog_is_migrated(make_lake: MakeLake) -> None:
         connection.execute("alter table tables drop column floor")
         connection.execute("alter table tables drop column erased_in")
         connection.execute("drop table erasures")
+        connection.execute("drop table repairs")
+        connection.execute("alter table catalog_version drop column reads_since")
         connection.execute("update catalog_version set version = 1")
     lake.close()
     table = make_lake().table("samples")

@@ -297,6 +297,7 @@ def test_killed_anywhere_the_next_call_goes_on(tmp_path: Path, catalog: str | No
         proof = table.erase(keys(GONE), due=NOW)
         assert proof.is_complete and proof.verify(lake) == []
         collect(lake.database, lake.storage.files, now=now_micros() + 2 * STAGED_LEASE_SECONDS * 1_000_000)
+        assert [str(one) for one in lake.doctor(deep=True).findings] == []
         assert_gone(lake, table, GONE, stays=[4, 62])
         assert numbers_in(table.to_arrow()) == sorted(set(before) - set(GONE))
         with lake.database.read() as connection:
