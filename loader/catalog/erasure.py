@@ -212,7 +212,7 @@ def apply(connection: Connection, step: ErasureStep, *, grace_seconds: float) ->
     for segment_id in step.touched:
         _renumber(connection, spec.id, segment_id)
     for mark in step.marks:
-        _insert_mark(connection, spec.id, mark, new)
+        _insert_mark(connection, spec.id, mark)
     connection.executemany(
         "update buckets set pending_changed_in = ? where table_id = ? and bucket = ?", [(new, spec.id, bucket) for bucket in step.pending_buckets]
     )
@@ -233,12 +233,12 @@ def _move(connection: Connection, move: Move) -> None:
     )
 
 
-def _insert_mark(connection: Connection, table_id: int, mark: Mark, sequence: int) -> None:
+def _insert_mark(connection: Connection, table_id: int, mark: Mark) -> None:
     """As long as its segment is shown, the vector is: at every snapshot that there is of it."""
     connection.execute(
         "insert into overlays (table_id, segment_id, kind, level, sequence, path, section_offset, num_bytes, num_rows, num_deleted, column_ids, added_in, "
-        "removed_in) select ?, id, ?, 0, ?, ?, ?, ?, ?, 0, '[]', added_in, removed_in from segments where id = ?",
-        (table_id, ERASED, sequence, mark.path, mark.offset, mark.num_bytes, mark.num_rows, mark.segment_id),
+        "removed_in) select ?, id, ?, 0, added_in, ?, ?, ?, ?, 0, '[]', added_in, removed_in from segments where id = ?",
+        (table_id, ERASED, mark.path, mark.offset, mark.num_bytes, mark.num_rows, mark.segment_id),
     )
 
 
