@@ -83,6 +83,8 @@ class Lake:
         merge: Mapping[str, str] | None = None,
         attribution: Attribution | None = None,
         durability: str = "strict",
+        lookup_columns: Sequence[str] = (),
+        resolve_horizon_seconds: int | None = None,
     ) -> Table:
         """Create an empty table.
 
@@ -98,6 +100,8 @@ class Lake:
             merge: {column: last | first | max | min | sum | count | any}: how a patch meets a value; default last.
             attribution: When a label that never came reads as its default.
             durability: "strict": acknowledged means synced to disk. "relaxed": the last commits may be lost with the machine's power, none by a killed process.
+            lookup_columns: Columns whose rows are kept side by side in large segments, for look-ups on cold data; see `Table.build_lookup`.
+            resolve_horizon_seconds: A patch of a row so much older than the watermark is refused, by the time column.
 
         Raises:
             AlreadyExistsError: A table of this name is there.
@@ -115,6 +119,8 @@ class Lake:
             merge=merge,
             attribution=attribution,
             durability=durability,
+            lookup_columns=lookup_columns,
+            resolve_horizon_seconds=resolve_horizon_seconds,
         )
         with self.database.write() as connection:
             admin.create_table(connection, spec)

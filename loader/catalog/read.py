@@ -18,8 +18,9 @@ from loader.schema import Schema
 
 _SPEC = (
     "select t.id, t.name, t.schema_id, t.primary_key, t.bucket_by, t.buckets, t.cluster_by, t.time_column, t.partition_by, t.merge, t.attribution, "
-    "t.durability, s.json from tables t join schemas s on s.table_id = t.id and s.id = {schema} where t.dropped_at is null and "
+    "t.durability, t.properties, s.json from tables t join schemas s on s.table_id = t.id and s.id = {schema} where t.dropped_at is null and "
 )
+LOOKUP_COLUMNS, RESOLVE_HORIZON = "lookup_column_ids", "resolve_horizon_seconds"  # names among a table's properties
 SNAPSHOT = "select id, kind, commit_id, created_at, watermark, num_rows, summary from snapshots where table_id = ?"
 OFFSETS = "select source_partition, next, epoch, committed_in from source_offsets where table_id = ? and pipeline = ? and source = ?"
 BUCKETS = "select bucket, rows_changed_in, pending_changed_in from buckets where table_id = ?"
@@ -80,8 +81,10 @@ def load_spec_at(connection: Connection, spec: TableSpec, snapshot_id: int) -> T
 
 
 def _spec(row: Sequence[Any]) -> TableSpec:
-    table_id, name, schema_id, primary_key, bucket_by, buckets, cluster_by, time_column, partition_by, merge, attribution, durability, schema = row
+    table_id, name, schema_id, primary_key, bucket_by, buckets, cluster_by, time_column, partition_by, merge, attribution, durability, properties, schema = row
     columns = Schema.from_json(json.loads(schema))
+    settings = json.loads(properties)
+    known = {column.id for column in columns}
     return TableSpec(
         id=table_id,
         name=name,
@@ -96,6 +99,8 @@ def _spec(row: Sequence[Any]) -> TableSpec:
         merge_by_id={int(key): rule for key, rule in json.loads(merge).items()},
         attribution=_attribution(columns, attribution),
         durability=durability,
+        lookup_column_ids=tuple(column_id for column_id in settings.get(LOOKUP_COLUMNS, ()) if column_id in known),
+        resolve_horizon_seconds=settings.get(RESOLVE_HORIZON),
     )
 
 

@@ -73,6 +73,8 @@ class TableSpec:
     merge_by_id: Mapping[int, str]
     attribution: Attribution | None
     durability: str
+    lookup_column_ids: tuple[int, ...] = ()  # of these, rows are kept side by side for look-ups
+    resolve_horizon_seconds: int | None = None  # labels of rows older than this below the watermark are refused
 
     def columns(self, ids: tuple[int, ...]) -> tuple[Column, ...]:
         by_id = {column.id: column for column in self.schema}

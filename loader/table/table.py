@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from loader.catalog import admin
-from loader.catalog.read import load_head, load_offsets, load_pending, load_snapshots, load_view, resolve_snapshot
+from loader.catalog.read import load_offsets, load_snapshots, load_view, resolve_snapshot
 from loader.catalog.records import Attribution, Snapshot, SnapshotView, SourceOffsets, TableSpec
 from loader.schema import Schema
 from loader.table import evolve as evolution
@@ -21,6 +20,7 @@ from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
 from loader.table.delete import delete
+from loader.table.describe import describe
 from loader.table.diff import Diff, diff
 from loader.table.erasure.proof import ErasureProof
 from loader.table.erasure.run import DEFAULT_DUE, erase
@@ -28,6 +28,7 @@ from loader.table.expire import ExpiryReport, expire
 from loader.table.lookup import KeyValues
 from loader.table.overwrite import Overwrite
 from loader.table.patch import Patch
+from loader.table.row_groups import RowGroupReport, build_row_groups
 from loader.table.rows import Data
 from loader.table.times import time_value
 from loader.table.upsert import Upsert
@@ -405,6 +406,20 @@ class Table:
         """
         return self._context.look_ups.at(snapshot).take(keys, columns)
 
+    def build_lookup(self, columns: Sequence[str] | None = None, *, progress: Progress | None = None) -> RowGroupReport:
+        """Keep these columns of large segments a second time, rows side by side, so that look-ups on cold data read a page a row, not one a column.
+
+        Segments that have their rows already are passed over; compaction keeps them up. Stopping it loses nothing that is done.
+
+        Args:
+            columns: The look-up columns from now on, in place of those the table has; an empty list ends it. Default: those of `create_table`.
+            progress: Called with rows done and rows to do.
+
+        Raises:
+            ColumnNotFoundError, SchemaError: A column is not there, or of a type that rows do not hold (fixed-width values, strings, binary, lists of numbers).
+        """
+        return build_row_groups(self._context, columns, progress)
+
     def scan(
         self,
         columns: Sequence[str] | None = None,
@@ -447,35 +462,7 @@ class Table:
 
     def describe(self) -> dict[str, Any]:
         """The definition and the present state, as JSON values."""
-        spec = self.spec
-        with self.lake.database.read() as connection:
-            view = load_view(connection, spec, load_head(connection, spec))
-            tags = admin.load_tags(connection, spec)
-            waiting = load_pending(connection, spec.id, range(spec.buckets))
-        held = sum(entry.num_held - len(entry.met or b"") // 4 for entry in waiting)
-        overlays = [overlay for segment in view.segments for overlay in segment.overlays]
-        return {
-            "name": spec.name,
-            "columns": [{"id": column.id, "name": column.name, "type": str(column.type), "nullable": column.nullable} for column in spec.schema],
-            "primary_key": spec.primary_key,
-            "bucket_by": spec.bucket_by,
-            "buckets": spec.buckets,
-            "cluster_by": spec.cluster_by,
-            "time_column": self.time_column,
-            "partition_by": spec.partition_by,
-            "merge": spec.merge,
-            "attribution": None if spec.attribution is None else dataclasses.asdict(spec.attribution),
-            "durability": spec.durability,
-            "snapshot": view.snapshot_id,
-            "watermark": view.watermark,
-            "num_rows": view.num_rows,
-            "num_segments": len(view.segments),
-            "num_overlays": len(overlays),
-            "num_pending": held,
-            "segment_bytes": sum(segment.num_bytes for segment in view.segments),
-            "overlay_bytes": sum(overlay.num_bytes for overlay in overlays),
-            "tags": tags,
-        }
+        return describe(self._context)
 
     def bytes_by_column(self, snapshot: SnapshotLike = None) -> dict[str, int]:
         """Stored bytes of each column in the live segments."""

@@ -27,6 +27,7 @@ from loader.table.compaction.pick import CompactionOptions, CompactionTask, Fold
 from loader.table.compaction.rewrite import Rewritten, rewrite
 from loader.table.context import TableContext
 from loader.table.files import Stage, place
+from loader.table.row_groups import build_row_groups
 from loader.table.segments import encode_overlay, open_segment, operand_orders, operand_rows, read_by_id
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ def compact(
             _compact_bucket(run, bucket)
     finally:
         run.stage.close()
+    if run.context.spec.lookup_column_ids:
+        build_row_groups(run.context, buckets=buckets)
     return _report(run, time.monotonic() - started)
 
 

@@ -22,7 +22,7 @@ from loader.catalog.erasure import ErasureStep, Mark, Move, StoredSection
 from loader.catalog.records import ERASED
 from loader.errors import NotFoundError
 from loader.segment.key_index import Keys
-from loader.segment.layout import ROW_COLUMN_ID
+from loader.segment.layout import LOOKUP_ROWS_COLUMN_ID, ROW_COLUMN_ID
 from loader.segment.reader import SegmentReader
 from loader.table.context import TableContext
 from loader.table.erasure.blank import Blanked, Rows, blank_columns, blank_segment, drop_operands
@@ -31,7 +31,6 @@ from loader.table.files import Stage, place
 from loader.table.segments import encode_overlay, operand_rows, read_by_id
 
 logger = logging.getLogger(__name__)
-LOOKUP_ROWS_COLUMN_ID = 0xFFFF_FF03  # a column file that repeats a segment's rows for look-ups; it can be made again
 Place: TypeAlias = tuple[str, int, int]  # path, offset, bytes
 Recipe: TypeAlias = Callable[[], Blanked | None]  # a section's new bytes, made when its object's turn comes; None drops it
 
@@ -125,7 +124,7 @@ class Rewriter:
             if kind == "patch" and self._patches_one_of(section, rows):
                 targets[section.path][at] = functools.partial(self._operands, section, rows)
             elif kind == "columns" and column_ids == [LOOKUP_ROWS_COLUMN_ID]:
-                targets[section.path][at] = _nothing
+                targets[section.path][at] = _nothing  # rows once more, for look-ups: it can be built again
             elif kind == "columns":
                 targets[section.path][at] = functools.partial(self._columns, section, rows)
         at = (segment.path, segment.offset, segment.num_bytes)
