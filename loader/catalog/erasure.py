@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from loader.catalog import sealing
 from loader.catalog.commit import TABLES_WITH_PATHS, now_micros, throw_away
 from loader.catalog.connection import Connection
 from loader.catalog.read import load_head
@@ -209,6 +210,7 @@ def apply(connection: Connection, step: ErasureStep, *, grace_seconds: float) ->
         _move(connection, move)
         if move.labels:
             _mask_pending(connection, move, new)
+    sealing.repack(connection, spec.id, [move.section.id for move in step.moves if move.section.table == "segments"])
     for segment_id in step.touched:
         _renumber(connection, spec.id, segment_id)
     for mark in step.marks:

@@ -23,6 +23,7 @@ from loader.segment.layout import ROW_COLUMN_ID, SEQUENCE_COLUMN_ID, Feature, Se
 from loader.segment.reader import SegmentReader
 from loader.segment.writer import WriteOptions, encode_segment
 from loader.table.resolve import scatter
+from loader.table.statistics import records_of, tracked_columns
 from loader.table.times import partition_start, time_words
 
 Rows = npt.NDArray[np.uint32]
@@ -35,7 +36,7 @@ class Blanked:
     """A rewritten section, with what the catalog records of it."""
 
     data: memoryview
-    columns: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, int | bytes | None] = dataclasses.field(default_factory=dict)
 
 
 def blank_segment(spec: TableSpec, reader: SegmentReader, rows: Rows, erased: Keys, partition: int) -> Blanked:
@@ -65,7 +66,9 @@ def blank_segment(spec: TableSpec, reader: SegmentReader, rows: Rows, erased: Ke
     options = WriteOptions(segment_id=reader.segment_id, cluster_by=tuple(reader.properties.get("cluster_by", ())))
     encoded = encode_segment(table, column_ids=ids, options=options, key_index=build(index), block_rows=reader.block_rows.tolist())
     lows = index.low
-    columns = {
+    stats = records_of(tracked_columns(spec), table, ids, [0, table.num_rows], [encoded.stats])[0]
+    columns: dict[str, int | bytes | None] = {
+        "stats": stats,
         "key_min": signed(int(lows.min())) if len(lows) else None,
         "key_max": signed(int(lows.max())) if len(lows) else None,
         "time_min": None if times is None else int(times.min()),
