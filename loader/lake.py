@@ -214,7 +214,11 @@ class Lake:
         return examine(self, table, deep=deep, repair=repair, progress=progress, state=state)
 
     def close(self) -> None:
-        """Close the catalog's connection; tables of this lake cannot be used after it."""
+        """Commit what was appended in the background and close the catalog's connection; tables of this lake cannot be used after it."""
+        with self._lock:
+            contexts = list(self._contexts.values())
+        for context in contexts:
+            context.commits.close()
         self.database.close()
 
 

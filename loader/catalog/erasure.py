@@ -17,6 +17,7 @@ import numpy as np
 from loader.catalog import sealing
 from loader.catalog.commit import TABLES_WITH_PATHS, now_micros, throw_away
 from loader.catalog.connection import Connection
+from loader.catalog.inline import unpacked_bytes
 from loader.catalog.read import load_head
 from loader.catalog.records import ERASED, TableSpec
 
@@ -205,7 +206,8 @@ def apply(connection: Connection, step: ErasureStep, *, grace_seconds: float) ->
         "insert into snapshots (table_id, id, commit_id, kind, schema_id, watermark, num_rows, created_at, summary) values (?, ?, ?, 'erase', ?, ?, ?, ?, ?)",
         (spec.id, new, f"{step.erasure_id}-{uuid.uuid4().hex}", *before, now_micros(), json.dumps(summary)),
     )
-    connection.executemany("insert into inline_data values (?, ?, ?)", [(path, spec.id, data) for path, data in step.inline.items()])
+    inline = [(path, spec.id, data, unpacked_bytes(data)) for path, data in step.inline.items()]
+    connection.executemany("insert into inline_data (path, table_id, data, num_bytes) values (?, ?, ?, ?)", inline)
     for move in step.moves:
         _move(connection, move)
         if move.labels:

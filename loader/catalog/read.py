@@ -143,6 +143,18 @@ def load_erased(connection: Connection, table_id: int) -> int:
     return int(connection.execute("select erased_in from tables where id = ?", (table_id,)).fetchone()[0])
 
 
+def load_head_and_floor(connection: Connection, spec: TableSpec) -> tuple[int, int]:
+    """Number of the newest snapshot, and of the one that `load_floor` gives.
+
+    Raises:
+        TableNotFoundError: The table was dropped meanwhile.
+    """
+    row = connection.execute("select head, floor, erased_in from tables where id = ? and dropped_at is null", (spec.id,)).fetchone()
+    if row is None:
+        raise TableNotFoundError(f"table {spec.name!r} was dropped")
+    return int(row[0]), max(int(row[1]), int(row[2]))
+
+
 def resolve_snapshot(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> int:
     """The number of a snapshot given as a number, a tag, a Snapshot, or None for the newest.
 

@@ -138,8 +138,7 @@ class _Erasing:
         """Delete the rows at the head, once; returns the snapshot from which on they are gone."""
         if self.request.deleted_in is not None:
             return self.request.deleted_in
-        with self.context.lock:
-            snapshot = DeleteKeys(self.context, self.keys, offsets=None, commit_id=self.request.id).run()
+        snapshot = DeleteKeys(self.context, self.keys, offsets=None, commit_id=self.request.id).run()
         with self.context.catalog.write(self.context.spec.id) as connection:
             records.update(connection, self.request.id, deleted_in=snapshot.id)
         return snapshot.id
