@@ -206,7 +206,7 @@ def apply(connection: Connection, step: ErasureStep, *, grace_seconds: float) ->
         "insert into snapshots (table_id, id, commit_id, kind, schema_id, watermark, num_rows, created_at, summary) values (?, ?, ?, 'erase', ?, ?, ?, ?, ?)",
         (spec.id, new, f"{step.erasure_id}-{uuid.uuid4().hex}", *before, now_micros(), json.dumps(summary)),
     )
-    inline = [(path, spec.id, data, unpacked_bytes(data)) for path, data in step.inline.items()]
+    inline: list[Sequence[Any]] = [(path, spec.id, data, unpacked_bytes(data)) for path, data in step.inline.items()]
     connection.executemany("insert into inline_data (path, table_id, data, num_bytes) values (?, ?, ?, ?)", inline)
     for move in step.moves:
         _move(connection, move)
