@@ -7,7 +7,7 @@ import datetime
 
 from loader import failpoints
 from loader.catalog.commit import GARBAGE_GRACE_SECONDS, now_micros
-from loader.catalog.retention import forget_dead, mark_expired
+from loader.catalog.retention import FIRST_DEAD, forget_dead, mark_expired
 from loader.table.context import TableContext
 
 
@@ -31,18 +31,25 @@ def expire(context: TableContext, *, older_than: datetime.timedelta | datetime.d
     if grace_seconds is not None and grace_seconds < 0:
         raise ValueError(f"grace_seconds is {grace_seconds}: it must not be negative")
     before = _micros(older_than)
-    with context.catalog.write(context.spec.id) as connection:
-        expired = mark_expired(connection, context.spec, before_micros=before, keep=keep)
-    failpoints.hit("expire.marked")
-    records = 0
-    while True:
+    grace = GARBAGE_GRACE_SECONDS if grace_seconds is None else grace_seconds
+    snapshots: list[int] = []
+    at: int | None = 0
+    while at is not None:
         with context.catalog.write(context.spec.id) as connection:
-            gone = forget_dead(connection, context.spec, grace_seconds=GARBAGE_GRACE_SECONDS if grace_seconds is None else grace_seconds)
+            expired = mark_expired(connection, context.spec, before_micros=before, keep=keep, after=at)
+        failpoints.hit("expire.marked")
+        snapshots += expired.snapshots
+        at = expired.after
+    records = 0
+    place: tuple[int, int, int] | None = FIRST_DEAD
+    while place is not None:
+        with context.catalog.write(context.spec.id) as connection:
+            forgotten = forget_dead(connection, context.spec, grace_seconds=grace, after=place)
         failpoints.hit("expire.forgotten")
-        records += gone
-        if not gone:
-            context.sealer.run()
-            return ExpiryReport(snapshots=expired.snapshots, records=records)
+        records += forgotten.records
+        place = forgotten.after
+    context.sealer.run()
+    return ExpiryReport(snapshots=tuple(snapshots), records=records)
 
 
 def _micros(moment: datetime.timedelta | datetime.datetime) -> int:
