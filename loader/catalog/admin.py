@@ -58,6 +58,12 @@ def _properties(spec: TableSpec) -> dict[str, Any]:
     return found
 
 
+def load_property(connection: Connection, spec: TableSpec, name: str, default: Any) -> Any:
+    """One of a table's properties, or what it is where it was never set."""
+    (text,) = connection.execute("select properties from tables where id = ?", (spec.id,)).fetchone()
+    return json.loads(text).get(name, default)
+
+
 def set_property(connection: Connection, spec: TableSpec, name: str, value: Any) -> None:
     """Set one of a table's properties."""
     (text,) = connection.execute("select properties from tables where id = ?", (spec.id,)).fetchone()
