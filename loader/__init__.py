@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loader.batch.jagged import Jagged as Jagged
+    from loader.batch.kjt import KeyedJagged as KeyedJagged
+    from loader.batch.transforms import Transforms as Transforms
     from loader.catalog.records import Attribution as Attribution
     from loader.catalog.records import Snapshot as Snapshot
     from loader.catalog.records import SourceOffsets as SourceOffsets
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from loader.table.compaction.pick import CompactionOptions as CompactionOptions
     from loader.table.table import Table as Table
     from loader.train import DataLoader as DataLoader
+    from loader.train.metrics import serve_metrics as serve_metrics
 
 __version__ = "0.1.0"
 
@@ -31,6 +34,7 @@ _MODULES = {
     "HeadraceError": "loader.errors",
     "ImageOptions": "loader.decode.images",
     "Jagged": "loader.batch.jagged",
+    "KeyedJagged": "loader.batch.kjt",
     "Lake": "loader.lake",
     "Scan": "loader.scan",
     "Schema": "loader.schema",
@@ -38,8 +42,10 @@ _MODULES = {
     "Snapshot": "loader.catalog.records",
     "SourceOffsets": "loader.catalog.records",
     "Table": "loader.table.table",
+    "Transforms": "loader.batch.transforms",
     "WriteOptions": "loader.segment.writer",
     "connect": "loader.lake",
+    "serve_metrics": "loader.train.metrics",
     "errors": "",
     "write_segment": "loader.segment.writer",
 }

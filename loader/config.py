@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pydantic_core import ErrorDetails
 
 from loader import config_tree
+from loader.batch.transforms import Transforms
 from loader.errors import ConfigError, did_you_mean
 
 TimeValue = int | str | None
@@ -103,6 +104,7 @@ class DataConfig(_Section):
         where: SQL expression of the training rows.
         closed_before: Train only on rows whose attribution window closed by then: a time value, or `watermark`.
         test_where, test_closed_before: The same for the rows that measure the model; without either nothing is measured.
+        transforms: Steps from the table's columns to the model's, as for `loader.Transforms`: a kind and its keys each.
     """
 
     dense: tuple[DenseFeature, ...] = ()
@@ -114,9 +116,15 @@ class DataConfig(_Section):
     closed_before: TimeValue = None
     test_where: str | None = None
     test_closed_before: TimeValue = None
+    transforms: tuple[dict[str, Any], ...] = ()
 
     @property
     def columns(self) -> list[str]:
+        """Every column that is read of the table: what the model and the transforms need, each once."""
+        return Transforms(self.transforms).inputs(self.model_columns)
+
+    @property
+    def model_columns(self) -> list[str]:
         """Every column that the model reads, label last, each once."""
         names = [dense.column for dense in self.dense] + [sparse.column for sparse in self.sparse]
         for feature in self.history:
@@ -127,6 +135,7 @@ class DataConfig(_Section):
     def _check(self) -> DataConfig:
         if not (self.dense or self.sparse or self.history):
             raise ValueError("names no feature: give dense, sparse or history")
+        Transforms(self.transforms)
         tables = [feature.column for feature in self.sparse]
         for feature in self.history:
             if feature.embedding not in tables:

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -24,6 +24,9 @@ from loader.storage import LocalStorage, Storage, make_folders
 from loader.table.context import TableContext
 from loader.table.definition import define
 from loader.table.table import Table
+
+if TYPE_CHECKING:
+    from loader.doctor.run import Report
 
 MARKER = "headrace-lake.json"
 LAKE_VERSION = 1
@@ -80,6 +83,8 @@ class Lake:
         merge: Mapping[str, str] | None = None,
         attribution: Attribution | None = None,
         durability: str = "strict",
+        lookup_columns: Sequence[str] = (),
+        resolve_horizon_seconds: int | None = None,
     ) -> Table:
         """Create an empty table.
 
@@ -95,6 +100,8 @@ class Lake:
             merge: {column: last | first | max | min | sum | count | any}: how a patch meets a value; default last.
             attribution: When a label that never came reads as its default.
             durability: "strict": acknowledged means synced to disk. "relaxed": the last commits may be lost with the machine's power, none by a killed process.
+            lookup_columns: Columns whose rows are kept side by side in large segments, for look-ups on cold data; see `Table.build_lookup`.
+            resolve_horizon_seconds: A patch of a row so much older than the watermark is refused, by the time column.
 
         Raises:
             AlreadyExistsError: A table of this name is there.
@@ -112,6 +119,8 @@ class Lake:
             merge=merge,
             attribution=attribution,
             durability=durability,
+            lookup_columns=lookup_columns,
+            resolve_horizon_seconds=resolve_horizon_seconds,
         )
         with self.database.write() as connection:
             admin.create_table(connection, spec)
@@ -155,7 +164,7 @@ class Lake:
 
     def pin(self, table: str, snapshot: int | str | Snapshot | None, owner: str, ttl_seconds: float | None) -> Pin:
         """Hold a snapshot, so that nothing it needs is deleted, for a time or until `unpin`."""
-        with self.database.write() as connection:
+        with self.database.write(as_reader=True) as connection:
             spec = load_spec(connection, table)
             return admin.add_pin(connection, spec, resolve_snapshot(connection, spec, snapshot), owner, ttl_seconds)
 
@@ -165,19 +174,44 @@ class Lake:
         Raises:
             SnapshotNotFoundError: The pin had lapsed, and the snapshot is gone.
         """
-        with self.database.write() as connection:
+        with self.database.write(as_reader=True) as connection:
             spec = load_spec(connection, pin.table)
             resolve_snapshot(connection, spec, pin.snapshot_id)
             admin.renew_pin(connection, spec, pin, ttl_seconds)
 
     def unpin(self, pin: Pin) -> None:
         """Let a pinned snapshot go."""
-        with self.database.write() as connection:
+        with self.database.write(as_reader=True) as connection:
             admin.release_pin(connection, pin.id)
 
     def collect_garbage(self) -> CollectionReport:
         """Delete files that nothing refers to and whose grace period is over, and what writers that died left behind."""
         return collect(self.database, self.storage.files)
+
+    def doctor(
+        self,
+        table: str | None = None,
+        *,
+        deep: bool = False,
+        repair: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        state: Path | None = None,
+    ) -> Report:
+        """Check every invariant of the lake, or of one table.
+
+        Args:
+            table: Its name; default all of them.
+            deep: Read every stored section too, compare it with its record, and look for keys that are live twice.
+            repair: Mend what can be mended safely, each in a transaction of its own that the catalog records.
+            progress: Called with (done, total).
+            state: A file that remembers what was looked at, so that a run that was stopped goes on.
+
+        Raises:
+            TableNotFoundError: There is none of this name.
+        """
+        from loader.doctor.run import examine
+
+        return examine(self, table, deep=deep, repair=repair, progress=progress, state=state)
 
     def close(self) -> None:
         """Close the catalog's connection; tables of this lake cannot be used after it."""
@@ -201,7 +235,7 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
     """
     files = Storage.open(location)
     text = os.fspath(location)
-    marker = _read_marker(files)
+    marker = read_marker(files)
     if marker is None and not create:
         raise NotFoundError(f"no lake at {text}: check the location, or create it with loader.connect({text!r})")
     where = _catalog_place(files, text, catalog)
@@ -218,7 +252,7 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
     database = open_database(where, create=create and marker is None, busy_timeout_seconds=busy_timeout_seconds)
     if marker is None:
         with database.queue():  # several processes may create it at once
-            marker = _read_marker(files)
+            marker = read_marker(files)
             if marker is None and catalog is not None:
                 _check_unused(database, text)
             marker = marker or _write_marker(files, database.lake_id)
@@ -245,7 +279,8 @@ def open_storage(location: str, catalog: str | None) -> LakeStorage:
     return connect(location, catalog, create=False).storage
 
 
-def _read_marker(files: Storage) -> dict[str, Any] | None:
+def read_marker(files: Storage) -> dict[str, Any] | None:
+    """The marker of the lake at a place; None where there is no lake."""
     try:
         raw = files.read(MARKER)
     except NotFoundError:

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
+from loader.errors import ColumnNotFoundError, SchemaError, UnsupportedVersionError, did_you_mean
 
+JSON_VERSION = 1
 MERGE_RULES = ("last", "first", "max", "min", "sum", "count", "any")
 
 
@@ -109,7 +110,7 @@ class Schema:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back without loss; types travel as Arrow's own IPC schema message."""
         message = self.to_arrow().serialize().to_pybytes()
-        value = {"version": 1, "ids": [column.id for column in self.columns], "next_id": self.next_id, "arrow": base64.b64encode(message).decode()}
+        value = {"version": JSON_VERSION, "ids": [column.id for column in self.columns], "next_id": self.next_id, "arrow": base64.b64encode(message).decode()}
         defaults = {str(column.id): column.default for column in self.columns if column.default is not None}
         if defaults:
             batch = pa.record_batch([pa.array([default.as_py()], default.type) for default in defaults.values()], names=list(defaults))
@@ -118,6 +119,15 @@ class Schema:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Schema:
+        """The schema that `to_json` wrote.
+
+        Raises:
+            UnsupportedVersionError: A newer Headrace wrote it.
+        """
+        if value["version"] > JSON_VERSION:
+            raise UnsupportedVersionError(
+                f"the schema has version {value['version']}, this Headrace reads up to {JSON_VERSION}: upgrade with `pip install --upgrade headrace`"
+            )
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value["arrow"])))
         defaults: dict[str, pa.Scalar] = {}
         if "defaults" in value:

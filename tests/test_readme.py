@@ -19,6 +19,11 @@ DAY = 86_400
 FIRST_DAY = 1_483_228_800  # 2017-01-01
 
 
+def block_with(text: str) -> str:
+    """The first block of code that holds a text."""
+    return next(block for block in BLOCKS if text in block)
+
+
 @pytest.fixture
 def quickstart_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lake as the quickstart leaves it, with few rows, under the current folder."""
@@ -62,6 +67,9 @@ def test_the_training_loop_runs_and_its_state_goes_on(quickstart_lake: Path) -> 
     assert len(batches) == closed // 4096 > 0
     assert batches.stats().rows == len(batches) * 4096
     exec(compile(BLOCKS[1], "README.md", "exec"), names)
+    exec(compile(block_with("loader.Transforms("), "README.md", "exec"), names)
+    batch = next(iter(names["batches"]))  # type: ignore[call-overload]
+    assert batch["kjt"].keys == ("history",)
 
 
 def test_the_training_loop_has_ten_lines_after_the_imports() -> None:
@@ -71,7 +79,7 @@ def test_the_training_loop_has_ten_lines_after_the_imports() -> None:
 def test_the_example_of_writing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(BLOCKS[2], "README.md", "exec"), names)
+    exec(compile(block_with("create_table("), "README.md", "exec"), names)
     table = names["table"]
     assert isinstance(table, loader.Table)
     assert table.to_arrow(["sample", "label"], closed_before="watermark").sort_by("sample").to_pylist() == [

@@ -32,6 +32,7 @@ class BatchArrays:
         fixed: For each group of fixed-width columns a matrix [columns, rows].
         wide: By column, [rows, values a row].
         lists: By column, (values [total], offsets int64 [rows + 1]), of unexpanded ones [distinct lists + 1]; the weights of maps under their own index.
+        buffers: By list column, the memory that holds the values of all columns of its dtype, one behind the other, and where its own begin.
         validity: By column, uint8 [rows]; only columns with a null in this batch.
         blocks: uint32 [samples], index in the plan's list of blocks.
         rows: uint32 [samples], row inside the block.
@@ -47,6 +48,7 @@ class BatchArrays:
     blocks: npt.NDArray[np.uint32]
     rows: npt.NDArray[np.uint32]
     inverses: dict[int, npt.NDArray[np.int64]] = dataclasses.field(default_factory=dict)
+    buffers: dict[int, tuple[Array, int]] = dataclasses.field(default_factory=dict)
 
     def fixed_column(self, index: int, place: tuple[int, int] | None) -> Array:
         """[rows], from row `place[1]` of matrix `place[0]`, or [rows, values a row]."""
@@ -55,6 +57,10 @@ class BatchArrays:
     def list_column(self, index: int) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
         """(values, offsets, inverse or None)."""
         return (*self.lists[index], self.inverses.get(index))
+
+    def buffer_of(self, index: int) -> tuple[Array, int] | None:
+        """(values of all list columns of this one's dtype, where its own begin)."""
+        return self.buffers.get(index)
 
     def validity_of(self, index: int) -> npt.NDArray[np.uint8] | None:
         """uint8 [rows], or None where every sample of the column is there."""
@@ -100,13 +106,7 @@ def assemble(columns: Columns, parts: Sequence[Part[WindowData]], *, pad_to: int
         wide[column] = pool.empty((num_rows, leaf.values_per_entry), leaf.dtype)
         wide[column][num_samples:] = 0
         _lay([part.window.wide[column][part.rows].T for part in parts], wide[column].T)
-    lists, inverses = {}, {}
-    for column in columns.lists:
-        if column in columns.unique:
-            values, offsets, inverses[column] = _assemble_unique(columns, column, parts, num_rows, threads, pool)
-            lists[column] = (values, offsets)
-        else:
-            lists[column] = _assemble_lists(columns, column, parts, num_rows, threads, pool)
+    lists, inverses, buffers = _assemble_lists(columns, parts, num_rows, threads, pool)
     validity = {}
     for column in sorted({column for part in parts for column in part.window.validity}):
         present = np.ones(num_rows, np.uint8)
@@ -129,6 +129,7 @@ def assemble(columns: Columns, parts: Sequence[Part[WindowData]], *, pad_to: int
         blocks=np.concatenate([none, *(part.window.blocks[part.rows] for part in parts)]),
         rows=np.concatenate([none, *(part.window.rows[part.rows] for part in parts)]),
         inverses=inverses,
+        buffers=buffers,
     )
 
 
@@ -139,35 +140,47 @@ def _lay(pieces: Sequence[Array], out: Array) -> None:
         at += piece.shape[1]
 
 
+Lists = dict[int, tuple[Array, npt.NDArray[np.int64]]]
+
+
 def _assemble_lists(
-    columns: Columns, column: int, parts: Sequence[Part[WindowData]], num_rows: int, threads: int, pool: BufferPool
-) -> tuple[Array, npt.NDArray[np.int64]]:
+    columns: Columns, parts: Sequence[Part[WindowData]], num_rows: int, threads: int, pool: BufferPool
+) -> tuple[Lists, dict[int, npt.NDArray[np.int64]], dict[int, tuple[Array, int]]]:
+    """Values and offsets by column, the inverses of unexpanded ones, and the buffers: a keyed jagged tensor of neighbours is a view of one."""
+    shown: dict[int, tuple[list[npt.NDArray[np.uint64]], npt.NDArray[np.int64]]] = {}
+    inverses = {}
+    for column in columns.lists:
+        if column in columns.unique:
+            pieces, inverses[column] = distinct_views([part.window.lists[column].views[part.rows] for part in parts], num_rows)
+            shown[column] = pieces, list_offsets(np.concatenate(pieces))
+        else:
+            pieces = [np.ascontiguousarray(part.window.lists[column].views[part.rows]) for part in parts]
+            shown[column] = pieces, _offsets_of_rows(pieces, num_rows)
+    lists: Lists = {}
+    buffers: dict[int, tuple[Array, int]] = {}
+    for dtype in {columns.leaves[column].dtype for column in columns.lists}:
+        members = [column for column in columns.lists if columns.leaves[column].dtype == dtype]
+        buffer = pool.empty(sum(int(shown[column][1][-1]) for column in members), dtype)
+        begin = 0
+        for column in members:
+            pieces, offsets = shown[column]
+            values = buffer[begin : begin + int(offsets[-1])]
+            buffers[column] = buffer, begin
+            begin += len(values)
+            at = 0
+            for part, piece in zip(parts, pieces, strict=False):  # of unexpanded ones the last piece is the list of padding, which no window has
+                source = part.window.lists[column]
+                gather_lists(source.pool, source.base, piece, values[offsets[at] : offsets[at + len(piece)]], threads=threads)
+                at += len(piece)
+            lists[column] = values, offsets
+    return lists, inverses, buffers
+
+
+def _offsets_of_rows(pieces: Sequence[npt.NDArray[np.uint64]], num_rows: int) -> npt.NDArray[np.int64]:
+    """int64 [rows + 1] of the lists that pieces show, empty ones for padding at the end."""
     views = np.zeros(num_rows, np.uint64)
-    pieces = [np.ascontiguousarray(part.window.lists[column].views[part.rows]) for part in parts]
     at = 0
     for piece in pieces:
         views[at : at + len(piece)] = piece
         at += len(piece)
-    offsets = list_offsets(views)
-    values = pool.empty(int(offsets[-1]), columns.leaves[column].dtype)
-    at = 0
-    for part, piece in zip(parts, pieces, strict=True):
-        source = part.window.lists[column]
-        gather_lists(source.pool, source.base, piece, values[offsets[at] : offsets[at + len(piece)]], threads=threads)
-        at += len(piece)
-    return values, offsets
-
-
-def _assemble_unique(
-    columns: Columns, column: int, parts: Sequence[Part[WindowData]], num_rows: int, threads: int, pool: BufferPool
-) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Each list once, in the order of the rows that show it first, and the number of every row's list."""
-    pieces, inverse = distinct_views([part.window.lists[column].views[part.rows] for part in parts], num_rows)
-    offsets = list_offsets(np.concatenate(pieces))
-    values = pool.empty(int(offsets[-1]), columns.leaves[column].dtype)
-    at = 0
-    for part, piece in zip(parts, pieces, strict=False):  # the last piece is the list of padding, which no window has
-        source = part.window.lists[column]
-        gather_lists(source.pool, source.base, piece, values[offsets[at] : offsets[at + len(piece)]], threads=threads)
-        at += len(piece)
-    return values, offsets, inverse
+    return list_offsets(views)

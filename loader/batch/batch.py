@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from loader.batch.assemble import BatchArrays
 from loader.batch.device_arrays import DeviceArrays
 from loader.batch.gather import LENGTH_SHIFT
 from loader.batch.jagged import Jagged
+from loader.batch.kjt import has_torchrec, keyed_jagged
 from loader.batch.window import Columns
 from loader.decode.arrow import to_arrow
 from loader.decode.result import FixedColumn, ListColumn
@@ -26,7 +27,8 @@ from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
 from loader.extras import require
 from loader.segment.layout import ValueType
 
-OUTPUTS = ("dict", "numpy", "arrow")
+TENSOR_OUTPUTS = ("dict", "kjt", "nested")
+OUTPUTS = (*TENSOR_OUTPUTS, "numpy", "arrow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class BatchLayout:
         names: The columns users see, in their order.
         block_segments: int64 [blocks], segment id of each block of the plan.
         block_row_starts: int64 [blocks], first row of each block in its segment.
-        output: `dict` gives torch tensors, `numpy` arrays.
+        output: `numpy` gives arrays, `arrow` a record batch, the others torch tensors.
         images: Binary columns that are to hold pixels (`Batch.put`).
     """
 
@@ -54,14 +56,19 @@ class BatchLayout:
             raise ValueError(f"output is {self.output!r}; it must be one of {', '.join(OUTPUTS)}")
         if self.images and self.output == "arrow":
             raise SchemaError(f"columns {', '.join(sorted(self.images))} are decoded to pixels, which Arrow has no place for: use output='dict' or 'numpy'")
-        if self.output == "dict":
+        if self.has_tensors:
             require("torch", extra="torch")  # missing: say so now, not at the first batch
         for column in self.columns.read:
-            if self.output == "dict" and column.name in self.names and is_bytes(storage_type(column.type)) and column.name not in self.images:
+            if self.has_tensors and column.name in self.names and is_bytes(storage_type(column.type)) and column.name not in self.images:
                 raise SchemaError(
                     f"column {column.name!r} is {column.type}, which no tensor holds: leave it out of columns=[…], encode it as numbers when writing, "
                     f"use output='numpy' or 'arrow', or, if it holds JPEG images, images={{{column.name!r}: ImageOptions(size=224)}}"
                 )
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether batches hold torch tensors."""
+        return self.output in TENSOR_OUTPUTS
 
     @functools.cached_property
     def index(self) -> dict[str, int]:
@@ -118,15 +125,17 @@ class Batch(Mapping[str, Any]):
         validity: Mapping[str, Any] | None = None,
         mask: Any = None,
         *,
+        names: tuple[str, ...] | None = None,
         changed: bool = False,
     ) -> None:
         self._layout = layout
         self._arrays = arrays
-        self._columns: dict[str, Any] = {} if columns is None else columns
-        self._names = layout.names if columns is None else tuple(columns)
+        self._columns: dict[str, Any] = {} if columns is None else columns  # those that are made already
+        self._names = names if names is not None else layout.names if columns is None else tuple(columns)
         self._validity = validity
         self._mask = mask
         self._changed = changed  # some columns are no longer what was read
+        self._buffers: dict[int, Any] = {}  # tensors over the memory of list columns
 
     @property
     def num_rows(self) -> int:
@@ -173,7 +182,18 @@ class Batch(Mapping[str, Any]):
             padding = np.full(self.num_rows - self.num_samples, None)
             return np.concatenate([self.to_arrow_column(name).to_numpy(zero_copy_only=False), padding])
         numbers = None if inverse is None else self._convert(inverse)
-        return Jagged(self._convert(values, column.leaf.value_type), self._convert(offsets), self._weights(index), numbers)
+        return Jagged(self._list_values(index, values, column.leaf.value_type), self._convert(offsets), self._weights(index), numbers)
+
+    def _list_values(self, index: int, values: Any, value_type: ValueType) -> Any:
+        """As the layout's output; as a tensor it shares its storage with those of its neighbours, so that they make one without a copy."""
+        where = self._arrays.buffer_of(index) if self._layout.has_tensors else None
+        if where is None:
+            return self._convert(values, value_type)
+        buffer, begin = where
+        whole = self._buffers.get(id(buffer))
+        if whole is None:
+            whole = self._buffers[id(buffer)] = self._convert(buffer)
+        return self._convert(whole[begin : begin + len(values)], value_type)
 
     def _weights(self, index: int) -> Any:
         """The weights of a map, one beside each key; None of any other list."""
@@ -190,7 +210,7 @@ class Batch(Mapping[str, Any]):
         if isinstance(values, np.ndarray):
             if value_type is ValueType.BOOL:
                 values = values.view(np.bool_)
-            if self._layout.output != "dict":
+            if not self._layout.has_tensors:
                 return values
             values = require("torch", extra="torch").from_numpy(values)
         elif value_type is ValueType.BOOL:
@@ -241,10 +261,24 @@ class Batch(Mapping[str, Any]):
         self._validity = _Validity(self._names, self.validity.__getitem__, {name: valid})
 
     def replace(self, **columns: Any) -> Batch:
-        """The batch with other or more columns, for transforms; a value of None removes the column."""
-        merged = {**{name: self[name] for name in self._names}, **columns}
-        kept = {name: value for name, value in merged.items() if value is not None}
-        return Batch(self._layout, self._arrays, kept, {name: valid for name, valid in self.validity.items() if name in kept}, self._mask, changed=True)
+        """The batch with other or more columns, for transforms; a value of None removes the column. Validity stays with the name."""
+        kept = {name: value for name, value in columns.items() if value is not None}
+        valid = {name: self.validity[name] for name in kept if name in self.validity}
+        return self._with(kept, valid, frozenset(columns) - frozenset(kept))
+
+    def with_columns(self, columns: Mapping[str, Any], validity: Mapping[str, Any]) -> Batch:
+        """The batch with other or more columns and their validity; those without any are null only where a row is padding. Other columns are not made yet."""
+        return self._with(columns, validity, frozenset())
+
+    def _with(self, columns: Mapping[str, Any], validity: Mapping[str, Any], removed: frozenset[str]) -> Batch:
+        names = tuple(name for name in dict.fromkeys([*self._names, *columns]) if name not in removed)
+        before, mask, bare = self.validity, self._mask, Batch(self._layout, self._arrays)
+
+        def valid(name: str) -> Any:
+            return before[name] if name not in columns else bare.mask if mask is None else mask
+
+        made = {name: value for name, value in {**self._columns, **columns}.items() if name not in removed}
+        return Batch(self._layout, self._arrays, made, _Validity(names, valid, validity), mask, names=names, changed=True)
 
     def _map(self, change: Callable[[Any], Any]) -> Batch:
         columns = {name: change(self[name]) for name in self._names}
@@ -265,9 +299,37 @@ class Batch(Mapping[str, Any]):
         for value in (*self.values(), *self.validity.values(), self.mask):
             value.record_stream(stream)
 
+    def shaped(self, output: str) -> Any:
+        """What a loader with this output hands over: itself, Arrow, lists as nested tensors, or lists of integers as one `batch["kjt"]` in their place."""
+        if output == "arrow":
+            return self.to_arrow()
+        if output == "nested":
+            return self.with_columns(self.to_nested(), {name: self.validity[name] for name in self._names})
+        if output == "kjt":
+            keys = [name for name in self._names if self._is_key(name)]
+            return self.replace(kjt=self.to_kjt(keys), **dict.fromkeys(keys)) if keys else self
+        return self
+
     def to_nested(self) -> dict[str, Any]:
         """Columns by name, lists as torch nested tensors."""
         return {name: value.to_nested() if isinstance(value, Jagged) else value for name, value in self.items()}
+
+    def to_kjt(self, keys: Sequence[str] | None = None) -> Any:
+        """Columns as one keyed jagged tensor, key after key.
+
+        Args:
+            keys: Their order; default all lists of integers. Neighbours of one dtype in the batch's own order cost no copy of their values.
+
+        Returns:
+            torchrec.KeyedJaggedTensor where TorchRec is installed, else a `loader.KeyedJagged`, which has the same fields.
+        """
+        names = tuple(keys) if keys is not None else tuple(name for name in self._names if self._is_key(name))
+        found = keyed_jagged(self, self.validity, names)
+        return found.to_torchrec() if has_torchrec() else found
+
+    def _is_key(self, name: str) -> bool:
+        value = self[name]
+        return isinstance(value, Jagged) and not value.values.is_floating_point() and str(value.values.dtype) != "torch.bool"
 
     def to_arrow(self) -> pa.RecordBatch:
         """The samples as Arrow, in the types of the schema, nulls as nulls; padding is left out.

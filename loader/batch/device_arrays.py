@@ -189,6 +189,9 @@ class DeviceArrays:
         found = self._take(self._fixed_bytes, self._fixed_places.by_column[index], self.num_rows * width, leaf.dtype)
         return found.view(self.num_rows, width) if leaf.fixed_size else found
 
+    def buffer_of(self, index: int) -> None:
+        """The tensors of list columns share their memory already."""
+
     def list_column(self, index: int) -> tuple[Any, Any, Any]:
         """(values, offsets, inverse or None)."""
         number, where = int(self._columns.list_number[index]), self._list_places

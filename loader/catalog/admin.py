@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+from typing import Any
 
 from loader.catalog.commit import STAGED_LEASE_SECONDS, TABLES_WITH_PATHS, now_micros, throw_away
 from loader.catalog.connection import Connection
-from loader.catalog.read import attribution_json, from_micros, load_spec
+from loader.catalog.read import LOOKUP_COLUMNS, RESOLVE_HORIZON, attribution_json, from_micros, load_spec
 from loader.catalog.records import Pin, TableSpec
 from loader.errors import AlreadyExistsError, ConflictError, SnapshotNotFoundError
 
@@ -22,7 +23,7 @@ def create_table(connection: Connection, spec: TableSpec) -> TableSpec:
         raise AlreadyExistsError(f"table {spec.name!r} is already there: open it with lake.table({spec.name!r}), or drop it first")
     rows = connection.execute(
         "insert into tables (name, head, schema_id, primary_key, bucket_by, buckets, cluster_by, time_column, partition_by, merge, attribution, durability, "
-        "properties, created_at) values (?, 0, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, '{}', ?) returning id",
+        "properties, created_at) values (?, 0, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) returning id",
         (
             spec.name,
             json.dumps(spec.primary_key_ids),
@@ -34,6 +35,7 @@ def create_table(connection: Connection, spec: TableSpec) -> TableSpec:
             json.dumps(dict(spec.merge_by_id)),
             attribution_json(spec),
             spec.durability,
+            json.dumps(_properties(spec)),
             now_micros(),
         ),
     ).fetchall()
@@ -44,6 +46,22 @@ def create_table(connection: Connection, spec: TableSpec) -> TableSpec:
         [(table_id, bucket) for bucket in range(spec.buckets)],
     )
     return load_spec(connection, spec.name)
+
+
+def _properties(spec: TableSpec) -> dict[str, Any]:
+    """Settings that came after the catalog's first version."""
+    found: dict[str, Any] = {}
+    if spec.lookup_column_ids:
+        found[LOOKUP_COLUMNS] = list(spec.lookup_column_ids)
+    if spec.resolve_horizon_seconds is not None:
+        found[RESOLVE_HORIZON] = spec.resolve_horizon_seconds
+    return found
+
+
+def set_property(connection: Connection, spec: TableSpec, name: str, value: Any) -> None:
+    """Set one of a table's properties."""
+    (text,) = connection.execute("select properties from tables where id = ?", (spec.id,)).fetchone()
+    connection.execute("update tables set properties = ? where id = ?", (json.dumps(json.loads(text) | {name: value}), spec.id))
 
 
 def drop_table(connection: Connection, spec: TableSpec) -> None:
@@ -62,7 +80,7 @@ def drop_table(connection: Connection, spec: TableSpec) -> None:
         paths.update(path for (path,) in connection.execute(f"select distinct path from {table} where table_id = ?", (spec.id,)))
         connection.execute(f"delete from {table} where table_id = ?", (spec.id,))
     throw_away(connection, spec.id, sorted(paths), reason=f"table {spec.name} was dropped")
-    for table in ("segment_stats", "pins", "selections", "source_offsets", "buckets", "snapshots"):
+    for table in ("segment_stats", "segment_packs", "pins", "selections", "source_offsets", "buckets", "snapshots"):
         connection.execute(f"delete from {table} where table_id = ?", (spec.id,))
     connection.execute("update tables set dropped_at = ? where id = ?", (now_micros(), spec.id))
 

@@ -54,16 +54,23 @@ class Database(Protocol):
         """Raise ForkedProcessError in a forked child, StorageError once closed."""
 
     def read(self) -> AbstractContextManager[Connection]:
-        """A transaction that sees one state of the catalog. Inside another of this thread, that one."""
+        """A transaction that sees one state of the catalog. Inside another of this thread, that one.
 
-    def write(self, table_id: int | None = None, *, durability: str = "strict") -> AbstractContextManager[Connection]:
+        Raises:
+            UnsupportedVersionError: A newer Headrace has migrated the catalog since it was opened, to what this one cannot read.
+        """
+
+    def write(self, table_id: int | None = None, *, durability: str = "strict", as_reader: bool = False) -> AbstractContextManager[Connection]:
         """A write transaction: committed when the block ends, rolled back when it raises.
 
         Args:
             table_id: The one table that it is about; others may be written meanwhile. None shuts out all other writers.
             durability: "relaxed" does not wait for the disk.
+            as_reader: It writes what readers write: pins and stored selections. A Headrace that is too old to commit, because a newer one has migrated the
+                catalog since it was opened, may go on with these for as long as it may read.
 
         Raises:
+            UnsupportedVersionError: A newer Headrace has migrated the catalog since it was opened; nothing was written.
             CatalogBusyError: Others hold the lock for longer than the time-out.
         """
 

@@ -64,5 +64,5 @@ class Catalog:
 
     def save_selection(self, table: str, snapshot_id: int, selection_hash: str, data: bytes, pin_id: int | None = None) -> None:
         """Store bytes under a hash; the first stay where there are some already."""
-        with self._database.write() as connection:
+        with self._database.write(as_reader=True) as connection:
             admin.save_selection(connection, load_spec(connection, table).id, snapshot_id, selection_hash, data, pin_id)

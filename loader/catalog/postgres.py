@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from loader.catalog.connection import check_process
-from loader.catalog.version import open_version
+from loader.catalog.version import VERSION, check_still, open_version
 from loader.errors import CatalogBusyError, CatalogUnavailableError, CommitError, StorageError, StorageFullError
 from loader.extras import require
 
@@ -120,8 +120,10 @@ class PostgresCatalog:
         self._lock = threading.Lock()
         self._mine = threading.local()
         self._closed = False
+        self._is_checked = False
         _open_catalogs.add(self)
         self.lake_id = open_version(self, "postgresql", create=create)
+        self._is_checked = True
 
     def check_process(self) -> None:
         """See `connection.Database`."""
@@ -143,17 +145,25 @@ class PostgresCatalog:
                 session.end()
 
     def _begin_read(self, session: _Session) -> None:
-        begin = "begin isolation level repeatable read read only"
         try:
-            session.execute(begin)
+            self._read_on(session)
         except self._psycopg.OperationalError:
             if any(session.locks.values()):
                 raise  # the queue was lost with the connection
             self._reconnect(session)
+            self._read_on(session)
+
+    def _read_on(self, session: _Session) -> None:
+        begin = "begin isolation level repeatable read read only"
+        if not self._is_checked:
             session.execute(begin)
+            return
+        cursor = session.connection.execute(f"{begin}; {VERSION}", prepare=False)  # one round trip
+        cursor.nextset()
+        check_still(self.place, cursor.fetchone(), writes=False)
 
     @contextlib.contextmanager
-    def write(self, table_id: int | None = None, *, durability: str = "strict") -> Iterator[_Session]:
+    def write(self, table_id: int | None = None, *, durability: str = "strict", as_reader: bool = False) -> Iterator[_Session]:
         """See `connection.Database`."""
         with self._session() as session, self._translated():
             if session.in_transaction:
@@ -166,7 +176,10 @@ class PostgresCatalog:
                     if table_id is not None:
                         session.execute("select pg_advisory_xact_lock_shared(hashtext(current_schema()), ?)", (ALL_TABLES,))
                     session.execute("select pg_advisory_xact_lock(hashtext(current_schema()), ?)", (ALL_TABLES if table_id is None else table_id,))
+                    version = session.execute(VERSION) if self._is_checked else None
                     yield session
+                    if version is not None:  # it came with the first answer that the block asked for
+                        check_still(self.place, version.fetchone(), writes=not as_reader)
                     session.execute("commit")
             finally:
                 session.in_transaction = False

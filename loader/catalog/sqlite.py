@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loader.catalog.connection import check_process
-from loader.catalog.version import open_version
+from loader.catalog.version import VERSION, check_still, open_version
 from loader.errors import CatalogBusyError, CommitError, NotFoundError, StorageError, StorageFullError
 from loader.storage import full_message, sync_folder
 
@@ -47,6 +47,7 @@ class SqliteCatalog:
         self._queue_depth = 0
         self._in_transaction = False
         self._closed = False
+        self._is_checked = False
         if not path.exists() and not create:
             raise NotFoundError(f"no catalog at {path}: check the location, or create the lake with connect(create=True)")
         try:
@@ -61,6 +62,7 @@ class SqliteCatalog:
             self._connection.execute("pragma synchronous = full")
             self._connection.execute("pragma foreign_keys = off")  # rows go by table; checked by the doctor, not by every insert
         self.lake_id = open_version(self, "sqlite", create=create)
+        self._is_checked = True
         if create:
             sync_folder(path.parent)
 
@@ -79,6 +81,7 @@ class SqliteCatalog:
             try:  # Ctrl-C waits while a statement runs and is raised right after it: what is open then is asked from SQLite
                 self._in_transaction = True
                 self._connection.execute("begin")
+                self._check_version(writes=False)
                 yield self._connection
             finally:
                 self._in_transaction = False
@@ -86,11 +89,12 @@ class SqliteCatalog:
                     self._connection.execute("rollback")
 
     @contextlib.contextmanager
-    def write(self, table_id: int | None = None, *, durability: str = "strict") -> Iterator[sqlite3.Connection]:
+    def write(self, table_id: int | None = None, *, durability: str = "strict", as_reader: bool = False) -> Iterator[sqlite3.Connection]:
         """The one write transaction, whatever table it is about; committed when the block ends, rolled back when it raises.
 
         Raises:
             CatalogBusyError: Other processes hold the lock for longer than the time-out.
+            UnsupportedVersionError: See `connection.Database`.
         """
         with self.queue(), self._threads, self._translated():
             if self._in_transaction:
@@ -99,6 +103,7 @@ class SqliteCatalog:
             try:
                 self._in_transaction = True
                 self._connection.execute("begin immediate")
+                self._check_version(writes=not as_reader)
                 yield self._connection
                 self._connection.execute("commit")
             finally:
@@ -128,6 +133,10 @@ class SqliteCatalog:
     def outcome(self, table_id: int) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """A transaction that sees what became of a lost write: here none outlives its statement."""
         return self.read()
+
+    def _check_version(self, *, writes: bool) -> None:
+        if self._is_checked:
+            check_still(self.place, self._connection.execute(VERSION).fetchone(), writes=writes)
 
     def _wait_in_queue(self) -> None:
         deadline = time.monotonic() + self.busy_timeout_seconds

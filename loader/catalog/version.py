@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 
 from loader.catalog.connection import Connection, Database
 from loader.catalog.migrations import CATALOG_VERSION, MIGRATIONS
 from loader.errors import NotFoundError, UnsupportedVersionError
 
 WRITTEN_BY = "headrace"
+VERSION = "select version, reads_since from catalog_version"
 
 
 def open_version(database: Database, dialect: str, *, create: bool) -> str:
@@ -34,6 +36,26 @@ def open_version(database: Database, dialect: str, *, create: bool) -> str:
             "upgrade with `pip install --upgrade headrace`"
         )
     return str(lake_id)
+
+
+def check_still(place: str, found: Sequence[int], *, writes: bool) -> None:
+    """Refuse to go on with a catalog that a newer Headrace has migrated since this process opened it.
+
+    Args:
+        place: Of the catalog.
+        found: The row of `VERSION`.
+        writes: Whether data or metadata is to be written. To read, it is enough that the newer version is read alike.
+
+    Raises:
+        UnsupportedVersionError: It does not hold.
+    """
+    version, reads_since = found
+    if version <= CATALOG_VERSION or (not writes and reads_since <= CATALOG_VERSION):
+        return
+    raise UnsupportedVersionError(
+        f"a newer Headrace brought catalog {place} to version {version} while this process, which knows version {CATALOG_VERSION}, had it open: "
+        f"nothing was {'written' if writes else 'read'}; upgrade with `pip install --upgrade headrace` and start the process again"
+    )
 
 
 def migrate(database: Database) -> int:
@@ -64,4 +86,6 @@ def _create(database: Database, dialect: str) -> None:
             return  # another process was first
         for statement in ddl(dialect):
             connection.execute(statement)
-        connection.execute("insert into catalog_version values (1, ?, ?, ?)", (CATALOG_VERSION, uuid.uuid4().hex, WRITTEN_BY))
+        connection.execute(
+            "insert into catalog_version (id, version, lake_id, written_by) values (1, ?, ?, ?)", (CATALOG_VERSION, uuid.uuid4().hex, WRITTEN_BY)
+        )

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -132,6 +134,14 @@ def size(num_bytes: int) -> str:
             return f"{num_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     raise AssertionError
+
+
+def state_file(command: str, lake: str, catalog: str | None, table: str | None) -> Path:
+    """Where a run that was stopped is remembered: with the user, because a lake may be read-only."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    place = lake if "://" in lake else str(Path(lake).resolve())
+    name = hashlib.blake2b(repr((place, catalog, table)).encode(), digest_size=12).hexdigest()
+    return cache / "headrace" / command / f"{name}.json"
 
 
 @contextlib.contextmanager

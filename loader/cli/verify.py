@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +34,7 @@ def verify(
     from loader.table.verify import Progress
     from loader.table.verify import verify as check
 
-    state = _state(lake, catalog, table)
+    state = output.state_file("verify", lake, catalog, table)
     if restart:
         state.unlink(missing_ok=True)
     with output.open_lake(lake, catalog) as opened, output.progress(f"checking {table}") as advance:
@@ -78,11 +76,3 @@ def _say(checked: str, problems: Sequence[str]) -> None:
         output.messages.print(problem, markup=False, soft_wrap=True)
     verdict = f"{len(problems):,} damaged" if problems else "all as they were written"
     output.console.print(f"{checked}: {verdict}", markup=False, soft_wrap=True)
-
-
-def _state(lake: str, catalog: str | None, table: str) -> Path:
-    """Where a run that was stopped is remembered: with the user, because a lake may be read-only."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = lake if "://" in lake else str(Path(lake).resolve())
-    name = hashlib.blake2b(repr((place, catalog, table)).encode(), digest_size=12).hexdigest()
-    return cache / "headrace" / "verify" / f"{name}.json"

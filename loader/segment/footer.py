@@ -148,6 +148,27 @@ def write_footer(*, offset: int, sections: dict[Section, SectionContent], featur
     return bytes(footer + tail.tobytes())
 
 
+def add_section(segment: memoryview, kind: Section, content: bytes) -> bytearray:
+    """A segment's bytes with one more section, without records, of a kind above those that it has."""
+    tail = np.frombuffer(segment[-TAIL.itemsize :], TAIL).copy()
+    start, count = int(tail["directory_offset"][0]), int(tail["num_sections"][0])
+    out = bytearray(segment[:start])
+    entry = np.zeros(1, DIRECTORY_ENTRY)
+    entry["kind"], entry["record_bytes"], entry["count"], entry["offset"], entry["num_bytes"] = kind, record_bytes(kind), 1, len(out), len(content)
+    entry["checksums_offset"] = len(out) + round_up(len(content))
+    for part in (content, page_checksums(content, SECTION_PAGE_BYTES).tobytes()):
+        out += part
+        out += bytes(-len(out) % ALIGNMENT)
+    directory = bytes(segment[start : start + count * DIRECTORY_ENTRY.itemsize]) + entry.tobytes()
+    tail["directory_offset"], tail["num_sections"] = len(out), count + 1
+    out += directory
+    out += bytes(-len(out) % ALIGNMENT)
+    tail["segment_bytes"] = len(out) + TAIL.itemsize
+    tail["checksum"] = crc32c(directory + tail.tobytes()[:_CHECKED_TAIL_BYTES])
+    out += tail.tobytes()
+    return out
+
+
 def check_version(version: int, features: int, where: str) -> None:
     """Refuse what this version cannot read, by name.
 

@@ -63,6 +63,7 @@ SYSTEM_COLUMN_BASE = 0xFFFF_FF00  # column ids from here on are Headrace's own
 SEQUENCE_COLUMN_ID = 0xFFFF_FF00  # commit sequence of each row, int64; absent in a fresh segment
 ROW_COLUMN_ID = 0xFFFF_FF01  # overlays: the row of the patched segment, uint32
 ORDER_COLUMN_ID = 0xFFFF_FF02  # overlays: the order value of each patch, int64
+LOOKUP_ROWS_COLUMN_ID = 0xFFFF_FF03  # the one column, all zero, of a column file that is there for its LOOKUP_ROWS section
 
 
 class ValueType(enum.IntEnum):
@@ -113,6 +114,7 @@ class Section(enum.IntEnum):
     KEY_INDEX = 8
     PROPERTIES = 9
     SHARED_CHUNKS = 10
+    LOOKUP_ROWS = 11
 
 
 class Role(enum.IntEnum):

@@ -13,6 +13,7 @@ from loader.segment.checksum import crc32c, first_mismatch
 from loader.segment.layout import SECTION_PAGE_BYTES, Section
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_FEW_RANGES = 256  # are collected one by one
 ReadRanges = Callable[[Sequence[tuple[int, int]]], list[memoryview]]
 
 
@@ -65,11 +66,28 @@ class SectionPages:
         """
         if starts.size and (int(starts.min()) < 0 or int(stops.max()) > self.num_bytes or (starts > stops).any()):
             raise CorruptSegmentError(f"{self._where}: ranges lie outside of section {self._name()}")
-        wanted = np.zeros(self._loaded.size, np.bool_)
-        for start, stop in zip((starts // SECTION_PAGE_BYTES).tolist(), (-(-stops // SECTION_PAGE_BYTES)).tolist(), strict=True):
-            wanted[start:stop] = True
-        self._load(np.flatnonzero(wanted & ~self._loaded))
+        self._load(self.missing(starts, stops))
         return self._content.data
+
+    def missing(self, starts: Array, stops: Array) -> Array:
+        """The pages of byte ranges, inside of the section, that have not been read: int64, rising."""
+        first, last = starts // SECTION_PAGE_BYTES, -(-stops // SECTION_PAGE_BYTES)
+        if starts.size < _FEW_RANGES:
+            pages = np.array(sorted({page for start, stop in zip(first.tolist(), last.tolist(), strict=True) for page in range(start, stop)}), np.int64)
+            return pages[~self._loaded[pages]]
+        steps = np.zeros(self._loaded.size + 1, np.int64)
+        np.add.at(steps, first, 1)
+        np.add.at(steps, np.maximum(first, last), -1)
+        return np.flatnonzero((np.cumsum(steps[:-1]) > 0) & ~self._loaded)
+
+    def load(self, pages: Array) -> None:
+        """Read pages by number; several threads may read different ones."""
+        self._load(pages)
+
+    @property
+    def content(self) -> Array:
+        """The section, uint8; anything where its pages have not been read."""
+        return self._content
 
     @property
     def loaded_bytes(self) -> int:

@@ -13,6 +13,7 @@ from loader.encodings.leaf import leaf_type
 from loader.errors import SchemaError
 from loader.schema import Schema
 from loader.segment.key_index import is_key_type
+from loader.segment.lookup_rows import can_hold
 from loader.table.merge import ORDER_BASE_ID, check_rule
 from loader.table.times import PARTITION_UNITS, is_time_type
 
@@ -34,6 +35,8 @@ def define(
     merge: Mapping[str, str] | None,
     attribution: Attribution | None,
     durability: str,
+    lookup_columns: Sequence[str] = (),
+    resolve_horizon_seconds: int | None = None,
 ) -> TableSpec:
     """Check every argument against the schema.
 
@@ -61,6 +64,7 @@ def define(
     for column_name, rule in rules.items():
         check_rule(schema.column(column_name), rule)
     _check_attribution(schema, attribution, time_column)
+    _check_horizon(resolve_horizon_seconds, time_column)
     return TableSpec(
         id=0,
         name=name,
@@ -75,7 +79,36 @@ def define(
         merge_by_id={schema.column(column_name).id: rule for column_name, rule in rules.items()},
         attribution=attribution,
         durability=durability,
+        lookup_column_ids=held_columns(schema, lookup_columns),
+        resolve_horizon_seconds=resolve_horizon_seconds,
     )
+
+
+def held_columns(schema: Schema, names: Sequence[str]) -> tuple[int, ...]:
+    """The ids of columns that may be kept as rows for look-ups.
+
+    Raises:
+        ColumnNotFoundError: One is not in the table.
+        SchemaError: One is of a type that rows do not hold.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"lookup_columns is a list of column names, not {names!r}")
+    columns = schema.select(names)
+    for column in columns:
+        if not can_hold(column.type):
+            raise SchemaError(
+                f"lookup column {column.name!r} is {column.type}: rows for look-ups hold fixed-width values, strings, binary, and lists of numbers"
+            )
+    return tuple(dict.fromkeys(column.id for column in columns))
+
+
+def _check_horizon(seconds: int | None, time_column: str | None) -> None:
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, int) or seconds <= 0:
+        raise ValueError(f"resolve_horizon_seconds must be a whole number above 0, not {seconds!r}")
+    if time_column is None:
+        raise ValueError("resolve_horizon_seconds needs a time_column: the age of a row is counted from its time")
 
 
 def _key_columns(schema: Schema, argument: str, names: Sequence[str]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ of its own, so that a look-up never waits for a write; a segment whose patches, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -30,15 +31,20 @@ from loader.catalog.read import (
     resolve_snapshot,
 )
 from loader.catalog.records import SegmentRef, Snapshot, SnapshotView, TableSpec
-from loader.errors import ConflictError, SchemaError
+from loader.errors import ConflictError, CorruptSegmentError, SchemaError
 from loader.schema import Column, conform, take
+from loader.segment.column_files import JoinedReader
+from loader.segment.layout import Section
+from loader.segment.lookup_rows import LookupRows
+from loader.segment.reader import SegmentReader
 from loader.segment.rows import RowCache, RowReader
 from loader.table.keys import Hits, KeyDirectory
 from loader.table.merge import Folded
 from loader.table.reading import fill_default
 from loader.table.resolve import fold_overlays, scatter
+from loader.table.row_reads import GroupPages, GroupPart, take_rows
 from loader.table.rows import key_words
-from loader.table.segments import column_ids_of, one_type, open_columns, open_segment, read_by_id
+from loader.table.segments import column_ids_of, data_files, group_of, later_columns, one_type, open_columns, open_segment, read_by_id
 
 I64 = npt.NDArray[np.int64]
 KeyValues = Any  # pa.Table, pa.RecordBatch, or a sequence: of values for a key of one column, of tuples for several
@@ -48,20 +54,84 @@ CACHE_BYTES = 256 << 20
 
 
 class _Open:
-    """A live segment that look-ups read."""
+    """A live segment that look-ups read; its files are opened when they are needed."""
 
-    def __init__(self, spec: TableSpec, ref: SegmentRef, storage: LakeStorage, cache: RowCache) -> None:
+    def __init__(self, spec: TableSpec, ref: SegmentRef, storage: LakeStorage, cache: RowCache, before: _Open | None = None) -> None:
+        """
+        Args:
+            spec: The table.
+            ref: The segment, with its overlays.
+            storage: The lake's.
+            cache: Of chunks.
+            before: The same segment as it was earlier: what did not change stays open.
+        """
         self.ref = ref
-        self._spec, self._storage = spec, storage
-        self.reader = open_columns(storage, ref)
-        self._base = open_segment(storage, ref)
-        self.rows = None if ref.column_files else RowReader(self._base, cache=cache)
+        self._spec, self._storage, self._cache = spec, storage, cache
         self._folded: dict[int, Folded | None] = {}
-        stored = column_ids_of(self.reader)
-        types = {} if self.rows is None else self._types(stored)
-        # columns that every look-up reads as they are stored; the others are read the plain way
-        self.plain = {column.id for column in spec.schema if column.id in types and types[column.id].equals(column.type)}
-        self.absent = {column.id for column in spec.schema if column.id not in stored and column.default is None}
+        if (
+            before is not None
+            and before._spec is spec
+            and (before.ref.path, before.ref.offset, before.ref.column_files) == (ref.path, ref.offset, ref.column_files)
+        ):
+            for name in ("reader", "_base", "rows", "plain", "absent", "_stored"):
+                if name in before.__dict__:
+                    self.__dict__[name] = before.__dict__[name]
+        at = group_of(ref)
+        self.group_file = None if at is None else ref.column_files[at]
+        self.outdated = set() if at is None else later_columns(ref, at)  # columns that the group has as they were
+
+    @property
+    def _files(self) -> tuple[object, ...]:
+        """What is read of the segment, overlays aside."""
+        return self.ref.path, self.ref.offset, self.ref.column_files
+
+    @functools.cached_property
+    def reader(self) -> SegmentReader | JoinedReader:
+        return open_columns(self._storage, self.ref)
+
+    @functools.cached_property
+    def _base(self) -> SegmentReader:
+        return open_segment(self._storage, self.ref)
+
+    @functools.cached_property
+    def rows(self) -> RowReader | None:
+        return None if data_files(self.ref) else RowReader(self._base, cache=self._cache)
+
+    @functools.cached_property
+    def _stored(self) -> set[int]:
+        return column_ids_of(self.reader)
+
+    @functools.cached_property
+    def plain(self) -> set[int]:
+        """Columns that every look-up reads as they are stored; the others are read the plain way."""
+        types = {} if self.rows is None else self._types(self._stored)
+        return {column.id for column in self._spec.schema if column.id in types and types[column.id].equals(column.type)}
+
+    @functools.cached_property
+    def absent(self) -> set[int]:
+        return {column.id for column in self._spec.schema if column.id not in self._stored and column.default is None}
+
+    def close(self) -> None:
+        """Give cached chunks back."""
+        rows = self.__dict__.get("rows")
+        if rows is not None:
+            rows.close()
+
+    def group(self, columns: Sequence[Column], pages: GroupPages) -> LookupRows | None:
+        """The row group, if it has all of these columns as they are."""
+        file = self.group_file
+        if file is None or any(column.id in self.outdated for column in columns):
+            return None
+        group = pages.find((file.path, file.offset))
+        if group is None:
+            section = open_segment(self._storage, file).pages(Section.LOOKUP_ROWS)
+            if section is None:
+                raise CorruptSegmentError(f"{file.path} at {file.offset}: no section LOOKUP_ROWS, and the catalog says that it has one: restore the file")
+            group = LookupRows(section, f"{file.path} at {file.offset}")
+            if group.num_rows != self.ref.num_rows:
+                raise CorruptSegmentError(f"{file.path} at {file.offset} has {group.num_rows:,} rows, its segment {self.ref.num_rows:,}: restore the file")
+        held = group.types
+        return group if all(column.id in held and held[column.id].equals(column.type) for column in columns) else None
 
     def _types(self, stored: set[int]) -> dict[int, pa.DataType]:
         known = [column.id for column in self._spec.schema if column.id in stored]
@@ -92,11 +162,13 @@ class LookUp:
     def __init__(self, spec: TableSpec, catalog: Database, storage: LakeStorage, *, cache_bytes: int = CACHE_BYTES, snapshot_id: int | None = None) -> None:
         self.spec, self.snapshot_id = spec, snapshot_id
         self._catalog, self._storage = catalog, storage
-        self._cache = RowCache(cache_bytes)
+        self._cache_bytes = cache_bytes
+        self._cache, self._pages = RowCache(cache_bytes), GroupPages()
         self._lock = threading.Lock()
         self._directory = KeyDirectory(storage)
         self._watermark: int | None = None
         self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._outdated: set[int] = set()  # of those, segments that gained overlays or column files since
 
     def take(self, keys: KeyValues, columns: Sequence[str] | None) -> pa.Table:
         """See `Table.lookup`."""
@@ -136,8 +208,9 @@ class LookUp:
             spec = load_spec_at(connection, self.spec, head)
         self._directory = KeyDirectory(self._storage)  # begun anew if this is interrupted half way
         directory.apply(head, added, removed, deletes)
-        for segment_id in [*removed, *changed]:
+        for segment_id in removed:
             self._open.pop(segment_id, None)
+        self._outdated |= set(changed)
         if spec.schema_id != self.spec.schema_id:
             self._open.clear()
         self.spec, self._watermark, self._directory = spec, watermark, directory  # the directory last: it says what the others are of
@@ -145,21 +218,20 @@ class LookUp:
     def _opened(self, hits: Hits) -> dict[int, _Open] | None:
         """The segments of hits, open; None if one has been forgotten since, which another refresh finds out."""
         ids = np.unique(hits.segment_ids[hits.found]).tolist()
-        missing = [segment_id for segment_id in ids if segment_id not in self._open]
+        missing = [segment_id for segment_id in ids if segment_id not in self._open or segment_id in self._outdated]
         if missing:
             with self._catalog.read() as connection:
                 refs = load_segments_by_id(connection, self.spec.id, missing, self._directory.synced)
             if len(refs) < len(missing):
                 return None
             for ref in refs:
-                self._open[ref.segment_id] = _Open(self.spec, ref, self._storage, self._cache)
+                self._open[ref.segment_id] = _Open(self.spec, ref, self._storage, self._cache, self._open.get(ref.segment_id))
+                self._outdated.discard(ref.segment_id)
         for segment_id in ids:
             self._open.move_to_end(segment_id)
         found = {segment_id: self._open[segment_id] for segment_id in ids}
         while len(self._open) > max(MAX_OPEN_SEGMENTS, len(ids)):
-            _, gone = self._open.popitem(last=False)
-            if gone.rows is not None:
-                gone.rows.close()
+            self._open.popitem(last=False)[1].close()
         return found
 
     def _with_time(self, wanted: Sequence[Column]) -> list[Column]:
@@ -174,27 +246,59 @@ class LookUp:
         schema = pa.schema([column.to_arrow().with_nullable(True) for column in columns])
         ids = [column.id for column in columns]
         parts, slow, patched = [], [], []
+        groups: dict[bytes, list[tuple[_Open, GroupPart]]] = {}
         fields = None
-        for segment_id, item in opened.items():
-            mine = np.flatnonzero(hits.segment_ids == segment_id)
-            if item.rows is None or any(column_id not in item.plain and column_id not in item.absent for column_id in ids):
+        for segment_id, mine in _by_segment(hits, opened):
+            item = opened[segment_id]
+            group = item.group(columns, self._pages)
+            if group is not None:
+                groups.setdefault(group.layout_key, []).append((item, GroupPart(group=group, numbers=hits.rows[mine], places=mine)))
+            elif item.rows is None or any(column_id not in item.plain and column_id not in item.absent for column_id in ids):
                 slow.append((item, mine))
                 continue
-            chosen = tuple(column_id if column_id in item.plain else -1 for column_id in ids)
-            fields = fields or (item.rows.fields(chosen) if -1 not in chosen else None)
-            parts += item.rows.parts(hits.rows[mine], chosen, mine.astype(np.uint32))
+            else:
+                chosen = tuple(column_id if column_id in item.plain else -1 for column_id in ids)
+                fields = fields or (item.rows.fields(chosen) if -1 not in chosen else None)
+                parts += item.rows.parts(hits.rows[mine], chosen, mine.astype(np.uint32))
             if item.ref.overlays:
                 patched.append((item, mine))
         if parts:
-            table = pa.Table.from_batches([(fields or _fields(schema)).take(parts, len(hits.rows))])
-            table = pa.Table.from_arrays(table.columns, schema=schema)
-        else:
+            batch = (fields or _fields(schema)).take(parts, len(hits.rows))
+            table = pa.Table.from_arrays(batch.columns, schema=schema)
+        elif not groups:
             table = pa.Table.from_arrays([pa.nulls(len(hits.rows), column.type) for column in columns], schema=schema)
-        for item, mine in patched:
-            table = _patched(table, item, columns, mine, hits.rows[mine])
+        for number, found in enumerate(groups.values()):
+            table = self._from_groups(table if parts or number else None, found, columns, schema, len(hits.rows))
         for item, mine in slow:
             table = _slowly(table, item, columns, mine, hits.rows[mine])
-        return table
+        return _patched(table, [(item, mine, hits.rows[mine]) for item, mine in patched + slow if item.ref.overlays], columns)
+
+    def _from_groups(
+        self, table: pa.Table | None, found: list[tuple[_Open, GroupPart]], columns: Sequence[Column], schema: pa.Schema, num_rows: int
+    ) -> pa.Table:
+        """With the rows of groups of one layout; a table of them alone without `table`."""
+        arrays = take_rows(self._pages, [part for _, part in found], columns, num_rows)
+        room = self._cache_bytes - self._cache.num_bytes
+        self._pages.keep([((item.group_file.path, item.group_file.offset), part.group) for item, part in found if item.group_file is not None], room)
+        self._cache.max_bytes = max(self._cache_bytes - self._pages.num_bytes, 0)
+        if table is not None:
+            places = np.concatenate([part.places for _, part in found])
+            arrays = [scatter(_whole(before), places, take(array, places)) for before, array in zip(table.columns, arrays, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _by_segment(hits: Hits, opened: dict[int, _Open]) -> list[tuple[int, I64]]:
+    """(segment, positions of its hits) of each."""
+    if len(opened) == 1 and hits.found.all():
+        return [(next(iter(opened)), np.arange(len(hits.rows)))]
+    order = np.argsort(hits.segment_ids, kind="stable")
+    bounds = np.searchsorted(hits.segment_ids[order], list(opened), side="left"), np.searchsorted(hits.segment_ids[order], list(opened), side="right")
+    return [(segment_id, order[start:stop]) for segment_id, start, stop in zip(opened, bounds[0].tolist(), bounds[1].tolist(), strict=True)]
+
+
+def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    found = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return found if isinstance(found, pa.Array) else pa.concat_arrays(found.chunks)
 
 
 def key_table(spec: TableSpec, keys: KeyValues) -> pa.Table:
@@ -231,16 +335,20 @@ def _fields(schema: pa.Schema) -> Any:
     return RowFields(schema)
 
 
-def _patched(table: pa.Table, item: _Open, columns: Sequence[Column], places: I64, rows: I64) -> pa.Table:
-    """With a segment's patches at the places of its rows."""
-    for column_id, folded in item.folded(columns).items():
-        at = np.searchsorted(folded.rows, rows)
-        inside = np.flatnonzero(at < len(folded.rows))
-        hit = inside[folded.rows[at[inside]] == rows[inside]]
-        if len(hit):
-            index = next(index for index, column in enumerate(columns) if column.id == column_id)
-            values = scatter(table.column(index).combine_chunks(), places[hit], take(folded.values, at[hit]))
-            table = table.set_column(index, table.schema.field(index), values)
+def _patched(table: pa.Table, parts: Sequence[tuple[_Open, I64, I64]], columns: Sequence[Column]) -> pa.Table:
+    """With the patches of segments, at the places of their rows: a scatter a column, however many segments there are."""
+    found: dict[int, list[tuple[I64, pa.Array]]] = {}
+    for item, places, rows in parts:
+        for column_id, folded in item.folded(columns).items():
+            at = np.searchsorted(folded.rows, rows)
+            hit = np.flatnonzero(folded.rows[np.minimum(at, len(folded.rows) - 1)] == rows)
+            if len(hit):
+                found.setdefault(column_id, []).append((places[hit], take(folded.values, at[hit])))
+    for index, column in enumerate(columns):
+        if column.id in found:
+            places = np.concatenate([places for places, _ in found[column.id]])
+            values = pa.concat_arrays([_whole(values) for _, values in found[column.id]])
+            table = table.set_column(index, table.schema.field(index), scatter(_whole(table.column(index)), places, values))
     return table
 
 
@@ -250,8 +358,8 @@ def _slowly(table: pa.Table, item: _Open, columns: Sequence[Column], places: I64
     arrays = []
     for index, column in enumerate(columns):
         values = one_type(read[column.id], column.type) if column.id in read else column.missing(len(rows))
-        arrays.append(scatter(table.column(index).combine_chunks(), places, values))
-    return _patched(pa.Table.from_arrays(arrays, schema=table.schema), item, columns, places, rows)
+        arrays.append(scatter(_whole(table.column(index)), places, values))
+    return pa.Table.from_arrays(arrays, schema=table.schema)
 
 
 def _mask(table: pa.Table, absent: npt.NDArray[np.bool_]) -> pa.Table:

@@ -9,15 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loader.catalog.records import SegmentRef
+from loader.catalog.records import ColumnFileRef, SegmentRef
 from loader.segment.column_files import JoinedReader
-from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID, Feature
+from loader.segment.layout import LOOKUP_ROWS_COLUMN_ID, ORDER_COLUMN_ID, ROW_COLUMN_ID, Feature
 from loader.segment.reader import SegmentReader
 from loader.segment.writer import encode_segments
 from loader.storage import Storage
 from loader.table.merge import NO_ORDER
 
 ROW_NAME, ORDER_NAME = "__row", "__order"
+LOOKUP_ROWS_IDS = (LOOKUP_ROWS_COLUMN_ID,)  # column_ids of a column file that holds a row group, see `row_groups`
 
 
 class Section(Protocol):
@@ -38,8 +39,24 @@ def open_segment(storage: Storage, section: Section) -> SegmentReader:
 
 def open_columns(storage: Storage, ref: SegmentRef) -> SegmentReader | JoinedReader:
     """A reader of a segment with the column files beside it."""
-    base = open_segment(storage, ref)
-    return JoinedReader(base, [open_segment(storage, file) for file in ref.column_files]) if ref.column_files else base
+    base, files = open_segment(storage, ref), data_files(ref)
+    return JoinedReader(base, [open_segment(storage, file) for file in files]) if files else base
+
+
+def data_files(ref: SegmentRef) -> list[ColumnFileRef]:
+    """The column files that hold columns; what is there for look-ups alone is left out."""
+    return [file for file in ref.column_files if file.column_ids != LOOKUP_ROWS_IDS]
+
+
+def group_of(ref: SegmentRef) -> int | None:
+    """Which of a segment's column files is its row group, the last one; None without."""
+    found = [at for at, file in enumerate(ref.column_files) if file.column_ids == LOOKUP_ROWS_IDS]
+    return found[-1] if found else None
+
+
+def later_columns(ref: SegmentRef, group: int) -> set[int]:
+    """Columns that came beside the segment after its group: the group's values of them are old."""
+    return {column_id for file in ref.column_files[group + 1 :] for column_id in file.column_ids}
 
 
 def column_ids_of(reader: SegmentReader | JoinedReader) -> set[int]:

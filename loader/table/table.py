@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from loader.catalog import admin
+from loader.catalog.manifest import Within
 from loader.catalog.read import load_head, load_offsets, load_pending, load_snapshots, load_view, resolve_snapshot
 from loader.catalog.records import Attribution, Snapshot, SnapshotView, SourceOffsets, TableSpec
 from loader.schema import Schema
@@ -26,6 +27,7 @@ from loader.table.expire import ExpiryReport, expire
 from loader.table.lookup import KeyValues
 from loader.table.overwrite import Overwrite
 from loader.table.patch import Patch
+from loader.table.row_groups import RowGroupReport, build_row_groups
 from loader.table.rows import Data
 from loader.table.times import time_value
 from loader.table.upsert import Upsert
@@ -323,8 +325,11 @@ class Table:
 
     def view(self, snapshot: SnapshotLike = None) -> SnapshotView:
         """What makes up a snapshot: plain data, for planners."""
-        with self.lake.database.read() as connection:
-            return load_view(connection, self.spec, snapshot)
+        return self._context.views.at(self.spec, snapshot)
+
+    def part_view(self, snapshot: SnapshotLike, needed: Callable[[TableSpec], Within | None]) -> SnapshotView:
+        """A snapshot, or what of it a plan needs, once its schema is known; whole where it is at hand."""
+        return self._context.views.at(self.spec, snapshot, needed)
 
     def to_arrow(
         self, columns: Sequence[str] | None = None, where: str | None = None, snapshot: SnapshotLike = None, closed_before: Moment | None = None
@@ -373,6 +378,20 @@ class Table:
             ColumnNotFoundError: A column is not in the schema.
         """
         return self._context.look_ups.at(snapshot).take(keys, columns)
+
+    def build_lookup(self, columns: Sequence[str] | None = None, *, progress: Progress | None = None) -> RowGroupReport:
+        """Keep these columns of large segments a second time, rows side by side, so that look-ups on cold data read a page a row, not one a column.
+
+        Segments that have their rows already are passed over; compaction keeps them up. Stopping it loses nothing that is done.
+
+        Args:
+            columns: The look-up columns from now on, in place of those the table has; an empty list ends it. Default: those of `create_table`.
+            progress: Called with rows done and rows to do.
+
+        Raises:
+            ColumnNotFoundError, SchemaError: A column is not there, or of a type that rows do not hold (fixed-width values, strings, binary, lists of numbers).
+        """
+        return build_row_groups(self._context, columns, progress)
 
     def scan(
         self,

@@ -80,7 +80,7 @@ class ImageStage:
             if decoded.bad:
                 counts[name] = len(decoded.bad)
                 present[list(decoded.bad)] = False
-            batch.put(name, decoded.pixels if self._layout.output == "dict" else decoded.pixels.numpy(), present)
+            batch.put(name, decoded.pixels if self._layout.has_tensors else decoded.pixels.numpy(), present)
         return counts
 
 

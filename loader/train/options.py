@@ -9,6 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from loader.batch.batch import TENSOR_OUTPUTS
 from loader.extras import require
 from loader.scan.order import REMAINDERS, Order
 
@@ -55,7 +56,7 @@ class LoaderOptions:
             raise ValueError(f"remainder is {self.remainder!r}; it must be one of {', '.join(REMAINDERS)}")
         if self.decode not in DECODE_PLACES:
             raise ValueError(f"decode is {self.decode!r}; it must be one of {', '.join(DECODE_PLACES)}")
-        if self.device.startswith("cuda") and self.decode == "rank" and self.output != "dict":
+        if self.device.startswith("cuda") and self.decode == "rank" and self.output not in TENSOR_OUTPUTS:
             raise ValueError(f"device is {self.device!r} and output is {self.output!r}: a GPU gives tensors; use output='dict', or device='cpu'")
         for name in ("prefetch_bytes", "threads", "device_memory_bytes", "pinned_bytes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -64,7 +65,7 @@ class LoaderOptions:
     @property
     def may_use_gpu(self) -> bool:
         """Whether batches may be made on a GPU: they are tensors, decoded in this process."""
-        return self.device != "cpu" and self.output == "dict" and self.decode == "rank"
+        return self.device != "cpu" and self.output in TENSOR_OUTPUTS and self.decode == "rank"
 
 
 def default_order(plan: Plan, options: LoaderOptions) -> Order:

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 QUEUED_BATCHES = 2
 CLOSE_SECONDS = 10.0
+SHAPED = ("kjt", "nested")  # made of what transforms return
 ENDED = "this iteration ended when another one of the same DataLoader began, or when it was closed"
 
 
@@ -72,11 +73,12 @@ def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, record
         for arrays in made:
             batch: Any = Batch(work.batch_layout, arrays)
             hand_over = arrays.hand_over
-            with clock.stage("assembly"):
-                if work.batch_layout.output == "arrow":
-                    batch = batch.to_arrow()
+            output = work.batch_layout.output
+            if output == "arrow":
+                with clock.stage("assembly"):
+                    batch = batch.shaped(output)
             bad: dict[str, int] = {}
-            if work.transforms or work.images is not None:
+            if work.transforms or work.images is not None or output in SHAPED:
                 with arrays.transforming():
                     if work.images is not None:
                         with clock.stage("images"):
@@ -84,6 +86,8 @@ def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, record
                     with clock.stage("transform"):
                         for transform in work.transforms:
                             batch = transform(batch)
+                        if output in SHAPED:
+                            batch = batch.shaped(output)
                 hand_over = functools.partial(arrays.hand_over, batch)
             yield Made(batch=batch, num_samples=arrays.num_samples, hand_over=hand_over, bad_records=bad)
             del batch, arrays, hand_over

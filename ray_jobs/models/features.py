@@ -11,11 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from loader.batch.transforms.hashing import mix
 from loader.config import DenseFeature
-
-# Odd constants of splitmix64, as signed 64-bit integers: torch has no unsigned ones that multiply.
-_MIX_A = 0xBF58476D1CE4E5B9 - 2**64
-_MIX_B = 0x94D049BB133111EB - 2**64
 
 
 class Batch(Protocol):
@@ -60,7 +57,7 @@ def table_rows(ids: torch.Tensor, num_embeddings: int, *, hashed: bool) -> torch
     known = num_embeddings - 1
     ids = ids.to(torch.int64)
     if hashed:
-        return _mix(ids).remainder(known)
+        return (mix(ids) & (1 << 62) - 1).remainder(known)
     return torch.where((ids >= 0) & (ids < known), ids, known)
 
 
@@ -102,10 +99,3 @@ def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     if not len(values):
         return torch.zeros(index.shape, dtype=torch.int64, device=index.device)
     return values.index_select(0, index.reshape(-1)).to(torch.int64).reshape(index.shape)
-
-
-def _mix(ids: torch.Tensor) -> torch.Tensor:
-    """splitmix64's finalizer (Steele, Lea, Flood 2014) on signed words, where shifts must first lose the sign; never negative."""
-    ids = (ids ^ (ids >> 30 & (1 << 34) - 1)) * _MIX_A
-    ids = (ids ^ (ids >> 27 & (1 << 37) - 1)) * _MIX_B
-    return (ids ^ (ids >> 31 & (1 << 33) - 1)) & (1 << 62) - 1

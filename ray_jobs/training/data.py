@@ -65,7 +65,8 @@ def loader_options(config: ExperimentConfig, *, rank: int, world_size: int, test
 def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: int, stream: Stream | None = None, test: bool = False) -> Any:
     """The loader of one rank."""
     options = loader_options(config, rank=rank, world_size=world_size, test=test)
-    return loader.DataLoader(scan, stream=stream, **dataclasses.asdict(options))
+    transforms = loader.Transforms(config.data.transforms) if config.data.transforms else None
+    return loader.DataLoader(scan, stream=stream, transforms=transforms, **dataclasses.asdict(options))
 
 
 def make_stream(config: ExperimentConfig, plan: Plan) -> Stream | None:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,8 +95,8 @@ def test_a_lost_answer_is_looked_up(lake: Lake, monkeypatch: pytest.MonkeyPatch)
     lost = []
 
     @contextlib.contextmanager
-    def write(self: PostgresCatalog, table_id: int | None = None, *, durability: str = "strict") -> Iterator[object]:
-        with real(self, table_id, durability=durability) as connection:
+    def write(self: PostgresCatalog, table_id: int | None = None, **options: Any) -> Iterator[object]:
+        with real(self, table_id, **options) as connection:
             yield connection
         if table_id is not None and not lost:
             lost.append(True)

@@ -42,6 +42,13 @@ def test_the_columns_to_read_are_the_features_and_the_label_once_each(experiment
     assert config.load(experiment).data.columns == ["price", "product", "household", "history", "bought_again"]
 
 
+def test_transforms_say_what_is_read_in_place_of_what_they_make(experiment: Path) -> None:
+    steps = "data.transforms=[{kind: hash, columns: [sku], buckets: 1000, into: [product]}, {kind: clip, columns: [price], max: 9}]"
+    assert config.load(experiment, [steps]).data.columns == ["price", "household", "history", "bought_again", "sku"]
+    with pytest.raises(ConfigError, match=r"data: transforms\[0\] \(hash\) lacks buckets"):
+        config.load(experiment, ["data.transforms=[{kind: hash, columns: [sku]}]"])
+
+
 @pytest.mark.parametrize(
     ("override", "path", "expected"),
     [

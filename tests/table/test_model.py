@@ -75,6 +75,7 @@ class TableMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "lake"):
+            assert [str(finding) for finding in self.lake.doctor(deep=True).findings] == []
             self.lake.close()
             if self.catalog is not None:
                 postgres.drop_catalog(self.catalog)

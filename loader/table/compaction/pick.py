@@ -14,6 +14,7 @@ from collections.abc import Collection
 
 from loader.catalog.records import OverlayRef, SegmentRef, SnapshotView
 from loader.table.resolve import DELETES
+from loader.table.segments import data_files
 
 PATCH = "patch"
 MAX_COLUMN_FILES = 8  # beside a segment, before it is rewritten with them
@@ -102,7 +103,7 @@ class FoldTask:
 
 def total_bytes(segment: SegmentRef) -> int:
     """Bytes of a segment with its overlays and column files."""
-    return segment.num_bytes + sum(overlay.num_bytes for overlay in segment.overlays) + sum(file.num_bytes for file in segment.column_files)
+    return segment.num_bytes + sum(overlay.num_bytes for overlay in segment.overlays) + sum(file.num_bytes for file in data_files(segment))
 
 
 def pick(view: SnapshotView, options: CompactionOptions, *, full: bool = False, buckets: Collection[int] | None = None) -> list[CompactionTask]:
@@ -168,7 +169,7 @@ def _pick_all(segments: list[SegmentRef], options: CompactionOptions) -> list[li
             tasks.append(run)
         else:  # larger than a task by itself: what has to be rewritten of it is, segment by segment
             alone += [[segment] for segment in run]
-    return [task for task in tasks + alone if len(_runs(task)) > 1 or any(segment.overlays or segment.column_files for segment in task)]
+    return [task for task in tasks + alone if len(_runs(task)) > 1 or any(segment.overlays or data_files(segment) for segment in task)]
 
 
 def _pick_some(segments: list[SegmentRef], options: CompactionOptions, *, is_settled: bool) -> list[SegmentRef]:
@@ -238,4 +239,4 @@ def _level(run: list[SegmentRef]) -> int:
 
 def _is_heavy(segment: SegmentRef, options: CompactionOptions) -> bool:
     dead = segment.num_rows - segment.live_rows
-    return (dead > 0 and dead >= options.dead_fraction * segment.num_rows) or len(segment.column_files) > MAX_COLUMN_FILES
+    return (dead > 0 and dead >= options.dead_fraction * segment.num_rows) or len(data_files(segment)) > MAX_COLUMN_FILES
