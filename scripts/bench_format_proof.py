@@ -31,7 +31,7 @@ def profile(part: Report, cores: str) -> Report | None:
     sizes, limits, found = figure["stage_bytes"], part["limits"][cores], []
     total = sum(figure["stage_seconds"].values())
     for name, seconds in figure["stage_seconds"].items():
-        memory = (MEMORY_OF.get(name, OF_OPS)) if sizes.get(name) else None
+        memory = MEMORY_OF.get(name, OF_OPS) if sizes.get(name) else None
         best = sizes[name] / statistics.median(limits[f"{memory}_bytes_per_second"]) if memory else None
         found.append({"name": name, "seconds": seconds, "share": seconds / total, "bytes": sizes.get(name, 0), "memory": memory, "memory_seconds": best})
     return {
@@ -84,6 +84,6 @@ def show(console: Console, title: str, cores: str, found: Report, peer: str | No
     if peer is not None:
         ratios = limit(found, peer_seconds)
         console.print(
-            f"  {peer} takes {peer_seconds * 1e3:.1f} ms: {ratios['ratio']:.1f} × as long; this machine permits {ratios['memory_ratio']:.1f} × by its memory alone, "
+            f"  {peer} takes {peer_seconds * 1e3:.1f} ms: {ratios['ratio']:.1f} × as long; the machine permits {ratios['memory_ratio']:.1f} × by memory alone, "
             f"{ratios['memory_and_calls_ratio']:.1f} × with the {found['call_seconds'] * 1e3:.1f} ms of calls that move nothing"
         )

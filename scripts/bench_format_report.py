@@ -109,7 +109,9 @@ def _speeds(title: str, part: Report, cores: str) -> list[Report]:
     if (peer := fastest(part, cores)) is not None:
         theirs = part["formats"][peer][cores]["decode_seconds"]
         found.append(
-            _target(f"{label}: decode speed / {peer}, the fastest compressed peer", "≥", 7, _ratio(theirs, mine["decode_seconds"]), needed(part, cores, peer, 7))
+            _target(
+                f"{label}: decode speed / {peer}, the fastest compressed peer", "≥", 7, _ratio(theirs, mine["decode_seconds"]), needed(part, cores, peer, 7)
+            )
         )
     found.append(
         _target(f"{label}: decode speed / copying the Arrow arrays into fresh tensors", "≥", 0.5, _ratio(limits["copy_table_seconds"], mine["decode_seconds"]))

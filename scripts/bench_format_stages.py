@@ -102,9 +102,7 @@ def _block_stages(
     return seconds, sizes, num_tensors
 
 
-def _op_seconds(
-    program: Any, slab: Any, arena: Any, threads: int, timed: Callable[[Callable[[], Any]], float]
-) -> tuple[dict[str, float], dict[str, int]]:
+def _op_seconds(program: Any, slab: Any, arena: Any, threads: int, timed: Callable[[Callable[[], Any]], float]) -> tuple[dict[str, float], dict[str, int]]:
     """Seconds of the ops of each kind, every kind of a level in a call of its own after the levels below it; and bytes that they write."""
     from loader.decode import cpu
     from loader.kernels import native
