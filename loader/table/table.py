@@ -12,8 +12,7 @@ import pyarrow as pa
 from loader.catalog import admin
 from loader.catalog.manifest import Within
 from loader.catalog.read import load_offsets, load_snapshots, resolve_snapshot
-from loader.catalog.records import Attribution, Snapshot, SnapshotView, SourceOffsets, TableSpec
-from loader.schema import Schema
+from loader.catalog.records import Snapshot, SnapshotView, SourceOffsets, TableSpec
 from loader.table import evolve as evolution
 from loader.table import reading
 from loader.table.append import Append
@@ -21,6 +20,7 @@ from loader.table.backfill import Backfill
 from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
+from loader.table.defined import Defined
 from loader.table.delete import delete
 from loader.table.describe import describe
 from loader.table.diff import Diff, diff
@@ -44,7 +44,7 @@ Moment = int | str | datetime.date | datetime.datetime
 SnapshotLike = int | str | Snapshot | None
 
 
-class Table:
+class Table(Defined):
     """A table of a lake. Safe to share between threads; writes of one process go one at a time. Picklable by the lake's location.
 
     Attributes:
@@ -62,51 +62,6 @@ class Table:
 
     def __repr__(self) -> str:
         return f"Table({self.name!r} in {self.lake.location!r})"
-
-    @property
-    def spec(self) -> TableSpec:
-        """The definition: keys, buckets, order, merge rules."""
-        return self._context.spec
-
-    @property
-    def schema(self) -> Schema:
-        return self.spec.schema
-
-    @property
-    def primary_key(self) -> list[str]:
-        return self.spec.primary_key
-
-    @property
-    def bucket_by(self) -> list[str]:
-        return self.spec.bucket_by
-
-    @property
-    def buckets(self) -> int:
-        return self.spec.buckets
-
-    @property
-    def cluster_by(self) -> list[str]:
-        return self.spec.cluster_by
-
-    @property
-    def time_column(self) -> str | None:
-        return None if self.spec.time_column is None else self.spec.time_column.name
-
-    @property
-    def partition_by(self) -> str | None:
-        return self.spec.partition_by
-
-    @property
-    def merge(self) -> dict[str, str]:
-        return self.spec.merge
-
-    @property
-    def attribution(self) -> Attribution | None:
-        return self.spec.attribution
-
-    @property
-    def durability(self) -> str:
-        return self.spec.durability
 
     def append(
         self,
