@@ -79,11 +79,11 @@ def break_catalog(database: Database, rng: random.Random, rates: Rates) -> Count
     kind = CatalogUnavailableError if "postgres" in type(database).__module__ else StorageError
 
     @contextlib.contextmanager
-    def write(table_id: int | None = None, *, durability: str = "strict") -> Iterator[Any]:
+    def write(table_id: int | None = None, **options: Any) -> Iterator[Any]:
         if rng.random() < rates.refused:
             counts["catalog refused"] += 1
             raise kind("injected: the catalog does not answer")
-        with real(table_id, durability=durability) as connection:
+        with real(table_id, **options) as connection:
             yield connection
             if rng.random() < rates.refused:
                 counts["catalog cut"] += 1
