@@ -38,6 +38,8 @@ NAMES = (
     "fold.committed",
     "expire.marked",
     "expire.forgotten",
+    "ingest.committed",
+    "lookup.staged",
     "garbage.deleted",
     "storage.temporary_written",
     "storage.linked",

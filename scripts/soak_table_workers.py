@@ -27,6 +27,7 @@ from tests.faults import FaultyStorage, Rates, break_catalog
 TABLE = "soak"
 INLINE_BYTES = 6000  # of a commit in the catalog; larger ones make files
 LEASE_SECONDS = 20
+ROW_GROUP_ROWS = 40  # of a segment that gets one
 KEEP_SECONDS = 4.0  # before a snapshot expires
 PATIENCE = 60  # tries of one write under faults
 PASSING = (StorageError, UnknownOutcomeError, CatalogBusyError, ConflictError)
@@ -240,7 +241,9 @@ def arm(plant: str | None) -> None:
     import loader.catalog.commit
     import loader.table.context
     import loader.table.files
+    import loader.table.row_groups
 
+    loader.table.row_groups.MIN_ROWS = ROW_GROUP_ROWS
     loader.table.files.INLINE_BYTES = INLINE_BYTES
     for module in (loader.catalog.admin, loader.catalog.commit, loader.table.files):
         module.STAGED_LEASE_SECONDS = LEASE_SECONDS
