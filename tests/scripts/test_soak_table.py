@@ -42,5 +42,5 @@ def test_killed_writers_and_lost_answers_lose_nothing(tmp_path: Path, catalog: s
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", ["no-check", "no-carry"])
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str) -> None:
-    found = soak(tmp_path, "--seconds", "10", "--kills", "0", "--writers", "4", "--compactors", "1", "--readers", "0", "--no-faults", "--plant", bug)
+    found = soak(tmp_path, "--seconds", "6", "--kills", "0", "--writers", "4", "--compactors", "1", "--readers", "0", "--no-faults", "--plant", bug)
     assert found["problems"]
