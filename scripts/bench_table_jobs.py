@@ -207,7 +207,17 @@ def folder_bytes(folder: pathlib.Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-JOBS: dict[str, Callable[..., Figures]] = {"commits": commits, "keyed": keyed, "reads": reads, "plan": plan, "plan large": plan, "look_ups": look_ups, "probe": probe, "cold look_ups": cold_look_ups, "stream": stream}
+JOBS: dict[str, Callable[..., Figures]] = {
+    "commits": commits,
+    "keyed": keyed,
+    "reads": reads,
+    "plan": plan,
+    "plan large": plan,
+    "look_ups": look_ups,
+    "probe": probe,
+    "cold look_ups": cold_look_ups,
+    "stream": stream,
+}
 ALONE = ("plan large", "probe", "cold look_ups", "stream")  # nobody else has the like
 
 

@@ -331,7 +331,8 @@ class DuckLakeInline(DuckLake):
     title, options = "DuckLake inline", ", data_inlining_row_limit 1000"
 
 
-SYSTEMS: dict[str, type[System]] = {kind.title: kind for kind in (Headrace, HeadraceMaintained, HeadraceFiles, HeadraceGroup, DuckLake, DuckLakeInline, Lance, Delta, Iceberg)}
+_KINDS = (Headrace, HeadraceMaintained, HeadraceFiles, HeadraceGroup, DuckLake, DuckLakeInline, Lance, Delta, Iceberg)
+SYSTEMS: dict[str, type[System]] = {kind.title: kind for kind in _KINDS}
 # Newer releases of duckdb had no extension to match.
 PEERS = ("pylance", "deltalake", "pyiceberg[sql-sqlite]", "duckdb==1.5.5", "duckdb-extension-ducklake==1.5.5", "duckdb-extensions")
 PACKAGES = ("pyarrow", "pylance", "deltalake", "pyiceberg", "duckdb", "duckdb-extension-ducklake")
