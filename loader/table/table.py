@@ -12,12 +12,13 @@ import pyarrow as pa
 from loader.catalog import admin
 from loader.catalog.manifest import Within
 from loader.catalog.read import load_head, load_offsets, load_pending, load_snapshots, load_view, resolve_snapshot
-from loader.catalog.records import Attribution, Snapshot, SnapshotView, SourceOffsets, TableSpec
+from loader.catalog.records import Attribution, SegmentRef, Snapshot, SnapshotView, SourceOffsets, TableSpec
 from loader.schema import Schema
 from loader.table import evolve as evolution
 from loader.table import reading
 from loader.table.append import Append
 from loader.table.backfill import Backfill
+from loader.table.batches import BATCH_ROWS, read_batches
 from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
@@ -35,6 +36,7 @@ from loader.table.upsert import Upsert
 if TYPE_CHECKING:
     from loader.lake import Lake
     from loader.scan import Scan
+    from loader.scan.predicate import Predicate
 
 Moment = int | str | datetime.date | datetime.datetime
 SnapshotLike = int | str | Snapshot | None
@@ -346,7 +348,29 @@ class Table:
             ColumnNotFoundError: A column is not in the schema.
             SnapshotNotFoundError: No such snapshot or tag.
         """
-        return reading.read_view(self.view(snapshot), self.lake.storage, columns=columns, where=where, closed_before=closed_before)
+        view = self.view(snapshot)
+        return reading.read_view(view, self.lake.storage, columns=columns, where=where, closed_before=closed_before, prune=self._prune)
+
+    def to_batches(
+        self,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        snapshot: SnapshotLike = None,
+        closed_before: Moment | None = None,
+        *,
+        batch_rows: int = BATCH_ROWS,
+    ) -> pa.RecordBatchReader:
+        """Read rows of a snapshot as a stream, in bounded memory; arguments and errors as for `to_arrow`."""
+        view = self.view(snapshot)
+        predicate = None if where is None else reading.predicate_of(view, where)
+        closed = None if closed_before is None else reading.closed_time(view, closed_before)
+        segments = self._prune(view, predicate, closed)
+        return read_batches(view, self.lake.storage, segments, columns=columns, predicate=predicate, last_time=closed, batch_rows=batch_rows)
+
+    def _prune(self, view: SnapshotView, predicate: Predicate | None, last_time: int | None) -> Sequence[SegmentRef]:
+        from loader.scan.condition import selected  # a sibling that imports this package
+
+        return selected(view, self.lake.database, predicate, last_time)
 
     def diff(self, a: SnapshotLike, b: SnapshotLike = None, columns: Sequence[str] | None = None) -> Diff:
         """Rows that are in `b` and not in `a`, the other way round, and those that differ, by primary key.
