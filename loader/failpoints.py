@@ -39,6 +39,7 @@ NAMES = (
     "expire.marked",
     "expire.forgotten",
     "garbage.deleted",
+    "export.part",
     "storage.temporary_written",
     "storage.linked",
 )

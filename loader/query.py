@@ -7,7 +7,7 @@ Nothing is materialised: DuckDB pulls batches of the columns asked for, of the s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -37,7 +37,7 @@ class QueryError(HeadraceError, ValueError):
     """DuckDB refused a query, or could not run it."""
 
 
-class SnapshotDataset(dataset.Dataset):
+class SnapshotDataset(dataset.Dataset):  # type: ignore[misc]  # pyarrow has no types
     """A snapshot of a table as something that DuckDB scans: it asks for columns and a filter, and gets batches.
 
     Args:
@@ -148,19 +148,38 @@ def _conjuncts(text: str) -> list[str]:
     return [part for start, stop in zip(bounds[:-1], bounds[1:], strict=True) for part in _conjuncts(text[start + 5 : stop])]
 
 
-def connect_tables(lake: Lake, query: str = "", snapshots: Mapping[str, int | str] | None = None) -> Any:
-    """A DuckDB connection in memory in which the tables of a lake are views, and those at a snapshot that a query names.
+def connect() -> Any:
+    """A DuckDB connection in memory that knows nothing but what is registered: not the caller's variables either.
 
     Raises:
         MissingDependencyError: duckdb is not installed.
     """
-    duckdb = require("duckdb", extra="duckdb")
-    connection = duckdb.connect()
-    names, at = lake.tables(), dict(snapshots or {})
-    unknown = sorted(set(at) - set(names))
-    if unknown:
-        lake.table(unknown[0])
-    for name in names:
+    connection = require("duckdb", extra="duckdb").connect()
+    connection.execute("set python_enable_replacements = false")
+    return connection
+
+
+def register(table: Table, connection: Any, name: str, snapshot: int | str | Snapshot | None) -> Any:
+    """A table as a relation. See `Table.to_duckdb`."""
+    connection = connect() if connection is None else connection
+    connection.register(name, SnapshotDataset(table, snapshot))
+    return connection.table(name)
+
+
+def connect_tables(lake: Lake, query: str = "", snapshots: Mapping[str, int | str] | None = None) -> Any:
+    """A connection in which the tables of a lake are views, and those at a snapshot that a query names.
+
+    Args:
+        lake: The lake.
+        query: Its `"table@snapshot"` names are views too.
+        snapshots: The snapshots or tags at which tables stand by their own names; default the newest.
+
+    Raises:
+        TableNotFoundError: `snapshots` names no table.
+    """
+    connection, at = connect(), dict(snapshots or {})
+    names = lake.tables()
+    for name in sorted({*names, *at}):
         connection.register(name, SnapshotDataset(lake.table(name), at.get(name)))
     for name, tag in dict.fromkeys(_AT.findall(query)):
         connection.register(f"{name}@{tag}", SnapshotDataset(lake.table(name), int(tag) if tag.isdigit() else tag))
@@ -168,30 +187,49 @@ def connect_tables(lake: Lake, query: str = "", snapshots: Mapping[str, int | st
 
 
 class Answer:
-    """What a query gives, streaming; closes its connection at the end.
+    """What a query gives, as a stream; `close` it, or use it in a `with` block.
 
     Attributes:
-        reader: The batches.
+        reader: The batches; an error on the way is an Arrow error.
     """
 
     def __init__(self, connection: Any, query: str) -> None:
         self._connection = connection
-        duckdb = require("duckdb", extra="duckdb")
         try:
-            self.reader: pa.RecordBatchReader = connection.execute(query).to_arrow_reader(BATCH_ROWS)
-        except duckdb.Error as error:
+            relation = connection.sql(query)
+            if relation is None:
+                raise QueryError(f"{query!r} gives no rows: a lake is queried, not changed, by SQL")
+            self.reader: pa.RecordBatchReader = relation.to_arrow_reader(BATCH_ROWS)
+        except require("duckdb", extra="duckdb").Error as error:
+            self.close()
+            raise QueryError(" ".join(str(error).split())) from error
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The batches; raises QueryError where the query fails on the way."""
+        try:
+            yield from self.reader
+        except (pa.ArrowException, OSError) as error:
             raise QueryError(" ".join(str(error).split())) from error
 
     def to_arrow(self) -> pa.Table:
         """Everything."""
-        try:
-            return self.reader.read_all()
-        except (pa.ArrowException, OSError) as error:
-            raise QueryError(" ".join(str(error).split())) from error
-        finally:
-            self._connection.close()
+        return pa.Table.from_batches(self.batches(), self.reader.schema)
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 def run(lake: Lake, query: str, snapshots: Mapping[str, int | str] | None = None) -> Answer:
-    """Run a query over a lake."""
+    """Run a query over a lake.
+
+    Raises:
+        QueryError: DuckDB refuses it.
+        TableNotFoundError, SnapshotNotFoundError: It names what is not there.
+    """
     return Answer(connect_tables(lake, query, snapshots), query)

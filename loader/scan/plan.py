@@ -30,7 +30,7 @@ from loader.scan.encoded import FetchRequest
 from loader.scan.facts import Facts
 from loader.scan.fetch import BlockFetcher, BlockPlace, FetchSpec
 from loader.scan.predicate import parse
-from loader.scan.prune import patched, possible_blocks, within
+from loader.scan.prune import Pruned, patched, possible_blocks, within
 from loader.scan.selection import BLOCK_KEY, Selection, selection_hash
 from loader.table.times import closed_limit
 
@@ -316,6 +316,19 @@ def select(scan: Scan, view: SnapshotView, closed_before: int | None) -> Selecti
         if chosen is not None:
             bits[at] = chosen
     return Selection(blocks=keys, bits=bits)
+
+
+def select_blocks(scan: Scan, view: SnapshotView, condition: Condition, pruned: Pruned) -> tuple[int, int, int]:
+    """(segments, blocks, stored rows) that the statistics of blocks leave of what pruning left."""
+    counter = _Counter(scan, view, condition)
+    segments = blocks = rows = 0
+    with ThreadPoolExecutor(COUNT_THREADS, thread_name_prefix="headrace-explain") as pool:
+        refs = list(pruned.segments)
+        for ref, possible in zip(refs, pool.map(counter.possible_blocks, refs, pruned.whole.tolist()), strict=True):
+            segments += bool(possible.any())
+            blocks += int(possible.sum())
+            rows += int(np.array(ref.block_rows, np.int64)[possible].sum())
+    return segments, blocks, rows
 
 
 class _Counter:
