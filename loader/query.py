@@ -61,7 +61,8 @@ class SnapshotDataset(dataset.Dataset):  # type: ignore[misc]  # pyarrow has no 
 
     def scanner(self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None, **_: Any) -> _Scanner:
         """What DuckDB calls: batches of some columns, of the rows that a filter selects."""
-        return _Scanner(self, list(columns or ()) or [self.schema.names[0]], filter)
+        names = self.schema.names
+        return _Scanner(self, names if columns is None else list(columns) or names[:1], filter)
 
     def reader(self, columns: Sequence[str], filter: pc.Expression | None) -> pa.RecordBatchReader:
         """The batches of one scan."""
@@ -179,10 +180,13 @@ def connect_tables(lake: Lake, query: str = "", snapshots: Mapping[str, int | st
     """
     connection, at = connect(), dict(snapshots or {})
     names = lake.tables()
-    for name in sorted({*names, *at}):
-        connection.register(name, SnapshotDataset(lake.table(name), at.get(name)))
-    for name, tag in dict.fromkeys(_AT.findall(query)):
-        connection.register(f"{name}@{tag}", SnapshotDataset(lake.table(name), int(tag) if tag.isdigit() else tag))
+    wanted: dict[str, tuple[str, int | str | None]] = {name: (name, at.get(name)) for name in sorted({*names, *at})}
+    wanted |= {f"{name}@{tag}": (name, int(tag) if tag.isdigit() else tag) for name, tag in _AT.findall(query)}
+    for shown, (name, snapshot) in wanted.items():
+        source = SnapshotDataset(lake.table(name), snapshot)
+        if snapshot is not None:
+            source.view  # noqa: B018  # one that is not there is told in our words, not in DuckDB's
+        connection.register(shown, source)
     return connection
 
 

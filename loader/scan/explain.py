@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from loader.scan.condition import Condition
-from loader.scan.plan import open_view, select_blocks
+from loader.scan.plan import select_blocks
 from loader.scan.prune import Step
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Explanation:
         table: Its name.
         snapshot: Its number.
         where: The normalised predicate, or None.
-        steps: What each step left, the first of what was loaded of the snapshot. The last looks at the statistics of blocks in the footers of what is left.
+        steps: What each step left, the first is the snapshot. The last looks at the statistics of blocks in the footers of what is left.
         segments_whole: Segments left of which every live row is selected, so that nothing is counted.
     """
 
@@ -41,7 +41,7 @@ class Explanation:
 
 def explain(scan: Scan, *, footers: bool) -> Explanation:
     """See `Scan.explain`."""
-    view = open_view(scan)
+    view = scan.table.view(scan.snapshot)
     closed_before = scan.closed_before_value(view)
     condition = Condition.of(view, scan.where, closed_before)
     pruned = condition.prune(view, scan.table.lake.database)

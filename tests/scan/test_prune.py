@@ -72,7 +72,8 @@ leaves = st.one_of(
     st.sampled_from(["price is null", "price is not null", "added is null", "added = 5", "added > 5", "flag is null", "big is not null"]),
 )
 predicates = st.one_of(leaves, st.builds("{} and {}".format, leaves, leaves), st.builds("({} or {}) and {}".format, leaves, leaves, leaves))
-operations = st.lists(st.sampled_from(["append", "append", "patch", "patch null", "delete", "backfill", "compact", "widen", "rename", "expire"]), min_size=4, max_size=9)
+OPERATIONS = ["append", "append", "patch", "patch null", "delete", "backfill", "compact", "widen", "rename", "expire"]
+operations = st.lists(st.sampled_from(OPERATIONS), min_size=4, max_size=9)
 
 
 class History:
@@ -102,7 +103,8 @@ class History:
         price = "cost" if self.renamed else "price"
         if operation == "append" or not self.at:
             data = rows(self.at, self.at + 18, rng).append_column("added", pa.array(np.full(18, self.at % 9), pa.int32()))
-            table.append(data.rename_columns([price if name == "price" else name for name in data.column_names]).cast(table.schema.to_arrow()), watermark=self.at * 600)
+            data = data.rename_columns([price if name == "price" else name for name in data.column_names])
+            table.append(data.cast(table.schema.to_arrow()), watermark=self.at * 600)
             self.at += 18
         elif operation == "patch":
             table.patch(pa.table({"id": ids, "small": pa.array(rng.integers(-300, 300, len(ids)), pa.int16()), "label": pa.array([1] * len(ids), pa.int8())}))

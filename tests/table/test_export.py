@@ -69,7 +69,9 @@ def test_a_stopped_export_goes_on_at_its_snapshot(lake: Any, tmp_path: Path, at:
 def test_another_export_in_the_same_place_is_refused(lake: Any, tmp_path: Path) -> None:
     table = filled(lake)
     table.export(tmp_path / "out", ["item"])
-    for arguments, what in (({"columns": ["user"]}, "columns"), ({"columns": ["item"], "where": "item > 3"}, "where"), ({"columns": ["item"], "snapshot": 1}, "snapshot")):
+    others: list[dict[str, Any]] = [{"columns": ["user"]}, {"columns": ["item"], "where": "item > 3"}, {"columns": ["item"], "snapshot": 1}]
+    for arguments in others:
+        what = list(arguments)[-1]
         with pytest.raises(AlreadyExistsError, match=f"holds another export: its {what} is"):
             table.export(tmp_path / "out", **arguments)
 
