@@ -83,7 +83,7 @@ def test_an_answer_is_a_stream(lake: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_wrong_query_is_one_line(lake: Any) -> None:
-    for text, what in (("select nope from samples", "nope"), ("select * from sampels", "sampels"), ("select 1 +", "syntax")):
+    for text, what in (("select nope from samples", "nope"), ("select * from sample_", "sample_"), ("select 1 +", "syntax")):
         with pytest.raises(query.QueryError, match=what) as error:
             lake.sql(text)
         assert "\n" not in str(error.value)
