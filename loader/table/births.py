@@ -19,6 +19,7 @@ from loader.table.rows import EncodedRows, PreparedRows, encode_sections
 from loader.table.segments import encode_overlay
 
 I64 = npt.NDArray[np.int64]
+_NO_ROWS = PreparedRows(table=pa.table({}), keys=Keys(np.zeros(0, np.uint64), None), sections=())  # one for all: small buffers that stay keep large pages
 
 
 class Births:
@@ -30,7 +31,7 @@ class Births:
         column_ids: Of their columns; default the schema's.
         level: Of their segments: 1 where values bring an order of their own, as after a compaction.
         sequences: The lowest and highest commit sequence of rows that bring theirs; None for the commit's own.
-        stage: Where files go; default the table's.
+        stage: Where files go, small ones too; default the table's, and the catalog for what is small.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Births:
         stage: Stage | None = None,
     ) -> None:
         self.rows, self.sections = rows, rows.sections
-        self._stage = context.stage if stage is None else stage
+        self._stage, self._may_inline = context.stage if stage is None else stage, stage is None
         self._segments: list[NewSegment] | None = None
         self._context, self._level, self._sequences = context, level, sequences
         self._ids = [column.id for column in context.spec.schema] if column_ids is None else list(column_ids)
@@ -68,12 +69,12 @@ class Births:
     def place(self, encoded: Sequence[EncodedRows]) -> None:
         """Stage sections that were encoded together with those of other commits."""
         self._encoded = encoded
-        self._placed = place([one.segment.data for one in encoded], self._stage, self._inline) if encoded else None
+        self._placed = place([one.segment.data for one in encoded], self._stage, self._inline if self._may_inline else None) if encoded else None
 
     def release(self) -> None:
         """Let go of rows and bytes that are stored; who goes on gives `meet` the keys."""
         self._segments, self._encoded = self.segments, ()
-        self.rows = PreparedRows(table=self.rows.table.schema.empty_table(), keys=self.rows.keys.take(np.zeros(0, np.int64)), sections=())
+        self.rows = _NO_ROWS
 
     def meet(self, key_buckets: tuple[int, ...], keys: Keys | None = None) -> None:
         """Find the labels that wait for these rows, and make them overlays of the new sections; written again only where they changed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator
 
@@ -47,18 +46,17 @@ def _cut(table: pa.Table, part_bytes: int) -> Iterator[pa.Table]:
 
 def _gathered(schema: pa.Schema, batches: Iterable[pa.RecordBatch], part_bytes: int) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
-    num_bytes, num_parts = 0, 0
-    for batch in itertools.chain.from_iterable(_small(batch, part_bytes) for batch in batches):
-        if held and num_bytes + batch.nbytes > part_bytes:
-            yield as_table(pa.Table.from_batches(held, schema))
-            held, num_bytes, num_parts = [], 0, num_parts + 1
-        held.append(batch)
-        num_bytes += batch.nbytes
+    room, num_parts = part_bytes, 0
+    for batch in batches:
+        row_bytes = max(batch.nbytes / max(batch.num_rows, 1), 1)
+        while batch.num_rows:
+            fitting = int(room / row_bytes) or (0 if held else 1)
+            if fitting:
+                held.append(batch.slice(0, fitting))
+                batch = batch.slice(fitting)
+                room -= int(held[-1].num_rows * row_bytes)
+            if batch.num_rows:
+                yield as_table(pa.Table.from_batches(held, schema))
+                held, room, num_parts = [], part_bytes, num_parts + 1
     if held or not num_parts:
         yield as_table(pa.Table.from_batches(held, schema))
-
-
-def _small(batch: pa.RecordBatch, part_bytes: int) -> Iterator[pa.RecordBatch]:
-    """A batch that is itself larger than a part, cut."""
-    rows = max(batch.num_rows * part_bytes // max(batch.nbytes, 1), 1)
-    return (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))

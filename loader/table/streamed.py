@@ -15,11 +15,9 @@ import pyarrow as pa
 
 from loader import failpoints
 from loader.catalog.commit import Stale
-from loader.catalog.inline import unpack
 from loader.catalog.records import CommitPlan, NewOverlay, Snapshot, SourceOffsets
 from loader.errors import KeyExistsError
 from loader.segment.key_index import Keys
-from loader.segment.reader import SegmentReader
 from loader.table.append import Append, check_on_conflict
 from loader.table.births import Births
 from loader.table.context import TableContext
@@ -164,10 +162,7 @@ class StreamedAppend(Write):
         spec, births = self.context.spec, self._births[number]
         row = int(self._spill.read(number)[1][place])
         segment, start = next((segment, start) for segment, (_, _, start, stop) in zip(births.segments, births.sections, strict=True) if start <= row < stop)
-        inline = births.inline.get(segment.path)  # the last part may be that small; it is not in the catalog yet
-        stored = None if inline is None else unpack(inline)[segment.offset : segment.offset + segment.num_bytes]
-        reader = open_segment(self.context.storage, segment) if stored is None else SegmentReader(stored)
-        read = read_by_id(reader, spec.primary_key_ids, rows=np.array([row - start]))
+        read = read_by_id(open_segment(self.context.storage, segment), spec.primary_key_ids, rows=np.array([row - start]))
         return describe_key(spec, pa.table([read[column_id] for column_id in spec.primary_key_ids], names=spec.primary_key), 0)
 
     def _overlays(self) -> Iterator[NewOverlay]:
