@@ -31,6 +31,7 @@ from loader.table.reads import Moment, SnapshotLike, TableReads
 from loader.table.row_groups import RowGroupReport, build_row_groups
 from loader.table.rows import Data
 from loader.table.times import time_value
+from loader.table.ttl import Retention, save_retention
 from loader.table.upsert import Upsert
 
 if TYPE_CHECKING:
@@ -312,21 +313,27 @@ class Table(TableReads):
     def expire(
         self,
         *,
-        older_than: datetime.timedelta | datetime.datetime = datetime.timedelta(days=7),
-        keep: int = 1,
+        older_than: datetime.timedelta | datetime.datetime | None = None,
+        keep: int | None = None,
         grace_seconds: float | None = None,
+        ttl: datetime.timedelta | datetime.datetime | None = None,
     ) -> ExpiryReport:
-        """Forget old snapshots and what only they showed. Snapshots with a tag, and those that running jobs hold, stay whole.
+        """Drop rows that are too old, and forget old snapshots and what only they showed. Snapshots with a tag, and those of running jobs, stay whole.
 
-        The bytes are deleted by `lake.collect_garbage` once the grace period is over, so that readers that have just begun end in peace.
+        What is left out is as `set_retention` says. Bytes are deleted by `lake.collect_garbage` once the grace period is over.
 
         Args:
-            older_than: Age, or the moment, before which snapshots go.
-            keep: How many of the newest stay, whatever their age.
-            grace_seconds: How long bytes stay after this; default an hour.
+            older_than: Age, or the moment, before which snapshots go; default a week.
+            keep: How many of the newest stay, whatever their age; default one.
+            grace_seconds: How long bytes stay after this, so that readers that have just begun end in peace; default an hour.
+            ttl: Age, or the moment, before which rows go, by the time column; default all stay.
         """
         self.lake.check_process()
-        return expire(self._context, older_than=older_than, keep=keep, grace_seconds=grace_seconds)
+        return expire(self._context, older_than=older_than, keep=keep, grace_seconds=grace_seconds, ttl=ttl)
+
+    def set_retention(self, retention: Retention) -> None:
+        """Keep settings with the table that `expire` applies from now on."""
+        save_retention(self._context, retention)
 
     def erase(
         self,
