@@ -30,6 +30,7 @@ from loader.table.patch import Patch
 from loader.table.reads import Moment, SnapshotLike, TableReads
 from loader.table.row_groups import RowGroupReport, build_row_groups
 from loader.table.rows import Data
+from loader.table.streamed import append
 from loader.table.times import time_value
 from loader.table.ttl import Retention, save_retention
 from loader.table.upsert import Upsert
@@ -105,8 +106,11 @@ class Table(TableReads):
         watermark: Moment | None = None,
         offsets: SourceOffsets | None = None,
         commit_id: str | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Snapshot:
         """Add rows with new keys; labels that were waiting for them are applied.
+
+        An input that is large beside the lake's `memory_bytes` is read, encoded and stored part by part, and becomes one snapshot all the same.
 
         Args:
             data: A pyarrow Table, RecordBatch or RecordBatchReader, or the path of a Parquet file.
@@ -114,6 +118,7 @@ class Table(TableReads):
             watermark: Up to where the data is complete, in the time column's unit or as a time; it never goes back.
             offsets: What was consumed from a source, committed with the rows. Offsets that were committed before drop the data.
             commit_id: A name for this commit; the same one again returns the first one's snapshot.
+            progress: Told how many rows are stored, after each part of a large input.
 
         Returns:
             The snapshot that holds the rows; they are durable.
@@ -125,7 +130,8 @@ class Table(TableReads):
             CatalogBusyError: Another process is writing for longer than the time-out.
             StorageFullError: No space left. Nothing was committed.
         """
-        return Append(self._writable(), data, on_conflict=on_conflict, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+        moment = self._moment(watermark)
+        return append(self._writable(), data, on_conflict=on_conflict, watermark=moment, offsets=offsets, commit_id=commit_id, progress=progress).run()
 
     def append_async(
         self,
