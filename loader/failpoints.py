@@ -38,6 +38,8 @@ NAMES = (
     "fold.committed",
     "expire.marked",
     "expire.forgotten",
+    "ingest.committed",
+    "lookup.staged",
     "erase.requested",
     "erase.deleted",
     "erase.hidden",
