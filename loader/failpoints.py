@@ -50,6 +50,7 @@ NAMES = (
     "ttl.resolved",
     "ttl.staged",
     "garbage.deleted",
+    "export.part",
     "backup.dumped",
     "backup.copied",
     "backup.uploaded",
