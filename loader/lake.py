@@ -21,7 +21,7 @@ from loader.catalog.records import Attribution, Pin, Snapshot
 from loader.errors import NotFoundError, StorageError, UnsupportedVersionError
 from loader.schema import Schema
 from loader.storage import LocalStorage, Storage, make_folders
-from loader.table.context import TableContext
+from loader.table.context import MEMORY_BYTES, TableContext
 from loader.table.definition import define
 from loader.table.table import Table
 
@@ -45,10 +45,11 @@ class Lake:
         database: The catalog's connection, for the modules that write it.
     """
 
-    def __init__(self, location: str, catalog_url: str | None, files: Storage, database: Database) -> None:
+    def __init__(self, location: str, catalog_url: str | None, files: Storage, database: Database, memory_bytes: int = MEMORY_BYTES) -> None:
         self.location = location
         self.catalog_url = catalog_url
         self.database = database
+        self.memory_bytes = memory_bytes
         self.catalog = Catalog(database)
         self.storage = LakeStorage(files, database, (open_storage, (location, catalog_url)))
         self._contexts: dict[int, TableContext] = {}
@@ -142,7 +143,7 @@ class Lake:
         with self._lock:
             context = self._contexts.get(spec.id)
             if context is None or context.spec.schema_id != spec.schema_id:
-                context = self._contexts[spec.id] = TableContext(spec=spec, catalog=self.database, storage=self.storage)
+                context = self._contexts[spec.id] = TableContext(spec=spec, catalog=self.database, storage=self.storage, memory_bytes=self.memory_bytes)
             return context
 
     def tables(self) -> list[str]:
@@ -184,6 +185,25 @@ class Lake:
         """Let a pinned snapshot go."""
         with self.database.write(as_reader=True) as connection:
             admin.release_pin(connection, pin.id)
+
+    def sql(self, query: str, snapshots: Mapping[str, int | str] | None = None) -> pa.Table:
+        """Query the lake's tables by SQL, with DuckDB.
+
+        Args:
+            query: Names tables as they are; `"table@tag"` or `"table@12"`, in double quotes, at a snapshot.
+            snapshots: {table: number or tag} for tables that are named plainly; default the newest.
+
+        Returns:
+            All rows of the answer; `loader.query.run` streams them.
+
+        Raises:
+            MissingDependencyError: duckdb is not installed.
+            QueryError: DuckDB refuses the query.
+        """
+        from loader.query import run  # it imports this module's neighbours
+
+        with run(self, query, snapshots) as answer:
+            return answer.to_arrow()
 
     def collect_garbage(self) -> CollectionReport:
         """Delete files that nothing refers to and whose grace period is over, and what writers that died left behind."""
@@ -241,7 +261,14 @@ class Lake:
         self.database.close()
 
 
-def connect(location: str | os.PathLike[str], catalog: str | None = None, create: bool = True, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Lake:
+def connect(
+    location: str | os.PathLike[str],
+    catalog: str | None = None,
+    create: bool = True,
+    *,
+    busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS,
+    memory_bytes: int = MEMORY_BYTES,
+) -> Lake:
     """Open a lake, or create it.
 
     Args:
@@ -250,6 +277,7 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
             own folder.
         create: Make the lake if it is not there. With False, a missing lake is an error.
         busy_timeout_seconds: How long a writer waits for other processes' commits.
+        memory_bytes: What an append may hold of its input, its copies and its encoded form, about; larger inputs are stored in parts, as one commit.
 
     Raises:
         NotFoundError: There is no lake and `create` is False.
@@ -283,7 +311,7 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
         raise StorageError(f"catalog {database.place} belongs to another lake ({database.lake_id}) than {text} ({marker['lake_id']}): give the right catalog=…")
     if isinstance(files, LocalStorage):
         text = str(files.folder)
-    return Lake(text, catalog, files, database)
+    return Lake(text, catalog, files, database, memory_bytes)
 
 
 def catalog_place(files: Storage, location: str, catalog: str | None) -> Path | str:
