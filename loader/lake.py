@@ -21,6 +21,7 @@ from loader.catalog.records import Attribution, Pin, Snapshot
 from loader.errors import NotFoundError, StorageError, UnsupportedVersionError
 from loader.schema import Schema
 from loader.storage import LocalStorage, Storage, make_folders
+from loader.table.audit import AuditReport, audit
 from loader.table.context import MEMORY_BYTES, TableContext
 from loader.table.definition import define
 from loader.table.table import Table
@@ -251,6 +252,10 @@ class Lake:
         from loader.backup.save import backup
 
         return backup(self, destination, keep=keep, progress=progress)
+
+    def audit(self) -> AuditReport:
+        """Objects in storage that nothing refers to, and what is referred to and not there. Deletes nothing."""
+        return audit(self.database, self.storage.files)
 
     def close(self) -> None:
         """Commit what was appended in the background and close the catalog's connection; tables of this lake cannot be used after it."""
