@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loader.table.compaction.pick import CompactionOptions as CompactionOptions
     from loader.table.table import Table as Table
     from loader.train import DataLoader as DataLoader
+    from loader.train.metrics import serve_metrics as serve_metrics
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ _MODULES = {
     "Transforms": "loader.batch.transforms",
     "WriteOptions": "loader.segment.writer",
     "connect": "loader.lake",
+    "serve_metrics": "loader.train.metrics",
     "errors": "",
     "write_segment": "loader.segment.writer",
 }

@@ -1,7 +1,7 @@
 """Object storage: local folders, memory, S3, GCS, Azure. Owns paths, durable writes and coalesced range reads; knows nothing of segments.
 
 Local folders are read and written with the operating system's own calls, because a local write has to be synced; every other store
-goes through obstore. A path is written once: `put` refuses one that exists. Nothing half-written is ever visible under its final name.
+goes through `loader.object_store`. A path is written once: `put` refuses one that exists. Nothing half-written is ever visible under its final name.
 """
 
 from __future__ import annotations
@@ -11,20 +11,16 @@ import errno
 import itertools
 import os
 import shutil
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
-from loader import failpoints
+from loader import failpoints, object_store
 from loader.errors import AlreadyExistsError, ForkedProcessError, NotFoundError, StorageError, StorageFullError, TruncatedSegmentError
-
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
 
 Range = tuple[int, int]
 Buffer = bytes | bytearray | memoryview
@@ -35,8 +31,6 @@ MAX_VECTORS = 1024  # buffers of one system call (IOV_MAX)
 TEMPORARY_SUFFIX = ".tmp"
 _ADVISE = getattr(os, "posix_fadvise", None)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_memory_stores: dict[str, ObjectStore] = {}
-_memory_lock = threading.Lock()
 
 
 class Source(Protocol):
@@ -326,11 +320,11 @@ class LocalStorage(Storage):
 
 
 class ObjectStorage(Storage):
-    """Any other store, through obstore."""
+    """Any other store; see `loader.object_store`."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self._store = _open_store(url)
+        super().__init__(url.rstrip("/"))
+        self._store = object_store.open_store(url)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.url.startswith("memory:"):
@@ -338,68 +332,20 @@ class ObjectStorage(Storage):
         return super().__reduce__()
 
     def put(self, path: str, data: Buffer, *, sync: bool = True) -> None:
-        import obstore
-
         self._check_process()
-        try:
-            obstore.put(self._store, check_path(path), bytes(data), mode="create")
-        except obstore.exceptions.AlreadyExistsError as error:
-            raise AlreadyExistsError(f"{self.url}/{path} is already there: a path is written once") from error
-        except obstore.exceptions.BaseError as error:
-            raise StorageError(f"cannot write {self.url}/{path} ({memoryview(data).nbytes:,} bytes): {error}") from error
+        object_store.put_new(self._store, check_path(path), bytes(data), f"{self.url}/{path}")
 
     def size(self, path: str) -> int:
-        import obstore
-
         self._check_process()
-        try:
-            return int(obstore.head(self._store, check_path(path))["size"])
-        except FileNotFoundError as error:
-            raise NotFoundError(f"no object {self.url}/{path}") from error
-        except obstore.exceptions.BaseError as error:
-            raise StorageError(f"cannot read {self.url}/{path}: {error}") from error
+        return object_store.size(self._store, check_path(path), f"{self.url}/{path}")
 
     def delete(self, paths: Iterable[str]) -> None:
-        import obstore
-
         self._check_process()
         for path in paths:
-            try:
-                obstore.delete(self._store, check_path(path))
-            except FileNotFoundError:
-                continue
-            except obstore.exceptions.BaseError as error:
-                raise StorageError(f"cannot delete {self.url}/{path}: {error}") from error
+            object_store.delete(self._store, check_path(path), f"{self.url}/{path}")
 
     def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
-        import obstore
-
-        wanted = [request for request in requests if request[1] > request[0]]
-        try:
-            found = iter(
-                obstore.get_ranges(self._store, path, starts=[start for start, _ in wanted], ends=[stop for _, stop in wanted], coalesce=0) if wanted else []
-            )
-        except FileNotFoundError as error:
-            raise NotFoundError(f"no object {self.url}/{path}: it was deleted, or the lake was moved without it") from error
-        except obstore.exceptions.BaseError as error:
-            raise StorageError(f"cannot read {self.url}/{path}: {error}") from error
-        buffers = [memoryview(next(found)) if stop > start else memoryview(b"") for start, stop in requests]
-        for (start, stop), buffer in zip(requests, buffers, strict=True):
-            if buffer.nbytes != stop - start:
-                raise _cut_off(f"{self.url}/{path}", start + buffer.nbytes, stop)
-        return buffers
-
-
-def _open_store(url: str) -> ObjectStore:
-    from obstore.store import MemoryStore, from_url
-
-    if url.startswith("memory:"):
-        with _memory_lock:
-            return _memory_stores.setdefault(url, MemoryStore())
-    try:
-        return from_url(url)
-    except Exception as error:  # obstore raises several unrelated types for a url it cannot use
-        raise StorageError(f"cannot open {url!r}: {error}") from error
+        return object_store.ranges(self._store, path, requests, f"{self.url}/{path}")
 
 
 def full_message(path: str | Path, num_bytes: int | None) -> str:

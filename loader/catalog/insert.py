@@ -15,8 +15,8 @@ Numbered = Sequence[tuple[int, CommitPlan]]  # the snapshot that each plan becom
 _SNAPSHOT = "insert into snapshots (table_id, id, commit_id, kind, schema_id, watermark, num_rows, created_at, summary) values (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _SEGMENT = (
     "insert into segments (table_id, segment_uuid, bucket, time_partition, level, path, section_offset, num_bytes, schema_id, num_rows, live_rows, "
-    "sequence_min, sequence_max, key_min, key_max, time_min, time_max, block_rows, added_in) "
-    "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "sequence_min, sequence_max, key_min, key_max, time_min, time_max, block_rows, added_in, stats) "
+    "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _OVERLAY = (
     "insert into overlays (table_id, segment_id, kind, level, sequence, path, section_offset, num_bytes, num_rows, num_deleted, column_ids, added_in) "
@@ -96,6 +96,7 @@ def _segment(table_id: int, schema_id: int, segment: NewSegment, new: int) -> tu
         segment.time_max,
         segment.block_rows,
         new,
+        segment.stats,
     )
 
 

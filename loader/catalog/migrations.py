@@ -14,5 +14,20 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "create table repairs (id text not null primary key, table_id bigint, repaired_at bigint not null, code text not null, what text not null)",
         "alter table catalog_version add column reads_since integer not null default 1",
     ),
+    3: (  # packs of sealed segments; the table that is dropped was never written
+        "drop table segment_stats",
+        "alter table segments drop column stats_group",
+        "alter table segments add column stats bytea",
+        "create table segment_packs (id text primary key, table_id bigint not null references tables (id), first_segment_id bigint not null, "
+        "last_segment_id bigint not null, last_added bigint not null, num_segments integer not null, time_min bigint, time_max bigint, gone bytea, "
+        "packed bytea not null)",
+        "create unique index segment_packs_first on segment_packs (table_id, first_segment_id)",
+        "create table segment_stats (pack_id text not null references segment_packs (id), column_id integer not null, "
+        "table_id bigint not null references tables (id), data bytea not null, primary key (pack_id, column_id))",
+        "create index segment_stats_column on segment_stats (table_id, column_id)",
+        "create index column_files_added on column_files (table_id, added_in)",
+        "create index column_files_removed on column_files (table_id, removed_in) where removed_in is not null",
+        "create index overlays_removed on overlays (table_id, removed_in) where removed_in is not null",
+    ),
 }
 CATALOG_VERSION = FIRST_VERSION + len(MIGRATIONS)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from loader.catalog.connection import Connection
-from loader.catalog.records import OVERLAY_KINDS, Attribution, ColumnFileRef, OverlayRef, PendingRef, SegmentRef, Snapshot, SnapshotView, TableSpec
-from loader.errors import SnapshotNotFoundError, TableNotFoundError, UnsupportedVersionError, did_you_mean
+from loader.catalog.manifest import Within, load_segments
+from loader.catalog.records import Attribution, ColumnFileRef, OverlayRef, PendingRef, SegmentRef, Snapshot, SnapshotView, TableSpec
+from loader.catalog.segments import COLUMN_FILE_COLUMNS, OVERLAY_COLUMNS, SEGMENT_COLUMNS, Segments, make_column_file, make_overlay
+from loader.errors import SnapshotNotFoundError, TableNotFoundError, did_you_mean
 from loader.schema import Schema
 
 _SPEC = (
@@ -24,13 +25,9 @@ LOOKUP_COLUMNS, RESOLVE_HORIZON = "lookup_column_ids", "resolve_horizon_seconds"
 SNAPSHOT = "select id, kind, commit_id, created_at, watermark, num_rows, summary from snapshots where table_id = ?"
 OFFSETS = "select source_partition, next, epoch, committed_in from source_offsets where table_id = ? and pipeline = ? and source = ?"
 BUCKETS = "select bucket, rows_changed_in, pending_changed_in from buckets where table_id = ?"
-_LIVE = "table_id = ? and added_in <= ? and (removed_in is null or removed_in > ?)"
-_SEGMENT = (
-    "select id, path, section_offset, num_bytes, bucket, time_partition, level, num_rows, live_rows, block_rows, sequence_min, sequence_max, "
-    "key_min, key_max, time_min, time_max, added_in from segments where "
-)
-_OVERLAY = "select segment_id, id, kind, path, section_offset, num_bytes, sequence, num_rows, num_deleted, column_ids, level from overlays where "
-_COLUMN_FILE = "select segment_id, column_ids, path, section_offset, num_bytes, id from column_files where "
+_SEGMENT = f"select {SEGMENT_COLUMNS} from segments where "
+_OVERLAY = f"select {OVERLAY_COLUMNS} from overlays where "
+_COLUMN_FILE = f"select {COLUMN_FILE_COLUMNS} from column_files where "
 _PENDING = "select id, bucket, sequence, path, section_offset, num_bytes, num_held, keys, met, column_ids from pending where "
 
 
@@ -199,24 +196,16 @@ def make_snapshot(spec: TableSpec, row: Sequence[Any]) -> Snapshot:
     )
 
 
-def load_view(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> SnapshotView:
-    """Everything live at a snapshot."""
+def load_view(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None, within: Within | None = None) -> SnapshotView:
+    """Everything live at a snapshot, or what of it can hold rows within some times and buckets."""
     snapshot_id = resolve_snapshot(connection, spec, snapshot)
+    return make_view(connection, spec, snapshot_id, load_segments(connection, spec.id, snapshot_id, within))
+
+
+def make_view(connection: Connection, spec: TableSpec, snapshot_id: int, segments: Segments) -> SnapshotView:
+    """A snapshot by the schema and the watermark that it was committed with."""
     at = load_spec_at(connection, spec, snapshot_id)
-    segments = load_segments(connection, spec.id, snapshot_id)
     return SnapshotView(spec=at, snapshot_id=snapshot_id, watermark=load_watermark(connection, spec, snapshot_id), segments=segments)
-
-
-def load_segments(connection: Connection, table_id: int, snapshot_id: int) -> tuple[SegmentRef, ...]:
-    """The live segments with their overlays and column files, by segment id."""
-    live = (table_id, snapshot_id, snapshot_id)
-    overlays: dict[int, list[OverlayRef]] = defaultdict(list)
-    for row in connection.execute(_OVERLAY + _LIVE + " order by id", live):
-        overlays[row[0]].append(_overlay(row))
-    column_files: dict[int, list[ColumnFileRef]] = defaultdict(list)
-    for row in connection.execute(_COLUMN_FILE + _LIVE + " order by sequence, id", live):
-        column_files[row[0]].append(_column_file(row))
-    return tuple(_segment(row, overlays.get(row[0], ()), column_files.get(row[0], ())) for row in connection.execute(_SEGMENT + _LIVE + " order by id", live))
 
 
 def load_segments_by_id(connection: Connection, table_id: int, segment_ids: Sequence[int], snapshot_id: int | None = None) -> list[SegmentRef]:
@@ -227,9 +216,9 @@ def load_segments_by_id(connection: Connection, table_id: int, segment_ids: Sequ
         own = (table_id, segment_id, *at)
         row = connection.execute(_SEGMENT + "table_id = ? and id = ? and " + live, own).fetchone()
         if row is not None:
-            overlays = [_overlay(one) for one in connection.execute(_OVERLAY + f"table_id = ? and segment_id = ? and {live} order by id", own)]
+            overlays = [make_overlay(one) for one in connection.execute(_OVERLAY + f"table_id = ? and segment_id = ? and {live} order by id", own)]
             files = connection.execute(_COLUMN_FILE + f"table_id = ? and segment_id = ? and {live} order by sequence, id", own)
-            found.append(_segment(row, overlays, [_column_file(one) for one in files]))
+            found.append(_segment(row, overlays, [make_column_file(one) for one in files]))
     return found
 
 
@@ -268,14 +257,14 @@ def load_deletes(connection: Connection, table_id: int, since: int, head: int) -
         _OVERLAY + "table_id = ? and kind = 'deletes' and added_in > ? and added_in <= ? and (removed_in is null or removed_in > ?) order by id",
         (table_id, since, head, head),
     )
-    return [(row[0], _overlay(row)) for row in rows]
+    return [(row[0], make_overlay(row)) for row in rows]
 
 
 def load_overlays_since(connection: Connection, table_id: int, segment_ids: Iterable[int], after_overlay: int) -> list[tuple[int, OverlayRef]]:
     """(segment id, overlay) of live overlays numbered above `after_overlay`, by number."""
     wanted = set(segment_ids)
     rows = connection.execute(_OVERLAY + "table_id = ? and id > ? and removed_in is null order by id", (table_id, after_overlay))
-    return [(row[0], _overlay(row)) for row in rows if row[0] in wanted]
+    return [(row[0], make_overlay(row)) for row in rows if row[0] in wanted]
 
 
 def load_pending(connection: Connection, table_id: int, pending_buckets: Iterable[int]) -> list[PendingRef]:
@@ -334,26 +323,3 @@ def _segment(row: Sequence[Any], overlays: Sequence[OverlayRef], column_files: S
         overlays=tuple(overlays),
         column_files=tuple(column_files),
     )
-
-
-def _overlay(row: Sequence[Any]) -> OverlayRef:
-    if row[2] not in OVERLAY_KINDS:
-        raise UnsupportedVersionError(
-            f"overlay {row[1]} of segment {row[0]} is of kind {row[2]!r}, which a newer Headrace wrote: upgrade with `pip install --upgrade headrace`"
-        )
-    return OverlayRef(
-        overlay_id=row[1],
-        kind=row[2],
-        path=row[3],
-        offset=row[4],
-        num_bytes=row[5],
-        sequence=row[6],
-        num_rows=row[7],
-        num_deleted=row[8],
-        column_ids=tuple(json.loads(row[9])),
-        level=row[10],
-    )
-
-
-def _column_file(row: Sequence[Any]) -> ColumnFileRef:
-    return ColumnFileRef(file_id=row[5], path=row[2], offset=row[3], num_bytes=row[4], column_ids=tuple(json.loads(row[1])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loader.schema import Column, Schema
@@ -196,12 +196,15 @@ class SegmentRef:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SnapshotView:
-    """All that a reader needs of one snapshot: plain data, segments by segment_id."""
+    """All that a reader needs of one snapshot: plain data, segments by segment_id.
+
+    From the catalog `segments` is a `loader.catalog.segments.Segments`, which has arrays over all of them; `Segments.of` makes one of any.
+    """
 
     spec: TableSpec
     snapshot_id: int
     watermark: int | None
-    segments: tuple[SegmentRef, ...]
+    segments: Sequence[SegmentRef]
 
     @property
     def table(self) -> str:
@@ -222,7 +225,8 @@ class SnapshotView:
 
     @property
     def num_rows(self) -> int:
-        return sum(segment.live_rows for segment in self.segments)
+        field = getattr(self.segments, "field", None)  # arrays, where they come from the catalog
+        return sum(segment.live_rows for segment in self.segments) if field is None else int(field("live_rows").sum())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,6 +260,7 @@ class NewSegment:
     time_max: int | None
     sequence_min: int | None = None  # None: the commit's own
     sequence_max: int | None = None
+    stats: bytes | None = None  # records of loader.catalog.column_stats; None: nothing is known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 
+from loader.catalog import sealing
 from loader.catalog.commit import now_micros, throw_away
 from loader.catalog.connection import Connection
 from loader.catalog.records import TableSpec
@@ -72,6 +73,8 @@ def forget_dead(connection: Connection, spec: TableSpec, *, grace_seconds: float
         dead = [(row_id, path) for row_id, path, added, removed in rows if not _is_shown(kept, added, removed)][:BATCH_ROWS]
         if dead:
             connection.executemany(f"delete from {table} where id = ?", [(row_id,) for row_id, _ in dead])
+            if table == "segments":
+                sealing.forget(connection, spec.id, [row_id for row_id, _ in dead])
             throw_away(connection, spec.id, sorted({path for _, path in dead}), reason=reason, grace_seconds=grace_seconds)
             return len(dead)
     return 0

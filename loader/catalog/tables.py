@@ -24,6 +24,12 @@ def _section() -> tuple[Column[str], Column[int], Column[int]]:
     return Column("path", Text, nullable=False), Column("section_offset", BigInteger, nullable=False), Column("num_bytes", BigInteger, nullable=False)
 
 
+def _removed(table: str) -> Index:
+    """For what a handle has to take off its plan: few rows, so that an insert costs nothing."""
+    dead = text("removed_in is not null")
+    return Index(f"{table}_removed", "table_id", "removed_in", sqlite_where=dead, postgresql_where=dead)
+
+
 catalog_version = Table(
     "catalog_version",
     metadata,
@@ -104,8 +110,8 @@ segments = Table(
     Column("time_min", BigInteger),
     Column("time_max", BigInteger),
     Column("block_rows", LargeBinary, nullable=False),  # u32 each
-    Column("stats_group", BigInteger),  # row of segment_stats, once sealed
     *_live(),
+    Column("stats", LargeBinary),  # records of loader.catalog.column_stats; null where nothing is known
     sqlite_autoincrement=True,  # a number is never used again
 )
 Index("segments_added", segments.c.table_id, segments.c.added_in)
@@ -114,16 +120,30 @@ Index("segments_bucket_time", segments.c.table_id, segments.c.bucket, segments.c
 Index("segments_time", segments.c.table_id, segments.c.time_min)
 Index("segments_path", segments.c.path)
 
-segment_stats = Table(
-    "segment_stats",
+segment_packs = Table(
+    "segment_packs",  # copies of 1,000 rows of segments each, in the order of commits
     metadata,
-    Column("id", _Id, primary_key=True),
+    Column("id", Text, primary_key=True),  # never used again
     Column("table_id", ForeignKey("tables.id"), nullable=False),
     Column("first_segment_id", BigInteger, nullable=False),
     Column("last_segment_id", BigInteger, nullable=False),
+    Column("last_added", BigInteger, nullable=False),  # added_in of the last
     Column("num_segments", Integer, nullable=False),
-    Column("packed", LargeBinary, nullable=False),
-    sqlite_autoincrement=True,  # a number is never used again
+    Column("time_min", BigInteger),
+    Column("time_max", BigInteger),
+    Column("gone", LargeBinary),  # u32 each: ids from the first of segments whose rows were deleted since
+    Column("packed", LargeBinary, nullable=False),  # last: what stands before it is read without it
+    Index("segment_packs_first", "table_id", "first_segment_id", unique=True),
+)
+
+segment_stats = Table(
+    "segment_stats",  # of one column over the segments of a pack
+    metadata,
+    Column("pack_id", ForeignKey("segment_packs.id"), primary_key=True),
+    Column("column_id", Integer, primary_key=True),
+    Column("table_id", ForeignKey("tables.id"), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Index("segment_stats_column", "table_id", "column_id"),
 )
 
 column_files = Table(
@@ -138,6 +158,8 @@ column_files = Table(
     *_live(),
     Index("column_files_segment", "segment_id"),
     Index("column_files_path", "path"),
+    Index("column_files_added", "table_id", "added_in"),
+    _removed("column_files"),
     sqlite_autoincrement=True,  # a number is never used again
 )
 
@@ -158,6 +180,7 @@ overlays = Table(
     Index("overlays_segment", "segment_id"),
     Index("overlays_added", "table_id", "added_in"),
     Index("overlays_path", "path"),
+    _removed("overlays"),
     sqlite_autoincrement=True,  # a number is never used again
 )
 

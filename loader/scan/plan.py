@@ -17,16 +17,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loader.catalog.records import Pin, SegmentRef, SnapshotView
+from loader.catalog.column_stats import Ranges
+from loader.catalog.connection import Database
+from loader.catalog.manifest import Within, load_ranges
+from loader.catalog.records import Pin, SegmentRef, SnapshotView, TableSpec
+from loader.catalog.segments import Segments
 from loader.decode.arrow import to_arrow
 from loader.decode.result import FixedColumn
 from loader.errors import CatalogBusyError, StateMismatchError
 from loader.scan.columns import LabelFill, ReadColumn, read_columns
 from loader.scan.decoded import decode
 from loader.scan.encoded import FetchRequest
+from loader.scan.facts import Facts
 from loader.scan.fetch import BlockFetcher, BlockPlace, FetchSpec
 from loader.scan.predicate import Predicate, parse
-from loader.scan.prune import Verdict, judge_segment, patched, possible_blocks
+from loader.scan.prune import Pruned, patched, possible_blocks, prune, within
 from loader.scan.selection import BLOCK_KEY, Selection, selection_hash
 from loader.table.times import closed_limit
 
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
 COUNT_THREADS = 4
 PIN_SECONDS = 24 * 3600
 ROW_SAMPLES = 4
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,7 +73,7 @@ class Plan:
     where: str | None
     closed_before: int | None
     selection_hash: str
-    segments: tuple[SegmentRef, ...]
+    segments: Segments
     blocks: npt.NDArray[Any]
     segment_index: npt.NDArray[np.int64]
     row_starts: npt.NDArray[np.int64]
@@ -149,7 +155,8 @@ class Plan:
     @functools.cached_property
     def _sampled_row_bytes(self) -> tuple[float, float]:
         fetcher, rows, decoded, stored = self.fetcher(), 0, 0, 0
-        for ref in sorted(self.segments, key=lambda ref: -ref.num_rows)[:ROW_SAMPLES]:
+        largest = np.argsort(-self.segments.field("num_rows"), kind="stable")[:ROW_SAMPLES]
+        for ref in [self.segments[at] for at in largest.tolist()]:
             for section, members in fetcher.sources(ref).items():
                 reader = fetcher.reader(*section)
                 ids = [self.read[i].id for i in members]
@@ -186,7 +193,7 @@ def open_fetcher(spec: FetchSpec) -> BlockFetcher:
 
 def make_plan(scan: Scan) -> Plan:
     """Plan a scan: pin, prune, count or load, and list the blocks."""
-    view = scan.table.view(scan.snapshot)
+    view = open_view(scan)
     lake = scan.table.lake
     closed_before = scan.closed_before_value(view)
     read, label = resolve_columns(view, scan.columns, closed_before)
@@ -201,13 +208,15 @@ def make_plan(scan: Scan) -> Plan:
     except BaseException:
         lake.unpin(pin)  # nobody releases a plan that was never made
         raise
-    by_id = {ref.segment_id: ref for ref in view.segments}
     kept = np.flatnonzero(selection.blocks["selected"])
     blocks = selection.blocks[kept]
-    ids, segment_index = np.unique(blocks["segment_id"], return_inverse=True)
-    segments = tuple(by_id[int(segment_id)] for segment_id in ids)
-    starts = [np.cumsum((0, *ref.block_rows[:-1]), dtype=np.int64) for ref in segments]
-    first_block = np.cumsum([0, *(len(part) for part in starts)])
+    listed = Segments.of(view.segments)
+    ids = blocks["segment_id"]
+    is_first = np.diff(ids, prepend=-1) != 0  # blocks lie by segment
+    mask = np.zeros(len(listed), np.bool_)
+    mask[listed.index_of(ids[is_first])] = True
+    segments, segment_index = listed.where(mask), np.cumsum(is_first) - 1
+    first_block, _, starts = _blocks(segments)
     return Plan(
         scan=scan,
         view=view,
@@ -220,10 +229,34 @@ def make_plan(scan: Scan) -> Plan:
         selection_hash=name,
         segments=segments,
         blocks=blocks,
-        segment_index=segment_index.astype(np.int64),
-        row_starts=np.concatenate([np.zeros(0, np.int64), *starts])[first_block[segment_index] + blocks["block"]],
-        bits={new: selection.bits[old] for new, old in enumerate(kept.tolist()) if old in selection.bits},
+        segment_index=segment_index,
+        row_starts=starts[first_block[segment_index] + blocks["block"]],
+        bits={} if not selection.bits else {new: selection.bits[old] for new, old in enumerate(kept.tolist()) if old in selection.bits},
     )
+
+
+def open_view(scan: Scan) -> SnapshotView:
+    """The snapshot that a scan reads, or what of it the scan's predicate can need."""
+
+    def needed(spec: TableSpec) -> Within | None:
+        if scan.where is None and not isinstance(scan.closed_before, int):
+            return None
+        facts = Facts() if scan.where is None else parse(scan.where, spec.schema.to_arrow()).facts
+        time, last_time = spec.time_column, None
+        if isinstance(scan.closed_before, int) and time is not None:
+            last_time = closed_limit(spec.attribution, time.type, scan.closed_before)
+        place = within(spec, facts, last_time)
+        return None if place == Within() else place
+
+    return scan.table.part_view(scan.snapshot, needed)
+
+
+def _blocks(segments: Segments) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Blocks of all segments end to end: the first of each segment; of each block the place of its segment, and its first row there."""
+    num_blocks, rows = segments.field("num_blocks"), segments.block_rows()
+    owner = np.repeat(np.arange(len(segments)), num_blocks)
+    first_rows = np.cumsum(segments.field("num_rows")) - segments.field("num_rows")
+    return np.cumsum(num_blocks) - num_blocks, owner, np.cumsum(rows) - rows - first_rows[owner]
 
 
 def resolve_columns(view: SnapshotView, names: tuple[str, ...], closed_before: int | None) -> tuple[tuple[ReadColumn, ...], LabelFill | None]:
@@ -243,60 +276,94 @@ def resolve_columns(view: SnapshotView, names: tuple[str, ...], closed_before: i
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Count:
-    """One block to look at."""
+    """One block to look at; `is_whole` where only deleted rows are not selected."""
 
     ref: SegmentRef
-    verdict: Verdict
+    is_whole: bool
     block: int
     row_start: int
     num_rows: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What decides which rows of a view are selected."""
+
+    predicate: Predicate | None
+    time: ReadColumn | None
+    last_time: int | None
+
+    @classmethod
+    def of(cls, scan: Scan, view: SnapshotView, closed_before: int | None) -> Condition:
+        predicate = None if scan.where is None else parse(scan.where, view.schema.to_arrow())
+        time = None if view.time_column is None else read_columns(view.schema, [view.time_column])[0]
+        last_time = None if closed_before is None or time is None else closed_limit(view.attribution, time.type, closed_before)
+        return cls(predicate=predicate, time=time, last_time=last_time)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that it reads."""
+        names = self.predicate.columns if self.predicate is not None else ()
+        return names if self.last_time is None or self.time is None or self.time.name in names else (*names, self.time.name)
+
+    def prune(self, view: SnapshotView, database: Database) -> Pruned:
+        """The segments that may hold a selected row."""
+
+        def ranges_of(segments: Segments, column_id: int) -> Ranges:
+            with database.read() as connection:
+                return load_ranges(connection, view.spec.id, segments, column_id)
+
+        facts = Facts() if self.predicate is None else self.predicate.facts
+        segments = Segments.of(view.segments)
+        return prune(view.spec, segments, facts, has_predicate=self.predicate is not None, last_time=self.last_time, ranges_of=ranges_of)
+
+
 def select(scan: Scan, view: SnapshotView, closed_before: int | None) -> Selection:
     """Find the selected rows of every block, reading only what pruning leaves open and only the columns that decide."""
-    predicate = None if scan.where is None else parse(scan.where, view.schema.to_arrow())
-    time = None if view.time_column is None else read_columns(view.schema, [view.time_column])[0]
-    last_time = None if closed_before is None or time is None else closed_limit(view.attribution, time.type, closed_before)
-    names = list(predicate.columns if predicate is not None else ())
-    if last_time is not None and time is not None and time.name not in names:
-        names.append(time.name)
-    counter = _Counter(scan, view, predicate, tuple(names), time, last_time, closed_before)
-    verdicts = [(ref, judge_segment(ref, predicate, time, last_time)) for ref in view.segments]
-    open_refs = [(ref, verdict) for ref, verdict in verdicts if verdict is not Verdict.NONE]
-    items: list[_Count] = []
+    condition = Condition.of(scan, view, closed_before)
+    pruned = condition.prune(view, scan.table.lake.database)
+    segments = pruned.segments
+    first_block, owner, starts = _blocks(segments)
+    keys = np.zeros(len(owner), BLOCK_KEY)
+    keys["segment_id"], keys["num_rows"] = segments.field("segment_id")[owner], segments.block_rows()
+    keys["block"] = np.arange(len(owner)) - first_block[owner]
+    keys["selected"] = keys["num_rows"]
+    open_segments = np.flatnonzero(~pruned.whole | (segments.field("live_rows") < segments.field("num_rows")))
+    if not len(open_segments):
+        return Selection(blocks=keys, bits={})
+    counter = _Counter(scan, view, condition)
+    refs = [segments[at] for at in open_segments.tolist()]
+    whole = pruned.whole[open_segments].tolist()
+    first_blocks = first_block[open_segments].tolist()
+    items: list[tuple[int, _Count]] = []
     with ThreadPoolExecutor(COUNT_THREADS, thread_name_prefix="headrace-count") as pool:
-        for (ref, verdict), possible in zip(open_refs, pool.map(lambda pair: counter.possible_blocks(*pair), open_refs), strict=True):
-            starts = np.cumsum((0, *ref.block_rows[:-1])).tolist()
-            rows = zip(range(len(ref.block_rows)), starts, ref.block_rows, strict=True)
-            items += [_Count(ref=ref, verdict=verdict, block=b, row_start=start, num_rows=n) for b, start, n in rows if possible[b]]
-        found = list(pool.map(counter.count, items))
-    keys = [(item.ref.segment_id, item.block, item.num_rows, selected) for item, (selected, _) in zip(items, found, strict=True)]
-    return Selection(blocks=np.array(keys, BLOCK_KEY), bits={index: bits for index, (_, bits) in enumerate(found) if bits is not None})
+        for ref, is_whole, first, possible in zip(refs, whole, first_blocks, pool.map(counter.possible_blocks, refs, whole), strict=True):
+            keys["selected"][first : first + len(possible)][~possible] = 0
+            items += [
+                (first + at, _Count(ref=ref, is_whole=is_whole, block=at, row_start=int(starts[first + at]), num_rows=ref.block_rows[at]))
+                for at in np.flatnonzero(possible).tolist()
+            ]
+        found = list(pool.map(counter.count, [item for _, item in items]))
+    bits = {}
+    for (at, _), (selected, chosen) in zip(items, found, strict=True):
+        keys["selected"][at] = selected
+        if chosen is not None:
+            bits[at] = chosen
+    return Selection(blocks=keys, bits=bits)
 
 
 class _Counter:
     """Evaluates a selection over single blocks; used by several threads."""
 
-    def __init__(
-        self,
-        scan: Scan,
-        view: SnapshotView,
-        predicate: Predicate | None,
-        names: tuple[str, ...],
-        time: ReadColumn | None,
-        last_time: int | None,
-        closed_before: int | None,
-    ) -> None:
-        self._predicate = predicate
-        self._time = time
-        self._last_time = last_time
-        self._read, self._label = resolve_columns(view, names, closed_before)
+    def __init__(self, scan: Scan, view: SnapshotView, condition: Condition) -> None:
+        self._predicate, self._time, self._last_time = condition.predicate, condition.time, condition.last_time
+        self._read, self._label = resolve_columns(view, condition.columns, scan.closed_before_value(view))
         self._fetcher = BlockFetcher(view, scan.table.lake.storage, self._read)
 
-    def possible_blocks(self, ref: SegmentRef, verdict: Verdict) -> npt.NDArray[np.bool_]:
+    def possible_blocks(self, ref: SegmentRef, is_whole: bool) -> npt.NDArray[np.bool_]:
         """Which blocks of a segment the statistics leave open."""
         possible = np.ones(len(ref.block_rows), np.bool_)
-        if verdict is not Verdict.COUNT:
+        if is_whole:
             return possible
         bounds = dict(self._predicate.bounds) if self._predicate is not None else {}
         if self._time is not None and self._last_time is not None:
@@ -317,8 +384,6 @@ class _Counter:
 
     def count(self, item: _Count) -> tuple[int, npt.NDArray[np.uint8] | None]:
         """How many rows of a block are selected, and which, as bits; None where all or none are."""
-        if item.verdict is not Verdict.COUNT and item.ref.live_rows == item.ref.num_rows:
-            return item.num_rows, None
         mask = self._mask(item)
         selected = int(np.count_nonzero(mask))
         return selected, np.packbits(mask, bitorder="little") if 0 < selected < item.num_rows else None
@@ -331,7 +396,7 @@ class _Counter:
             deleted = self._fetcher.fold(item.ref).deleted
             if deleted is not None:
                 mask &= ~deleted[rows]
-        if item.verdict is not Verdict.COUNT:
+        if item.is_whole:
             return mask
         place = BlockPlace(ref=item.ref, block=item.block, row_start=item.row_start, num_rows=item.num_rows, selected=None)
         decoded = decode(self._fetcher.fetch_place(FetchRequest(sequence=0, shard=0, block=item.block), place), self._read, label=self._label)

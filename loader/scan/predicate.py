@@ -23,20 +23,12 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from loader.errors import ColumnNotFoundError, did_you_mean
+from loader.scan.facts import COMPARE, Facts, facts_of, family_of
 from loader.schema import plain_type
 
 ALLOWED = "allowed are: = <> < <= > >=, AND OR NOT, IN (…), BETWEEN … AND …, IS [NOT] NULL, + - * /, numbers, 'text', TRUE, FALSE, DATE '…', TIMESTAMP '…'"
 
-COMPARE: dict[type[Any], str] = {
-    exp.EQ: "equal",
-    exp.NEQ: "not_equal",
-    exp.LT: "less",
-    exp.LTE: "less_equal",
-    exp.GT: "greater",
-    exp.GTE: "greater_equal",
-}
 ARITHMETIC: dict[type[Any], str] = {exp.Add: "add_checked", exp.Sub: "subtract_checked", exp.Mul: "multiply_checked", exp.Div: "divide"}
-MIRRORED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal", "equal": "equal"}
 TIME_TYPES = {exp.DataType.Type.DATE: "date", exp.DataType.Type.TIMESTAMP: "timestamp", exp.DataType.Type.TIMESTAMPTZ: "timestamp"}
 
 
@@ -48,13 +40,18 @@ class Predicate:
         text: Normalised SQL; equal texts select equal rows.
         columns: The columns it reads, sorted.
         expression: The same as an Arrow compute expression.
-        bounds: Inclusive (low, high) that a selected row's value must lie in, by column, as the stored integer or float; None is open.
+        facts: What holds of single columns in every selected row, for pruning.
     """
 
     text: str
     columns: tuple[str, ...]
     expression: pc.Expression
-    bounds: dict[str, tuple[float | None, float | None]]
+    facts: Facts = dataclasses.field(default_factory=Facts)
+
+    @property
+    def bounds(self) -> dict[str, tuple[float | None, float | None]]:
+        """Inclusive (low, high) that a selected row's value must lie in, by column, as the stored integer or float; None is open."""
+        return {name: (fact.low, fact.high) for name, fact in self.facts.columns.items() if fact.is_range}
 
     def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         """Which rows are selected: bool [rows]. `table` has at least the predicate's columns."""
@@ -93,7 +90,7 @@ def parse(text: str, schema: pa.Schema) -> Predicate:
     result = compiled.visit(tree)
     if result.type is None or not pa.types.is_boolean(result.type):
         raise ValueError(f"where {text!r} is {result.type or 'a literal'}, not true or false; compare it with something")
-    return Predicate(text=tree.sql(), columns=tuple(sorted(compiled.columns)), expression=result.expression, bounds=_bounds(tree, compiled))
+    return Predicate(text=tree.sql(), columns=tuple(sorted(compiled.columns)), expression=result.expression, facts=compiled.facts(tree))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +112,9 @@ class _Compiler:
 
     def refuse(self, what: str) -> ValueError:
         return ValueError(f"where {self.text!r}: {what}; {ALLOWED}")
+
+    def facts(self, tree: Any) -> Facts:
+        return facts_of(tree, self.schema, lambda node: self.visit(node).literal, self.as_type)
 
     def visit(self, node: Any) -> _Term:
         for kind, method in self.METHODS.items():
@@ -228,7 +228,7 @@ class _Compiler:
     def align(self, left: _Term, right: _Term, node: Any) -> tuple[Any, Any]:
         """Two sides of a comparison; a literal takes the type of the other side."""
         if left.type is not None and right.type is not None:
-            if _family(left.type) != _family(right.type):
+            if family_of(left.type) != family_of(right.type):
                 raise self.refuse(f"{node.sql()!r} compares {left.type} with {right.type}")
             return left.expression, right.expression
         if left.type is not None:
@@ -241,7 +241,7 @@ class _Compiler:
 
     def as_type(self, value: Any, kind: pa.DataType, node: Any) -> pa.Scalar:
         """A literal as a scalar that compares with values of `kind`."""
-        family = _family(kind)
+        family = family_of(kind)
         if family == "number" and isinstance(value, (int, float)) and not isinstance(value, bool):
             return _number(value, kind)
         if family == "time" and isinstance(value, (str, datetime.date)):
@@ -285,18 +285,6 @@ def _call(function: str, *arguments: Any) -> Any:
     return pc.Expression._call(function, list(arguments))
 
 
-def _family(kind: pa.DataType) -> str:
-    if pa.types.is_boolean(kind):
-        return "truth"
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return "number"
-    if pa.types.is_temporal(kind):
-        return "time"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "text"
-    return str(kind)
-
-
 def _number(value: float, kind: pa.DataType) -> pa.Scalar:
     """The number in the column's type; what no row of the column can equal as float64: a fraction of an integer column, infinity for what is out of range."""
     if isinstance(value, float) and value.is_integer() and pa.types.is_integer(kind):
@@ -310,42 +298,3 @@ def _number(value: float, kind: pa.DataType) -> pa.Scalar:
 def _comparable(column: _Term, scalar: pa.Scalar) -> Any:
     """The column as it compares with a literal: an integer keeps its side of one that it cannot equal when it is rounded, which Arrow refuses unasked."""
     return column.expression.cast(pa.float64(), safe=False) if pa.types.is_integer(column.type) and pa.types.is_floating(scalar.type) else column.expression
-
-
-def _bounds(tree: Any, compiler: _Compiler) -> dict[str, tuple[float | None, float | None]]:
-    """What the conjuncts say of single columns; for pruning only, so anything unclear is left out."""
-    bounds: dict[str, tuple[float | None, float | None]] = {}
-
-    def narrow(name: str, low: float | None, high: float | None) -> None:
-        old_low, old_high = bounds.get(name, (None, None))
-        lows, highs = [x for x in (old_low, low) if x is not None], [x for x in (old_high, high) if x is not None]
-        bounds[name] = (max(lows) if lows else None, min(highs) if highs else None)
-
-    def stored(column: Any, literal: Any) -> Any:
-        kind = compiler.schema.field(column.name).type
-        value = compiler.visit(literal).literal
-        if _family(kind) not in ("number", "time") or value is None or isinstance(value, bool):
-            return None
-        scalar = compiler.as_type(value, kind, column)
-        if pa.types.is_temporal(scalar.type):
-            scalar = scalar.cast(pa.int32() if pa.types.is_date32(scalar.type) else pa.int64())
-        result = scalar.as_py()
-        return result if isinstance(result, (int, float)) else None
-
-    for node in tree.flatten() if isinstance(tree, exp.And) else [tree]:
-        node = node.unnest()
-        if isinstance(node, exp.And):
-            for name, (low, high) in _bounds(node, compiler).items():
-                narrow(name, low, high)
-        elif isinstance(node, exp.Between) and isinstance(node.this, exp.Column):
-            narrow(node.this.name, stored(node.this, node.args["low"]), stored(node.this, node.args["high"]))
-        elif type(node) in COMPARE and not isinstance(node, exp.NEQ):
-            operator, left, right = COMPARE[type(node)], node.this, node.expression
-            if isinstance(right, exp.Column) and not isinstance(left, exp.Column):
-                operator, left, right = MIRRORED[operator], right, left
-            if isinstance(left, exp.Column) and not right.find(exp.Column):
-                value = stored(left, right)
-                strict = 1 if isinstance(value, int) and operator in ("less", "greater") else 0  # whole numbers: the neighbour
-                low = value + strict if value is not None and not operator.startswith("less") else None
-                narrow(left.name, low, value - strict if value is not None and not operator.startswith("greater") else None)
-    return bounds

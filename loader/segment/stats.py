@@ -121,6 +121,15 @@ class SegmentStats(Mapping[int, ColumnStats]):
             rows[name] = self._records[place][name]
         return merge(rows, self._value_types[place])
 
+    @property
+    def records(self) -> Array:
+        """Records with the fields of STATS `[columns, blocks]`."""
+        return self._records
+
+    def places(self, column_ids: Sequence[int]) -> list[int]:
+        """Where columns lie in `records`."""
+        return [self._places[column_id] for column_id in column_ids]
+
     def __iter__(self) -> Iterator[int]:
         return iter(self._places)
 

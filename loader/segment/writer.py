@@ -10,7 +10,7 @@ import errno
 import itertools
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from loader.segment.layout import MAX_BLOCK_ROWS
 from loader.segment.options import WriteOptions as WriteOptions
 from loader.segment.plan import WRITER as WRITER
 from loader.segment.plan import WritePlan, plan_of
-from loader.segment.stats import ColumnStats, SegmentStats
+from loader.segment.stats import SegmentStats
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -47,7 +47,7 @@ class EncodedSegment:
     data: memoryview
     num_rows: int
     block_rows: list[int]
-    stats: Mapping[int, ColumnStats]
+    stats: SegmentStats
     chunk_bytes: Array
     shared_bytes: Array
     segment_id: bytes

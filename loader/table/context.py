@@ -16,11 +16,13 @@ from loader.catalog.connection import Database
 from loader.catalog.inline import LakeStorage
 from loader.catalog.read import load_deletes, load_floor, load_head, load_segment_changes
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets, TableSpec
+from loader.catalog.views import Views
 from loader.errors import ConflictError
 from loader.segment.key_index import Keys, bucket_of
 from loader.table.files import Stage
 from loader.table.keys import KeyDirectory
 from loader.table.lookup import LookUps
+from loader.table.sealer import Sealer
 
 logger = logging.getLogger(__name__)
 OPTIMISTIC_TRIES = 4  # after these the writer resolves while it holds the queue, so that nobody can come between
@@ -39,6 +41,8 @@ class TableContext:
     def __post_init__(self) -> None:
         self.directory = KeyDirectory(self.storage)
         self.stage = self.new_stage()
+        self.views = Views(self.catalog)
+        self.sealer = Sealer(self.catalog, self.spec.id)
         self.look_ups = LookUps(spec=self.spec, catalog=self.catalog, storage=self.storage)
 
     def new_stage(self, owner: str | None = None) -> Stage:
@@ -87,6 +91,7 @@ class TableContext:
             else:
                 done = self._try(attempt, stage)
             if isinstance(done, Snapshot):
+                self.sealer.run_if_due()
                 return done
             if done.abandoned:
                 return None
@@ -106,4 +111,5 @@ class TableContext:
             raise
         if plan.written:
             stage.committed(plan)
+            self.sealer.note(done.id if isinstance(done, Snapshot) else 0, len(plan.segments))
         return done

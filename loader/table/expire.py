@@ -41,6 +41,7 @@ def expire(context: TableContext, *, older_than: datetime.timedelta | datetime.d
         failpoints.hit("expire.forgotten")
         records += gone
         if not gone:
+            context.sealer.run()
             return ExpiryReport(snapshots=expired.snapshots, records=records)
 
 

@@ -21,6 +21,7 @@ from loader.segment.key_index import KeyIndex, Keys, bucket_of, build_all, keys_
 from loader.segment.layout import SEQUENCE_COLUMN_ID
 from loader.segment.writer import EncodedSegment, WriteOptions, encode_segments
 from loader.table.merge import ORDER_BASE_ID
+from loader.table.statistics import records_of, tracked_columns
 from loader.table.times import partition_of, time_words
 
 Data: TypeAlias = pa.Table | pa.RecordBatch | pa.RecordBatchReader | str | os.PathLike[str]
@@ -53,6 +54,7 @@ class EncodedRows:
     partition: int
     time_min: int | None
     time_max: int | None
+    stats: bytes
 
     def new_segment(self, path: str, offset: int, num_bytes: int, *, level: int, sequences: tuple[int, int] | None = None) -> NewSegment:
         low = self.index.keys.low
@@ -72,6 +74,7 @@ class EncodedRows:
             time_max=self.time_max,
             sequence_min=None if sequences is None else sequences[0],
             sequence_max=None if sequences is None else sequences[1],
+            stats=self.stats,
         )
 
 
@@ -206,11 +209,12 @@ def encode_sections(
     options = WriteOptions(cluster_by=tuple(spec.cluster_by), threads=threads)
     segments = encode_segments(table, bounds, column_ids=column_ids, options=options, key_indexes=[section for section, _ in indexes])
     times = None if spec.time_column is None else time_words(table[spec.time_column.name])
+    records = records_of(tracked_columns(spec), table, column_ids, bounds, [segment.stats for segment in segments])
     encoded = []
-    for (bucket, partition, start, stop), (_, index), segment in zip(sections, indexes, segments, strict=True):
+    for (bucket, partition, start, stop), (_, index), segment, stats in zip(sections, indexes, segments, records, strict=True):
         own = None if times is None or start == stop else times[start:stop]
         time_min, time_max = (None, None) if own is None else (int(own.min()), int(own.max()))
-        encoded.append(EncodedRows(segment=segment, index=index, bucket=bucket, partition=partition, time_min=time_min, time_max=time_max))
+        encoded.append(EncodedRows(segment=segment, index=index, bucket=bucket, partition=partition, time_min=time_min, time_max=time_max, stats=stats))
     return encoded
 
 

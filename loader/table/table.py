@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from loader.catalog import admin
+from loader.catalog.manifest import Within
 from loader.catalog.read import load_head, load_offsets, load_pending, load_snapshots, load_view, resolve_snapshot
 from loader.catalog.records import Attribution, Snapshot, SnapshotView, SourceOffsets, TableSpec
 from loader.schema import Schema
@@ -325,8 +326,11 @@ class Table:
 
     def view(self, snapshot: SnapshotLike = None) -> SnapshotView:
         """What makes up a snapshot: plain data, for planners."""
-        with self.lake.database.read() as connection:
-            return load_view(connection, self.spec, snapshot)
+        return self._context.views.at(self.spec, snapshot)
+
+    def part_view(self, snapshot: SnapshotLike, needed: Callable[[TableSpec], Within | None]) -> SnapshotView:
+        """A snapshot, or what of it a plan needs, once its schema is known; whole where it is at hand."""
+        return self._context.views.at(self.spec, snapshot, needed)
 
     def to_arrow(
         self, columns: Sequence[str] | None = None, where: str | None = None, snapshot: SnapshotLike = None, closed_before: Moment | None = None

@@ -23,6 +23,7 @@ from loader.scan.order import Layout, Order
 from loader.scan.plan import Plan
 from loader.scan.scan import Scan
 from loader.scan.stream import BlockStream, ThreadBlockStream
+from loader.train import metrics
 from loader.train.batch_stream import BatchJob, BatchStream
 from loader.train.device_memory import plan_device_memory
 from loader.train.device_pipeline import pinned_fetch
@@ -31,7 +32,8 @@ from loader.train.options import LoaderOptions, check_memory, default_order, dis
 from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, layout_of, run
 from loader.train.renewal import Renewal
 from loader.train.state import LoaderState
-from loader.train.stats import LoaderStats, StageClock, StatsRecorder
+from loader.train.stats import LoaderStats, StageClock, StatsRecorder, nvtx_ranges
+from loader.train.watch import Watch
 
 Transform = Callable[[Any], Any]
 StreamFactory = Callable[[FetchSpec], BlockStream | BatchStream]
@@ -141,6 +143,7 @@ class DataLoader:
         self._started = self._begun = self._closed = False
         self._adopt(same_snapshot(scan) if rank is None else scan)
         self._scan = scan
+        self._watch = Watch(self.plan.table, metrics.count_in(self), own_rank, own_world, self.stats)
 
     def _adopt(self, scan: Scan, order: Order | None = None) -> None:
         """Plan a scan and check that this loader can run it."""
@@ -209,7 +212,7 @@ class DataLoader:
         return self._iterate()
 
     def _iterate(self) -> Iterator[Any]:
-        options, clock = self.options, StageClock()
+        options, clock = self.options, StageClock(nvtx_ranges() if self._runtime is not None and self._runtime.device.startswith("cuda") else None)
         device = self._open_device()
         work = Work(
             plan=self.plan,
@@ -243,6 +246,7 @@ class DataLoader:
                     raise RuntimeError(ENDED)
                 self._position = min(self._position + options.global_batch_size, self.plan.num_rows)
                 self._recorder.handed_over(made.num_samples, made.bad_records)
+                self._watch.look()
                 batch = made.batch
                 del made
                 yield batch
@@ -356,6 +360,7 @@ class DataLoader:
             if not prefetcher.close():
                 self._device = None  # a thread that was left behind may still use it
             self._recorder.end(clock)
+            self._watch.end()
 
     def close(self) -> None:
         """Stop all threads and let the snapshot go. The loader keeps its position and statistics, and gives no more batches."""

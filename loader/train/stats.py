@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 STAGES = ("plan", "read", "copy", "decode", "shuffle", "assembly", "images", "transform", "hand_over")
 
 
 class StageClock:
-    """Seconds that a pipeline thread spent in each stage; read from another thread at any time."""
+    """Seconds that a pipeline thread spent in each stage; read from another thread at any time.
 
-    def __init__(self) -> None:
+    Args:
+        ranges: (begin, end) of named ranges that a profiler shows: `nvtx_ranges`.
+    """
+
+    def __init__(self, ranges: tuple[Callable[[str], Any], Callable[[], Any]] | None = None) -> None:
+        self._ranges = ranges
         self._lock = threading.Lock()
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._stage = "plan"
@@ -29,9 +35,13 @@ class StageClock:
     def stage(self, name: str) -> Iterator[None]:
         """Charge the time inside to `name`; stages nest."""
         before = self._switch(name)
+        if self._ranges is not None:
+            self._ranges[0](f"headrace {name}")
         try:
             yield
         finally:
+            if self._ranges is not None:
+                self._ranges[1]()
             self._switch(before)
 
     def _switch(self, name: str) -> str:
@@ -47,6 +57,14 @@ class StageClock:
             totals = dict(self._seconds)
             totals[self._stage] += time.perf_counter() - self._since
             return totals
+
+
+def nvtx_ranges() -> tuple[Callable[[str], Any], Callable[[], Any]] | None:
+    """What NVIDIA's profilers show as ranges on the thread; None where torch is built without CUDA."""
+    torch = sys.modules.get("torch")
+    if torch is None or torch.version.cuda is None:
+        return None
+    return torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

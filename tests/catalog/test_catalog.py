@@ -33,7 +33,7 @@ MakeLake = Callable[..., Lake]
 
 
 def test_the_tables_that_the_design_names_are_there_on_both_databases() -> None:
-    named = ["tables", "schemas", "snapshots", "segments", "segment_stats", "column_files", "overlays", "inline_data", "buckets", "pending"]
+    named = ["tables", "schemas", "snapshots", "segments", "segment_packs", "segment_stats", "column_files", "overlays", "inline_data", "buckets", "pending"]
     named += ["source_offsets", "staged", "selections", "pins", "garbage", "catalog_version", "repairs"]
     assert set(metadata.tables) == set(named)
     assert len(ddl("postgresql")) == len(ddl("sqlite"))
@@ -48,13 +48,27 @@ def test_a_newer_catalog_is_refused_by_name(make_lake: MakeLake) -> None:
         make_lake()
 
 
+UNDO = (
+    "drop table segment_packs",
+    "drop table segment_stats",
+    "create table segment_stats (id integer primary key, table_id integer, packed blob)",
+    "alter table segments add column stats_group bigint",
+    "alter table segments drop column stats",
+    "drop index column_files_added",
+    "drop index column_files_removed",
+    "drop index overlays_removed",
+    "alter table tables drop column floor",
+    "drop table repairs",
+    "alter table catalog_version drop column reads_since",
+)
+
+
 def test_an_older_catalog_is_migrated(make_lake: MakeLake) -> None:
     lake = make_lake()
     create(lake).append(rows(0, 5))
     with lake.database.write() as connection:  # as version 1 made it
-        connection.execute("alter table tables drop column floor")
-        connection.execute("drop table repairs")
-        connection.execute("alter table catalog_version drop column reads_since")
+        for undo in UNDO:
+            connection.execute(undo)
         connection.execute("update catalog_version set version = 1")
     lake.close()
     table = make_lake().table("samples")

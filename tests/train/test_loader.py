@@ -493,7 +493,7 @@ def test_damaged_bytes_name_file_block_and_column(tmp_path):
         ({"shuffle": "random"}, "none, blocks, windows, full"),
         ({"device": "gpu"}, "auto, cpu, cuda or cuda:N"),
         ({"device": "cuda", "output": "numpy"}, "output is 'numpy': a GPU gives tensors; use output='dict', or device='cpu'"),
-        ({"output": "list"}, "dict, numpy, arrow"),
+        ({"output": "list"}, "dict, kjt, nested, numpy, arrow"),
         ({"decode": "gpu"}, "rank, actor, cpu"),
         ({"memory_bytes": 1000}, r"windows need \d+ × \d+ rows × \d+ bytes = .* and memory_bytes is .*lower window_rows"),
     ],
