@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from loader.catalog.connection import Database
@@ -37,6 +38,9 @@ class LakeStorage(Storage):
 
     def size(self, path: str) -> int:
         return len(self._inline(path)) if path.startswith(INLINE_PREFIX) else self.files.size(path)
+
+    def local_path(self, path: str) -> Path | None:
+        return None if path.startswith(INLINE_PREFIX) else self.files.local_path(path)
 
     def delete(self, paths: Iterable[str]) -> None:
         self.files.delete(path for path in paths if not path.startswith(INLINE_PREFIX))

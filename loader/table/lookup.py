@@ -124,10 +124,11 @@ class _Open:
             return None
         group = pages.find((file.path, file.offset))
         if group is None:
-            section = open_segment(self._storage, file).pages(Section.LOOKUP_ROWS)
+            opened = open_segment(self._storage, file)
+            section = opened.pages(Section.LOOKUP_ROWS)
             if section is None:
                 raise CorruptSegmentError(f"{file.path} at {file.offset}: no section LOOKUP_ROWS, and the catalog says that it has one: restore the file")
-            group = LookupRows(section, f"{file.path} at {file.offset}")
+            group = LookupRows(section, f"{file.path} at {file.offset}", opened.local_place)
             if group.num_rows != self.ref.num_rows:
                 raise CorruptSegmentError(f"{file.path} at {file.offset} has {group.num_rows:,} rows, its segment {self.ref.num_rows:,}: restore the file")
         held = group.types
