@@ -101,13 +101,14 @@ def _read_targets(data: Report) -> list[Report]:
 
 def _plan_targets(data: Report) -> list[Report]:
     found = []
-    limits = {"plan 100,000": (0.2, None), "plan 1,000,000": (1, 300)}
+    limits = {"plan": (0.2, None), "plan large": (1, 300)}
     for stage, (seconds, megabytes) in limits.items():
         if rounds := _works(data, stage, HEADRACE):
-            found.append(_target(f"open + {stage} segments", "≤", seconds, [figures["plan_seconds"] for figures in rounds], " s"))
-            found.append(_target(f"{stage} segments, one week and bucket", "≤", 0.03, [figures["week_seconds"] for figures in rounds], " s"))
+            count = f"{rounds[0]['num_files']:,}"
+            found.append(_target(f"open + plan of {count} segments", "≤", seconds, [figures["plan_seconds"] for figures in rounds], " s"))
+            found.append(_target(f"open + plan of {count} segments, one week and bucket", "≤", 0.03, [figures["week_seconds"] for figures in rounds], " s"))
             if megabytes is not None:
-                found.append(_target(f"{stage} segments, memory", "≤", megabytes, [figures["plan_bytes"] / 1e6 for figures in rounds], " MB"))
+                found.append(_target(f"open + plan of {count} segments, memory", "≤", megabytes, [figures["plan_bytes"] / 1e6 for figures in rounds], " MB"))
     return found
 
 

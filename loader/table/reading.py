@@ -119,7 +119,7 @@ def _stored_rows(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column],
     """All rows of one segment as they are shown, and which of them are deleted."""
     schema = pa.schema([column.to_arrow() for column in columns], metadata=view.schema.metadata)
     stored = read_by_id(open_columns(storage, ref), [column.id for column in columns])
-    resolved = fold(view, ref, [column.id for column in columns], storage)
+    resolved = fold(view, ref, [column.id for column in columns], storage, stored)
     arrays = []
     for column in columns:
         array = one_type(stored[column.id], column.type) if column.id in stored else column.missing(ref.num_rows)

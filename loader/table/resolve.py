@@ -6,7 +6,8 @@ A scan never merges by key: it decodes a segment, scatters these patches, and ma
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ class Resolved:
     patches: dict[int, Patch]
 
 
-def fold(view: SnapshotView, ref: SegmentRef, column_ids: Iterable[int], storage: Storage) -> Resolved:
+def fold(view: SnapshotView, ref: SegmentRef, column_ids: Iterable[int], storage: Storage, stored: Mapping[int, pa.Array] | None = None) -> Resolved:
     """Fold the overlays of one segment of a view.
 
     Args:
@@ -50,13 +51,14 @@ def fold(view: SnapshotView, ref: SegmentRef, column_ids: Iterable[int], storage
         ref: One of its segments.
         column_ids: Columns wanted; patches of others are not read.
         storage: The lake's.
+        stored: Columns of the segment by id, where they are read already.
 
     Raises:
         CorruptSegmentError: An overlay points to a row that the segment does not have.
     """
     if not ref.overlays:
         return Resolved(None, {})
-    folded = fold_overlays(view.spec, ref, column_ids, storage)
+    folded = fold_overlays(view.spec, ref, column_ids, storage, stored=stored)
     return Resolved(deleted_rows(ref, storage), {column_id: Patch(found.rows, found.values) for column_id, found in folded.items()})
 
 
@@ -80,6 +82,7 @@ def fold_overlays(
     reader: SegmentReader | JoinedReader | None = None,
     *,
     keep_orders: bool = False,
+    stored: Mapping[int, pa.Array] | None = None,
 ) -> dict[int, Folded]:
     """Final values of patched rows by column id.
 
@@ -90,6 +93,7 @@ def fold_overlays(
         storage: The lake's.
         reader: The segment if it is open already.
         keep_orders: For compaction: give the order of each value of the rules last and first.
+        stored: Columns of the segment by id, where they are read already.
     """
     wanted = set(column_ids)
     columns = [column for column in spec.schema if column.id in wanted]
@@ -101,7 +105,7 @@ def fold_overlays(
             found = fold_operands(rule, Operands.concat(operands[column.id]))
             if rule in RULES_WITH_BASE or (rule == "last" and (ref.level > 0 or ref.column_files)):
                 reader = reader or open_columns(storage, ref)
-                found = _with_base(rule, column, found, reader)
+                found = _with_base(rule, column, found, reader, stored or {})
             folded[column.id] = found if keep_orders and rule in ORDERED_RULES else dataclasses.replace(found, orders=None)
     return folded
 
@@ -128,11 +132,14 @@ def read_operands(ref: SegmentRef, columns: Sequence[Column], storage: Storage) 
     return operands
 
 
-def _with_base(rule: str, column: Column, folded: Folded, reader: SegmentReader | JoinedReader) -> Folded:
+def _with_base(rule: str, column: Column, folded: Folded, reader: SegmentReader | JoinedReader, stored: Mapping[int, pa.Array]) -> Folded:
     order_id = ORDER_BASE_ID + column.id
     if rule == "last" and order_id not in column_ids_of(reader):
         return folded
-    read = read_by_id(reader, [column.id, *([order_id] if rule in ORDERED_RULES else [])], rows=folded.rows)
+    missing = [] if column.id in stored else [column.id]
+    read = read_by_id(reader, [*missing, *([order_id] if rule in ORDERED_RULES else [])], rows=folded.rows)
+    if column.id in stored:
+        read[column.id] = take(stored[column.id], folded.rows)
     base = one_type(read[column.id], column.type) if column.id in read else column.missing(len(folded.rows))
     return fold_base(rule, folded, base, read.get(order_id))
 
@@ -151,6 +158,31 @@ def scatter(base: pa.Array, rows: npt.NDArray[np.integer], values: pa.Array) -> 
     """The base array with `values` at `rows`; any type."""
     if not len(rows):
         return base
+    if _is_plain(base.type):
+        return _scatter_plain(base, rows, values)
     at = np.arange(len(base))
     at[rows] = len(base) + np.arange(len(rows))
     return take(pa.concat_arrays([base, values]), at)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether values are numbers of whole bytes."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)) and kind.bit_width in (8, 16, 32, 64)
+
+
+def _scatter_plain(base: pa.Array, rows: npt.NDArray[np.integer], values: pa.Array) -> pa.Array:
+    """As `scatter`, by one copy of the bytes."""
+    out = _plain_values(base).copy()
+    out[rows] = _plain_values(values)
+    valid = None
+    if base.null_count or values.null_count:
+        mask = base.is_valid().to_numpy(zero_copy_only=False).copy()
+        mask[rows] = values.is_valid().to_numpy(zero_copy_only=False)
+        valid = pa.array(mask).buffers()[1]
+    return pa.Array.from_buffers(base.type, len(base), [valid, pa.py_buffer(out)])
+
+
+def _plain_values(array: pa.Array) -> npt.NDArray[Any]:
+    """The bytes of plain values as unsigned numbers, those of nulls included."""
+    width = array.type.bit_width // 8
+    return np.frombuffer(array.buffers()[1], f"u{width}", count=len(array), offset=array.offset * width) if len(array) else np.zeros(0, f"u{width}")

@@ -13,7 +13,7 @@ import pytest
 from loader.cli.app import run
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["quickstart", "train", "ls", "describe", "history", "inspect", "ingest", "compact", "delete", "expire", "gc"]
+COMMANDS = ["quickstart", "train", "ls", "describe", "history", "inspect", "ingest", "compact", "maintain", "delete", "expire", "gc"]
 
 
 def headrace(*arguments: str) -> subprocess.CompletedProcess[str]:

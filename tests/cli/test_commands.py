@@ -98,6 +98,11 @@ def test_inspect_finds_a_segment_of_a_table(shop: Path, capsys: Capture) -> None
     assert read_json(capsys, "inspect", f"clicks:{number}")["num_rows"] == 3
 
 
+def test_maintain_once_reports(shop: Path, capsys: Capture) -> None:
+    report = read_json(capsys, "maintain", "clicks", "--once", "--gc")
+    assert report["rounds"] == 1 and not report["stopped"]
+
+
 def test_compact_merges_and_reports(shop: Path, capsys: Capture) -> None:
     report = read_json(capsys, "compact", "clicks", "--full")
     assert report["rows_written"] == 6

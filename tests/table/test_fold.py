@@ -14,6 +14,7 @@ from loader import CompactionOptions, failpoints
 from loader.lake import Lake
 from loader.table.compaction.fold import join_operands
 from loader.table.merge import NO_ORDER, Folded
+from loader.table.resolve import scatter
 from tests.table.samples import create, labels, rows
 from tests.table.test_compaction import _once, by_item, other
 
@@ -182,3 +183,23 @@ def test_columns_that_were_dropped_are_not_folded(lake: Lake) -> None:
     report = table.compact(options=FOLD)
     assert report.segments_folded == 1 and not table.view().segments[0].overlays
     assert table.to_arrow(["history"], snapshot=5, where="item = 3")["history"].to_pylist() == [[3]]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.int8(), pa.uint16(), pa.float16(), pa.float32(), pa.int64(), pa.timestamp("us"), pa.date32(), pa.bool_(), pa.string()], ids=str
+)
+def test_scattering_plain_values_is_taking_from_both(kind: pa.DataType) -> None:
+    numbers = pa.array([1, None, 0, 1, 0, 1, None, 1], pa.int64())
+    base, values = _cast(numbers.slice(1), kind), _cast(pa.array([9, 0, None, 1]), kind).slice(1)
+    for one in (base, base.drop_null()):
+        wanted = one.to_pylist()
+        for row, value in zip([4, 0, 2], values.to_pylist(), strict=True):
+            wanted[row] = value
+        assert scatter(one, np.array([4, 0, 2]), values).to_pylist() == wanted
+    assert scatter(pa.nulls(3, kind), np.array([1]), values[:1]).to_pylist() == [None, values[0].as_py(), None]
+
+
+def _cast(numbers: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_float16(kind):
+        return pa.array([None if value is None else np.float16(value) for value in numbers.to_pylist()], kind)
+    return numbers.cast(pa.int32()).cast(kind) if pa.types.is_date32(kind) else numbers.cast(kind)

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -140,6 +141,20 @@ def compact(
     return _report(run, time.monotonic() - started)
 
 
+def buckets_to_compact(view: SnapshotView, options: CompactionOptions, *, full: bool) -> dict[int, int]:
+    """Buckets where there is something to do, those with the most rows to rewrite first, and how many those are."""
+    tasks = pick(view, options, full=full)
+    rows = Counter(dict.fromkeys((fold.segment.bucket for fold in pick_folds(view, options, besides=_inputs(tasks))), 0))
+    for task in tasks:
+        rows[task.bucket] += task.num_rows
+    return dict(rows.most_common())
+
+
+def _inputs(tasks: Collection[CompactionTask]) -> set[int]:
+    """Numbers of the segments that are rewritten."""
+    return {segment.segment_id for task in tasks for segment in task.segments}
+
+
 def _compact_bucket(run: _Run, bucket: int) -> None:
     """All that is worth it in one bucket, under its lease."""
     with holding(run.context.catalog, run.context.spec.id, run.owner, [bucket]) as lease:
@@ -198,8 +213,7 @@ def _fold(run: _Run, buckets: Collection[int] | None) -> None:
 
 def _folds(run: _Run, buckets: Collection[int] | None) -> list[FoldTask]:
     view = run.look()
-    rewritten = {segment.segment_id for task in pick(view, run.options, full=run.full, buckets=buckets) for segment in task.segments}
-    return pick_folds(view, run.options, besides=rewritten, buckets=buckets)
+    return pick_folds(view, run.options, besides=_inputs(pick(view, run.options, full=run.full, buckets=buckets)), buckets=buckets)
 
 
 def _fold_plan(context: TableContext, folded: FoldedOverlays, lease: BucketLease) -> Callable[[], CommitPlan]:
