@@ -23,6 +23,7 @@ from loader.schema import Schema
 from loader.storage import LocalStorage, Storage, make_folders
 from loader.table.context import TableContext
 from loader.table.definition import define
+from loader.table.lookup import LOOKUP_CACHE_BYTES
 from loader.table.table import Table
 
 if TYPE_CHECKING:
@@ -44,12 +45,13 @@ class Lake:
         database: The catalog's connection, for the modules that write it.
     """
 
-    def __init__(self, location: str, catalog_url: str | None, files: Storage, database: Database) -> None:
+    def __init__(self, location: str, catalog_url: str | None, files: Storage, database: Database, *, lookup_cache_bytes: int = LOOKUP_CACHE_BYTES) -> None:
         self.location = location
         self.catalog_url = catalog_url
         self.database = database
         self.catalog = Catalog(database)
         self.storage = LakeStorage(files, database, (open_storage, (location, catalog_url)))
+        self._lookup_cache_bytes = lookup_cache_bytes
         self._contexts: dict[int, TableContext] = {}
         self._lock = threading.Lock()
 
@@ -141,7 +143,9 @@ class Lake:
         with self._lock:
             context = self._contexts.get(spec.id)
             if context is None or context.spec.schema_id != spec.schema_id:
-                context = self._contexts[spec.id] = TableContext(spec=spec, catalog=self.database, storage=self.storage)
+                context = self._contexts[spec.id] = TableContext(
+                    spec=spec, catalog=self.database, storage=self.storage, lookup_cache_bytes=self._lookup_cache_bytes
+                )
             return context
 
     def tables(self) -> list[str]:
@@ -218,7 +222,14 @@ class Lake:
         self.database.close()
 
 
-def connect(location: str | os.PathLike[str], catalog: str | None = None, create: bool = True, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Lake:
+def connect(
+    location: str | os.PathLike[str],
+    catalog: str | None = None,
+    create: bool = True,
+    *,
+    busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS,
+    lookup_cache_bytes: int = LOOKUP_CACHE_BYTES,
+) -> Lake:
     """Open a lake, or create it.
 
     Args:
@@ -227,6 +238,7 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
             own folder.
         create: Make the lake if it is not there. With False, a missing lake is an error.
         busy_timeout_seconds: How long a writer waits for other processes' commits.
+        lookup_cache_bytes: What look-ups of one table keep of it in memory, its keys (13.5 bytes each, at most 512 MiB) aside.
 
     Raises:
         NotFoundError: There is no lake and `create` is False.
@@ -260,7 +272,7 @@ def connect(location: str | os.PathLike[str], catalog: str | None = None, create
         raise StorageError(f"catalog {database.place} belongs to another lake ({database.lake_id}) than {text} ({marker['lake_id']}): give the right catalog=…")
     if isinstance(files, LocalStorage):
         text = str(files.folder)
-    return Lake(text, catalog, files, database)
+    return Lake(text, catalog, files, database, lookup_cache_bytes=lookup_cache_bytes)
 
 
 def _catalog_place(files: Storage, location: str, catalog: str | None) -> Path | str:

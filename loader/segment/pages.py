@@ -102,6 +102,12 @@ class SectionPages:
         """These pages were read, and their checksums match."""
         self._loaded[pages] = True
 
+    def forget(self) -> None:
+        """Give the memory of all pages back; they are read again when they are asked for."""
+        self._is_whole = False
+        for name in ("_loaded", "_content"):
+            self.__dict__.pop(name, None)
+
     @property
     def content(self) -> Array:
         """The section, uint8; anything where its pages have not been read."""

@@ -21,7 +21,7 @@ from loader.errors import ConflictError
 from loader.segment.key_index import Keys, bucket_of
 from loader.table.files import Stage
 from loader.table.keys import KeyDirectory
-from loader.table.lookup import LookUps
+from loader.table.lookup import LOOKUP_CACHE_BYTES, LookUps
 from loader.table.sealer import Sealer
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class TableContext:
     spec: TableSpec
     catalog: Database
     storage: LakeStorage
+    lookup_cache_bytes: int = LOOKUP_CACHE_BYTES
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class TableContext:
         self.stage = self.new_stage()
         self.views = Views(self.catalog)
         self.sealer = Sealer(self.catalog, self.spec.id)
-        self.look_ups = LookUps(spec=self.spec, catalog=self.catalog, storage=self.storage)
+        self.look_ups = LookUps(spec=self.spec, catalog=self.catalog, storage=self.storage, cache_bytes=self.lookup_cache_bytes)
 
     def new_stage(self, owner: str | None = None) -> Stage:
         return Stage(self.catalog, self.storage, self.spec.id, owner=owner)

@@ -27,6 +27,7 @@ I64 = npt.NDArray[np.int64]
 Array = np.ndarray[Any, np.dtype[Any]]
 GroupKey = tuple[str, int]  # path and offset of its column file
 READ_THREADS = 16
+MAX_OPEN_GROUPS = 1024
 PAGES_PER_READ = 16  # of one thread at a time: fewer than this are not worth a thread
 
 
@@ -50,24 +51,23 @@ class GroupPages:
     def find(self, key: GroupKey) -> LookupRows | None:
         """A group that is open."""
         held = self._held.get(key)
-        if held is None:
-            return None
-        self._held.move_to_end(key)
-        return held[0]
-
-    def drop(self, key: GroupKey) -> None:
-        """Forget a group."""
-        held = self._held.pop(key, None)
-        self.num_bytes -= 0 if held is None else held[1]
+        return None if held is None else held[0]
 
     def keep(self, groups: Iterable[tuple[GroupKey, LookupRows]], max_bytes: int) -> None:
-        """Hold on to groups that were read, within a bound."""
+        """Hold on to groups that were read, and to their pages within a bound."""
         for key, group in groups:
-            self.drop(key)
+            before = self._held.pop(key, None)
             self._held[key] = (group, group.loaded_bytes)
-            self.num_bytes += group.loaded_bytes
-        while self.num_bytes > max_bytes and self._held:
-            self.drop(next(iter(self._held)))
+            self.num_bytes += group.loaded_bytes - (0 if before is None else before[1])
+        for key, (group, num_bytes) in list(self._held.items()) if self.num_bytes > max_bytes else ():
+            if self.num_bytes <= max_bytes:
+                break
+            if num_bytes:
+                group.pages.forget()
+                self._held[key] = (group, 0)
+                self.num_bytes -= num_bytes
+        while len(self._held) > MAX_OPEN_GROUPS:
+            self.num_bytes -= self._held.popitem(last=False)[1][1]
 
     def load(self, wanted: Sequence[tuple[LookupRows, I64]]) -> None:
         """Read pages of groups, many at a time: those of local files in one native call."""
