@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loader.backup.restore import restore as restore
     from loader.batch.jagged import Jagged as Jagged
     from loader.batch.kjt import KeyedJagged as KeyedJagged
     from loader.batch.transforms import Transforms as Transforms
@@ -47,6 +48,7 @@ _MODULES = {
     "connect": "loader.lake",
     "serve_metrics": "loader.train.metrics",
     "errors": "",
+    "restore": "loader.backup.restore",
     "write_segment": "loader.segment.writer",
 }
 __all__ = sorted(_MODULES)

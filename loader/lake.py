@@ -27,6 +27,7 @@ from loader.table.lookup import LOOKUP_CACHE_BYTES
 from loader.table.table import Table
 
 if TYPE_CHECKING:
+    from loader.backup.save import BackupReport
     from loader.doctor.run import Report
 
 MARKER = "headrace-lake.json"
@@ -217,8 +218,30 @@ class Lake:
 
         return examine(self, table, deep=deep, repair=repair, progress=progress, state=state)
 
+    def backup(self, destination: str | os.PathLike[str], *, keep: int | None = None, progress: Callable[[int, int], None] | None = None) -> BackupReport:
+        """Copy the lake, catalog and files, to one consistent point; restore it with `loader.restore`. Writers go on meanwhile.
+
+        A place holds the generations of one lake. An object is copied once, whatever number of generations refer to it; every copy is read back.
+
+        Args:
+            destination: Folder or url of the backup.
+            keep: So many generations stay, the newest; older ones are given up, and what only they need is deleted. Default all.
+            progress: Called with (done, total) objects.
+
+        Raises:
+            AlreadyExistsError: The place holds a backup of another lake.
+            NotFoundError, StorageError: A file of the lake is missing or cut off; `doctor` says what it hits.
+        """
+        from loader.backup.save import backup
+
+        return backup(self, destination, keep=keep, progress=progress)
+
     def close(self) -> None:
-        """Close the catalog's connection; tables of this lake cannot be used after it."""
+        """Commit what was appended in the background and close the catalog's connection; tables of this lake cannot be used after it."""
+        with self._lock:
+            contexts = list(self._contexts.values())
+        for context in contexts:
+            context.commits.close()
         self.database.close()
 
 
@@ -250,7 +273,7 @@ def connect(
     marker = read_marker(files)
     if marker is None and not create:
         raise NotFoundError(f"no lake at {text}: check the location, or create it with loader.connect({text!r})")
-    where = _catalog_place(files, text, catalog)
+    where = catalog_place(files, text, catalog)
     if catalog is not None:
         catalog = str(where)  # a pickled lake is opened again in another working directory
     if isinstance(where, Path):
@@ -267,7 +290,7 @@ def connect(
             marker = read_marker(files)
             if marker is None and catalog is not None:
                 _check_unused(database, text)
-            marker = marker or _write_marker(files, database.lake_id)
+            marker = marker or write_marker(files, database.lake_id)
     if marker["lake_id"] != database.lake_id:
         raise StorageError(f"catalog {database.place} belongs to another lake ({database.lake_id}) than {text} ({marker['lake_id']}): give the right catalog=…")
     if isinstance(files, LocalStorage):
@@ -275,7 +298,7 @@ def connect(
     return Lake(text, catalog, files, database, lookup_cache_bytes=lookup_cache_bytes)
 
 
-def _catalog_place(files: Storage, location: str, catalog: str | None) -> Path | str:
+def catalog_place(files: Storage, location: str, catalog: str | None) -> Path | str:
     """The file of the catalog, or the url of its server."""
     if catalog is not None:
         return catalog if is_server(catalog) else catalog_path(catalog)
@@ -318,7 +341,12 @@ def _check_unused(database: Database, location: str) -> None:
         raise StorageError(f"catalog {database.place} describes another lake than {location}, with table {names[0]!r}: give this one a catalog=… of its own")
 
 
-def _write_marker(files: Storage, lake_id: str) -> dict[str, Any]:
+def write_marker(files: Storage, lake_id: str) -> dict[str, Any]:
+    """Make a place a lake.
+
+    Raises:
+        AlreadyExistsError: It is one.
+    """
     marker = {"format": "headrace-lake", "version": LAKE_VERSION, "lake_id": lake_id}
     files.put(MARKER, json.dumps(marker).encode())
     return marker

@@ -129,8 +129,8 @@ def _look_up(catalog: Database, plans: Sequence[CommitPlan], outcomes: list[Outc
             f"the answer to commit {names} of table {plans[0].spec.name!r} was lost, and the catalog cannot be asked what became of it ({error}): "
             "once it answers, repeat the same write with this commit_id; it is committed once"
         ) from error
-    for plan, found in zip(plans, known, strict=True):
-        plan.written = plan.written and found is not None
+    for plan, found, outcome in zip(plans, known, outcomes or known, strict=True):
+        plan.written = plan.written and found == outcome  # not another process's commit of this name, which came after ours was lost
     if any(plan.written for plan in plans):
         return [outcome if found is None else found for outcome, found in zip(outcomes, known, strict=True)]
     if not isinstance(error, CatalogUnavailableError) and None in known:
@@ -204,7 +204,7 @@ def _ask(connection: Connection, plans: Sequence[CommitPlan]) -> _Answers:
         inputs=[ask_inputs(connection, plan) for plan in plans],
         leases={
             prefix: connection.execute("select 1 from staged where prefix = ? and lease_until > 0", (prefix,))
-            for prefix in dict.fromkeys(plan.staged[0] for plan in plans if plan.staged is not None)
+            for prefix in dict.fromkeys(plan.staged for plan in plans if plan.staged is not None)
         },
         met={
             pending_id: connection.execute("select num_held, met from pending where id = ?", (pending_id,))
@@ -299,8 +299,8 @@ def _stale(plan: CommitPlan, inputs: Inputs | None, before: _Before, head: int) 
     before.removed = 0
     if before.schema_id != plan.spec.schema_id:
         raise SchemaChangedError(f"the schema of table {plan.spec.name!r} changed while this commit was prepared: open the table again and repeat the write")
-    if plan.staged is not None and plan.staged[0] not in before.leases:
-        raise _lease_lost(plan.staged[0])
+    if plan.staged is not None and plan.staged not in before.leases:
+        raise _lease_lost(plan.staged)
     if plan.is_exact and head != plan.base:
         return Stale("head")
     if any(before.buckets[bucket][0] > plan.base for bucket in plan.rows_buckets):
@@ -330,8 +330,8 @@ def _write(connection: Connection, numbered: Numbered, before: _Before, held: di
     advance_buckets(connection, table_id, numbered)
     advance_offsets(connection, table_id, numbered)
     for _, plan in numbered:
-        if plan.staged is not None:
-            connection.execute(_RENEW, _renewal(*plan.staged))
+        if plan.accounted is not None:
+            connection.execute(_RENEW, _renewal(*plan.accounted))
         if plan.garbage:
             throw_away(connection, table_id, plan.garbage, reason=f"not used by commit {plan.commit_id}")
     assert snapshot is not None, "some plan is written"

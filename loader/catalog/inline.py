@@ -8,12 +8,42 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from loader.catalog.connection import Database
 from loader.catalog.records import INLINE_PREFIX
 from loader.errors import NotFoundError, StorageError
 from loader.storage import COALESCE_GAP_BYTES, MAX_REQUEST_BYTES, Buffer, Range, Storage
 
 INLINE_CACHE_BYTES = 64 * 1024 * 1024
+_PACKED = b"HRZSTD1\0"
+_ZSTD = pa.Codec("zstd", 1)
+
+
+def pack(data: Buffer) -> bytes:
+    """Bytes as they lie in the catalog: small segments are mostly the same headers again and again."""
+    packed: bytes = _ZSTD.compress(data, asbytes=True)
+    return _PACKED + memoryview(data).nbytes.to_bytes(8, "little") + packed
+
+
+def unpacked_bytes(stored: bytes) -> int | None:
+    """Bytes of what was packed; None where nothing was."""
+    return int.from_bytes(stored[8:16], "little") if stored.startswith(_PACKED) else None
+
+
+def unpack(stored: bytes) -> bytes:
+    """The inverse of `pack`; what an older Headrace stored is as it was.
+
+    Raises:
+        StorageError: The bytes are not what their header says.
+    """
+    num_bytes = unpacked_bytes(stored)
+    if num_bytes is None:
+        return stored
+    try:
+        return bytes(_ZSTD.decompress(stored[16:], num_bytes, asbytes=True))
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{len(stored)} bytes that lie in the catalog do not unpack: {error}") from error
 
 
 class LakeStorage(Storage):
@@ -71,11 +101,12 @@ class LakeStorage(Storage):
             row = connection.execute("select data from inline_data where path = ?", (path,)).fetchone()
         if row is None:
             raise NotFoundError(f"the catalog holds no {path}: it was deleted")
+        data = unpack(bytes(row[0]))
         with self._lock:
             if path not in self._cache:
-                self._cache[path] = row[0]
-                self._cached_bytes += len(row[0])
+                self._cache[path] = data
+                self._cached_bytes += len(data)
             while self._cached_bytes > INLINE_CACHE_BYTES:
                 _, dropped = self._cache.popitem(last=False)
                 self._cached_bytes -= len(dropped)
-        return bytes(row[0])
+        return data

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from loader.catalog.connection import Connection
+from loader.catalog.inline import unpacked_bytes
 from loader.catalog.records import CommitPlan, NewOverlay, NewSegment
 
 Numbered = Sequence[tuple[int, CommitPlan]]  # the snapshot that each plan becomes; all of one table
@@ -49,8 +50,8 @@ def insert_snapshots(connection: Connection, rows: Sequence[Sequence[object]]) -
 
 def insert_parts(connection: Connection, table_id: int, numbered: Numbered) -> None:
     """Everything that the plans bring: inline bytes, segments, overlays, column files and pending labels."""
-    inline = [(path, table_id, data) for _, plan in numbered for path, data in plan.inline.items()]
-    insert_many(connection, "insert into inline_data values (?, ?, ?)", inline)
+    inline = [(path, table_id, data, unpacked_bytes(data)) for _, plan in numbered for path, data in plan.inline.items()]
+    insert_many(connection, "insert into inline_data (path, table_id, data, num_bytes) values (?, ?, ?, ?)", inline)
     insert_many(connection, _SEGMENT, [_segment(plan.spec.id, plan.spec.schema_id, segment, new) for new, plan in numbered for segment in plan.segments])
     of_old = [(table_id, overlay.segment_id, *_overlay(overlay, new)) for new, plan in numbered for overlay in plan.overlays if overlay.new_segment is None]
     of_new = [

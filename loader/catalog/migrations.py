@@ -29,5 +29,6 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "create index column_files_removed on column_files (table_id, removed_in) where removed_in is not null",
         "create index overlays_removed on overlays (table_id, removed_in) where removed_in is not null",
     ),
+    4: ("alter table inline_data add column num_bytes bigint", "update catalog_version set reads_since = 5"),  # of packed data, which is new
 }
 CATALOG_VERSION = FIRST_VERSION + len(MIGRATIONS)

@@ -74,7 +74,7 @@ class _Session:
         self.used_at = time.monotonic()
         self.pipeline: Any = None
         self.in_transaction = False
-        self.locks: dict[int, int] = {}  # held for the session, by table, with how often
+        self.num_queued = 0  # how many blocks of `queue` it is in: their locks are the session's
 
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> _Answer:
         return _Answer(self, self.connection.execute(_translated_statement(statement), parameters))
@@ -148,7 +148,7 @@ class PostgresCatalog:
         try:
             self._read_on(session)
         except self._psycopg.OperationalError:
-            if any(session.locks.values()):
+            if session.num_queued:
                 raise  # the queue was lost with the connection
             self._reconnect(session)
             self._read_on(session)
@@ -196,17 +196,25 @@ class PostgresCatalog:
 
     @contextlib.contextmanager
     def queue(self, table_id: int | None = None) -> Iterator[None]:
-        """See `connection.Database`. The lock goes with the connection, so this thread keeps it for as long as the block lasts."""
-        key = ALL_TABLES if table_id is None else table_id
+        """See `connection.Database`. The lock goes with the connection, so this thread keeps it for as long as the block lasts.
+
+        Locks are taken in the order of `write`: all tables first. A queue that took only its table's would wait, at its first write, behind one that waits for
+        all tables, and that one for the writers that wait for this table.
+        """
+        locks = [(ALL_TABLES, "")] if table_id is None else [(ALL_TABLES, "_shared"), (table_id, "")]
+        taken: list[tuple[int, str]] = []
         with self._session() as session, self._translated():
-            session.locks[key] = session.locks.get(key, 0) + 1
+            session.num_queued += 1
             try:
-                session.execute("select pg_advisory_lock(hashtext(current_schema()), ?)", (key,))
+                for key, mode in locks:
+                    taken.append((key, mode))
+                    session.execute(f"select pg_advisory_lock{mode}(hashtext(current_schema()), ?)", (key,))
                 yield
             finally:
-                session.locks[key] -= 1
+                session.num_queued -= 1
                 if session.is_usable:
-                    session.execute("select pg_advisory_unlock(hashtext(current_schema()), ?)", (key,))
+                    for key, mode in reversed(taken):
+                        session.execute(f"select pg_advisory_unlock{mode}(hashtext(current_schema()), ?)", (key,))
 
     @contextlib.contextmanager
     def outcome(self, table_id: int) -> Iterator[_Session]:
@@ -256,7 +264,7 @@ class PostgresCatalog:
     def _give_back(self, session: _Session) -> None:
         session.used_at = time.monotonic()
         with self._lock:
-            if session.is_usable and not any(session.locks.values()) and len(self._idle) < MAX_IDLE and not self._closed:
+            if session.is_usable and not session.num_queued and len(self._idle) < MAX_IDLE and not self._closed:
                 self._idle.append(session)
                 return
         self._discard(session)

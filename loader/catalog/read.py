@@ -137,6 +137,18 @@ def load_floor(connection: Connection, spec: TableSpec) -> int:
     return int(connection.execute("select floor from tables where id = ?", (spec.id,)).fetchone()[0])
 
 
+def load_head_and_floor(connection: Connection, spec: TableSpec) -> tuple[int, int]:
+    """Number of the newest snapshot, and of the one up to which what died may be forgotten.
+
+    Raises:
+        TableNotFoundError: The table was dropped meanwhile.
+    """
+    row = connection.execute("select head, floor from tables where id = ? and dropped_at is null", (spec.id,)).fetchone()
+    if row is None:
+        raise TableNotFoundError(f"table {spec.name!r} was dropped")
+    return int(row[0]), int(row[1])
+
+
 def resolve_snapshot(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> int:
     """The number of a snapshot given as a number, a tag, a Snapshot, or None for the newest.
 

@@ -1,7 +1,8 @@
 """The embedded catalog: one SQLite file. Owns the connection, the queue of writers, transactions and the version check.
 
-Writers of all processes line up at a file lock before BEGIN IMMEDIATE, because the kernel wakes the next one at once where SQLite's own
-handler sleeps; the write-ahead log is synced at every commit (synchronous=FULL). A connection is never used by a forked child.
+Writers of all processes line up at a file lock before BEGIN IMMEDIATE, because the kernel wakes the one that has waited longest at once where SQLite's
+own handler sleeps, and a busy writer would always be first again. The write-ahead log is synced at every commit (synchronous=FULL). A connection is
+never used by a forked child.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import fcntl
 import os
 import sqlite3
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +22,53 @@ from loader.errors import CatalogBusyError, CommitError, NotFoundError, StorageE
 from loader.storage import full_message, sync_folder
 
 QUEUE_SUFFIX = "-queue"
-_POLL_SECONDS = 0.0005
-_MAX_POLL_SECONDS = 0.01
 _open_catalogs: weakref.WeakSet[SqliteCatalog] = weakref.WeakSet()
 _never_closed: list[sqlite3.Connection] = []
+
+
+class _Turn:
+    """A place in the queue of writers. Another thread waits for it, since a wait for a file lock has no time-out; one that comes too late is given up again."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)  # of its own: locks of one opened file are one lock
+        self._come = threading.Event()
+        self._guard = threading.Lock()
+        self._is_wanted = True
+        threading.Thread(target=self._take, name="headrace-queue", daemon=True).start()
+
+    def _take(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        with self._guard:
+            if self._is_wanted:
+                self._come.set()
+            else:
+                self._close()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it came in time."""
+        try:
+            self._come.wait(seconds)
+        finally:
+            with self._guard:
+                if not self._come.is_set():
+                    self._is_wanted = False
+        return self._come.is_set()
+
+    def end(self) -> None:
+        """Let the next one come."""
+        with self._guard:
+            self._is_wanted = False
+            if self._come.is_set():
+                self._close()
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # first, for a forked child may hold a copy of the opened file
+            os.close(self._file)
+            self._file = -1
+
+    def __del__(self) -> None:
+        self.end()  # an interrupt came before anybody knew of it
 
 
 class SqliteCatalog:
@@ -45,13 +88,15 @@ class SqliteCatalog:
         self._threads = threading.RLock()
         self._queue_threads = threading.RLock()
         self._queue_depth = 0
+        self._queue_path = str(path) + QUEUE_SUFFIX
+        self._turn: _Turn | None = None
         self._in_transaction = False
         self._closed = False
         self._is_checked = False
         if not path.exists() and not create:
             raise NotFoundError(f"no catalog at {path}: check the location, or create the lake with connect(create=True)")
         try:
-            self._queue_file = os.open(str(path) + QUEUE_SUFFIX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._queue_file = os.open(self._queue_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._close_queue = weakref.finalize(self, os.close, self._queue_file)
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_seconds, check_same_thread=False, cached_statements=256)
         except (OSError, sqlite3.Error) as error:
@@ -128,7 +173,7 @@ class SqliteCatalog:
             finally:
                 self._queue_depth -= 1
                 if self._queue_depth == 0:
-                    fcntl.flock(self._queue_file, fcntl.LOCK_UN)
+                    self._leave_queue()
 
     def outcome(self, table_id: int) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """A transaction that sees what became of a lost write: here none outlives its statement."""
@@ -139,18 +184,20 @@ class SqliteCatalog:
             check_still(self.place, self._connection.execute(VERSION).fetchone(), writes=writes)
 
     def _wait_in_queue(self) -> None:
-        deadline = time.monotonic() + self.busy_timeout_seconds
-        pause = _POLL_SECONDS
-        while True:
-            try:
-                fcntl.flock(self._queue_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise CatalogBusyError(self._busy_message()) from None
-                time.sleep(pause)
-                pause = min(pause * 1.5, _MAX_POLL_SECONDS)
-            else:
-                return
+        try:
+            fcntl.flock(self._queue_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._turn = _Turn(self._queue_path)
+            if not self._turn.wait(self.busy_timeout_seconds):
+                self._turn = None
+                raise CatalogBusyError(self._busy_message()) from None
+
+    def _leave_queue(self) -> None:
+        if self._turn is None:
+            fcntl.flock(self._queue_file, fcntl.LOCK_UN)
+        else:
+            turn, self._turn = self._turn, None
+            turn.end()
 
     def _busy_message(self) -> str:
         return (

@@ -190,6 +190,7 @@ inline_data = Table(
     Column("path", Text, primary_key=True),
     Column("table_id", ForeignKey("tables.id"), nullable=False),
     Column("data", LargeBinary, nullable=False),
+    Column("num_bytes", BigInteger),  # once unpacked; null where the data is not packed
 )
 
 buckets = Table(

@@ -38,6 +38,11 @@ def open_version(database: Database, dialect: str, *, create: bool) -> str:
     return str(lake_id)
 
 
+def origin(lake_id: str) -> str:
+    """The lake that a lake is a copy of, by `loader.restore`; itself where it is none."""
+    return lake_id.partition(".")[0]
+
+
 def check_still(place: str, found: Sequence[int], *, writes: bool) -> None:
     """Refuse to go on with a catalog that a newer Headrace has migrated since this process opened it.
 

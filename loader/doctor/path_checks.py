@@ -21,6 +21,7 @@ ENDS = (
     + " union all ".join(f"select path, max(section_offset + num_bytes) as section_end from {records} where table_id = ? group by path" for records in RECORDS)
     + ") as s group by path order by path"
 )
+_INLINE_BYTES = "coalesce(i.num_bytes, length(i.data))"  # as readers see them, unpacked
 
 
 def _keep(patient: Patient, table: TableState | None, subject: tuple[Any, ...]) -> str | None:
@@ -81,8 +82,8 @@ def live_staged(patient: Patient, table: TableState) -> Iterator[Found]:
 def inline_bytes(patient: Patient, table: TableState) -> Iterator[Found]:
     for records in RECORDS:
         rows = patient.rows(
-            f"select r.id, r.path, r.section_offset + r.num_bytes, length(i.data) from {records} r left join inline_data i on i.path = r.path "
-            f"where r.table_id = ? and r.path like '{INLINE_PREFIX}%' and (i.data is null or length(i.data) < r.section_offset + r.num_bytes) "
+            f"select r.id, r.path, r.section_offset + r.num_bytes, {_INLINE_BYTES} from {records} r left join inline_data i on i.path = r.path "
+            f"where r.table_id = ? and r.path like '{INLINE_PREFIX}%' and (i.data is null or {_INLINE_BYTES} < r.section_offset + r.num_bytes) "
             f"order by r.id limit {MAX_ROWS}",
             (table.id,),
         )
@@ -110,7 +111,7 @@ def _throw_away(patient: Patient, table: TableState | None, subject: tuple[Any, 
 def inline_orphan(patient: Patient, table: TableState) -> Iterator[Found]:
     used = " and ".join(f"not exists (select 1 from {records} r where r.path = i.path)" for records in (*RECORDS, "garbage"))
     for path, length in patient.rows(
-        f"select i.path, length(i.data) from inline_data i where i.table_id = ? and {used} order by i.path limit {MAX_ROWS}", (table.id,)
+        f"select i.path, {_INLINE_BYTES} from inline_data i where i.table_id = ? and {used} order by i.path limit {MAX_ROWS}", (table.id,)
     ):
         yield Found(where=path, what=f"{length:,} bytes that nothing refers to", subject=(path,))
 

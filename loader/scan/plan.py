@@ -22,6 +22,7 @@ from loader.catalog.connection import Database
 from loader.catalog.manifest import Within, load_ranges
 from loader.catalog.records import Pin, SegmentRef, SnapshotView, TableSpec
 from loader.catalog.segments import Segments
+from loader.catalog.version import origin
 from loader.decode.arrow import to_arrow
 from loader.decode.result import FixedColumn
 from loader.errors import CatalogBusyError, StateMismatchError
@@ -197,7 +198,13 @@ def make_plan(scan: Scan) -> Plan:
     lake = scan.table.lake
     closed_before = scan.closed_before_value(view)
     read, label = resolve_columns(view, scan.columns, closed_before)
-    definition = {"lake": lake.database.lake_id, "table": view.spec.id, "snapshot": view.snapshot_id, "where": scan.where, "closed_before": closed_before}
+    definition = {
+        "lake": origin(lake.database.lake_id),
+        "table": view.spec.id,
+        "snapshot": view.snapshot_id,
+        "where": scan.where,
+        "closed_before": closed_before,
+    }
     name = selection_hash(definition)
     pin = lake.pin(view.table, view.snapshot_id, f"plan {name}", PIN_SECONDS)
     try:

@@ -72,12 +72,14 @@ class Keys:
         """Positions that sort the keys; equal keys keep their order."""
         return np.argsort(self.low, kind="stable") if self.high is None else np.lexsort((self.high, self.low))
 
-    def first_twice(self) -> tuple[int, int] | None:
-        """Positions of two rows with one key, or None."""
+    def first_twice(self, parts: npt.NDArray[np.int64] | None = None) -> tuple[int, int] | None:
+        """Positions of two rows with one key, or None. With the part of each row (rising): of two in one part."""
         order = self.order()
         same = self.low[order[1:]] == self.low[order[:-1]]
         if self.high is not None:
             same &= self.high[order[1:]] == self.high[order[:-1]]
+        if parts is not None:
+            same &= parts[order[1:]] == parts[order[:-1]]
         at = np.flatnonzero(same)
         return None if len(at) == 0 else (int(order[at[0]]), int(order[at[0] + 1]))
 
@@ -234,8 +236,8 @@ def array_sizes(header: npt.NDArray[np.void]) -> list[int]:
     return [8 * count, *([8 * count] if header["key_bytes"][0] == 16 else []), 4 * count, 32 * blocks]
 
 
-def build_all(keys: Keys, bounds: Sequence[int]) -> list[tuple[bytes | memoryview, KeyIndex]]:
-    """The sections of several segments, and each opened.
+def build_all(keys: Keys, bounds: Sequence[int]) -> list[bytes | memoryview]:
+    """The sections of several segments.
 
     Args:
         keys: Of the rows of all of them.
@@ -243,7 +245,7 @@ def build_all(keys: Keys, bounds: Sequence[int]) -> list[tuple[bytes | memoryvie
     """
     library = native.load()
     if library is None:
-        return [(section, KeyIndex.open(section)) for section in (build(keys.slice(start, stop)) for start, stop in itertools.pairwise(bounds))]
+        return [build(keys.slice(start, stop)) for start, stop in itertools.pairwise(bounds)]
     edges = np.array(bounds, np.int64)
     counts = edges[1:] - edges[:-1]
     blocks = bloom_blocks(counts)
@@ -251,11 +253,7 @@ def build_all(keys: Keys, bounds: Sequence[int]) -> list[tuple[bytes | memoryvie
     sizes = HEADER.itemsize + np.sum([-(-size // ALIGNMENT) * ALIGNMENT for size in arrays], axis=0)
     offsets = np.cumsum(sizes) - sizes
     built = library.build_key_indexes(keys.low, keys.high, np.array(bounds, np.uint64), blocks, offsets, int(sizes.sum())).data.toreadonly()
-    found: list[tuple[bytes | memoryview, KeyIndex]] = []
-    for start, size, count, num_blocks in zip(offsets.tolist(), sizes.tolist(), counts.tolist(), blocks.tolist(), strict=True):
-        section = built[start : start + size]
-        found.append((section, KeyIndex.view(section, count, keys.key_bytes, num_blocks)))
-    return found
+    return [built[start : start + size] for start, size in zip(offsets.tolist(), sizes.tolist(), strict=True)]
 
 
 def bloom_blocks(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

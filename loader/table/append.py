@@ -1,25 +1,27 @@
-"""Appending rows: encode once, probe the keys, meet the labels that were waiting, commit."""
+"""Appending rows: encode once, probe the keys, meet the labels that were waiting, commit. Small appends that come together are encoded together."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable
+import itertools
+from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
+import pyarrow as pa
 
 from loader import failpoints
-from loader.catalog.commit import Stale
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets
-from loader.errors import KeyExistsError
+from loader.errors import HeadraceError, KeyExistsError
 from loader.table.births import Births
 from loader.table.context import TableContext
 from loader.table.keys import Resolution
-from loader.table.rows import Data, as_table, describe_key, prepare
+from loader.table.rows import Data, as_table, describe_key, encode_sections, prepare, prepare_parts
+from loader.table.writes import Write
 
 ON_CONFLICT = ("check", "trust")
 
 
-class Append:
+class Append(Write):
     """One append, from the caller's data to its snapshot."""
 
     def __init__(
@@ -27,26 +29,57 @@ class Append:
     ) -> None:
         if on_conflict not in ON_CONFLICT:
             raise ValueError(f"on_conflict is 'check' (refuse a key that exists) or 'trust' (skip the probe), not {on_conflict!r}")
-        self.context, self.on_conflict = context, on_conflict
-        self.watermark, self.offsets, self.commit_id = watermark, offsets, commit_id or uuid.uuid4().hex
-        self.births = Births(context, prepare(context.spec, as_table(data)))
-        self.keys = self.births.rows.keys
-        self.buckets = context.key_buckets(self.keys)
-        self.resolution = Resolution(self.keys)
+        super().__init__(context, offsets=offsets, commit_id=commit_id)
+        self.on_conflict, self.watermark = on_conflict, watermark
+        self.data = as_table(data)
+        self.num_bytes = self.data.nbytes
 
-    def run(self) -> Snapshot:
-        context = self.context
-        known = context.answered(self.commit_id, self.offsets)
-        if known is not None:
-            return known
+    def stage(self) -> None:
+        self._born(Births(self.context, prepare(self.context.spec, self.data)))
         failpoints.hit("append.prepared")
         self.births.write()
         failpoints.hit("append.staged")
-        done = commit_new(context, self._attempt, self.commit_id, self.offsets)
-        self.births.remember()
-        return done
 
-    def _attempt(self) -> CommitPlan:
+    @classmethod
+    def stage_all(cls, writes: Sequence[Self]) -> None:
+        if len(writes) == 1 or any(not write.data.schema.equals(writes[0].data.schema) for write in writes):
+            super().stage_all(writes)
+            return
+        context = writes[0].context
+        try:
+            bounds = [0, *itertools.accumulate(write.data.num_rows for write in writes)]
+            prepared = prepare_parts(context.spec, pa.concat_tables([write.data for write in writes]), bounds)
+            whole = prepared.whole
+            ids = [column.id for column in context.spec.schema]
+            encoded = encode_sections(context.spec, whole.table, whole.keys, ids, whole.sections)
+        except (HeadraceError, ValueError, pa.ArrowException):
+            super().stage_all(writes)  # one of them does not fit, and has the error to itself
+            return
+        for number, (write, (first, last)) in enumerate(zip(writes, itertools.pairwise(prepared.section_bounds), strict=True)):
+            births = Births(context, prepared.part(number))
+            births.place(encoded[first:last])
+            write._born(births)
+        failpoints.hit("append.staged")
+
+    @classmethod
+    def resolve_all(cls, writes: Sequence[Self]) -> None:
+        new = [write.resolution for write in writes if write.on_conflict == "check" and write.resolution.is_new]
+        if len(new) > 1:
+            Resolution.bring_all(new, writes[0].context.directory)
+
+    def _born(self, births: Births) -> None:
+        self.births, self.keys = births, births.rows.keys
+        self.buckets = self.context.key_buckets(self.keys)
+        self.resolution = Resolution(self.keys)
+
+    def refused(self, error: HeadraceError) -> Snapshot | None:
+        """Keys exist because another process committed the same records in between: its snapshot is the answer."""
+        return self.known() if isinstance(error, KeyExistsError) else None
+
+    def remember(self) -> None:
+        self.births.remember()
+
+    def attempt(self) -> CommitPlan:
         base = self.context.refresh()
         if self.on_conflict == "check":
             hits = self.resolution.bring_to(self.context.directory)
@@ -71,19 +104,6 @@ class Append:
             watermark=self.watermark,
             summary={"rows_appended": len(self.keys), "labels_met": births.num_met},
         )
-
-
-def commit_new(context: TableContext, attempt: Callable[[], CommitPlan | Stale], commit_id: str, offsets: SourceOffsets | None) -> Snapshot:
-    """Commit rows whose keys may not exist. Where they do because another process committed the same records in between, its snapshot is the answer."""
-    try:
-        done = context.commit(attempt, context.stage)
-    except KeyExistsError:
-        known = context.answered(commit_id, offsets)
-        if known is None:
-            raise
-        return known
-    assert done is not None, "a commit without inputs is never abandoned"
-    return done
 
 
 def refuse_existing(context: TableContext, births: Births, found: np.ndarray) -> None:

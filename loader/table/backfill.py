@@ -6,7 +6,6 @@ already, the given values become patches, which keep the order of writing. Colum
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from loader import failpoints
 from loader.catalog.read import load_segments_by_id
-from loader.catalog.records import CommitPlan, NewColumnFile, NewOverlay, SegmentRef, Snapshot, TableSpec
+from loader.catalog.records import CommitPlan, NewColumnFile, NewOverlay, SegmentRef, TableSpec
 from loader.errors import ConflictError, KeyExistsError, SchemaError
 from loader.schema import take
 from loader.segment.column_files import encode_column_file
@@ -29,16 +28,20 @@ from loader.table.patch import PatchVectors, as_operands, conform_nullable
 from loader.table.resolve import deleted_rows, scatter
 from loader.table.rows import Data, as_table, describe_key, key_words
 from loader.table.segments import column_ids_of, open_columns, open_segment
+from loader.table.writes import Write
 
 I64 = npt.NDArray[np.int64]
 
 
-class Backfill:
+class Backfill(Write):
     """One backfill, from the caller's data to its snapshot."""
+
+    is_keyed = False
 
     def __init__(self, context: TableContext, data: Data, *, snapshot_id: int | None, commit_id: str | None) -> None:
         table = as_table(data)
-        self.context, self.commit_id, self.snapshot_id = context, commit_id or uuid.uuid4().hex, snapshot_id
+        super().__init__(context, offsets=None, commit_id=commit_id)
+        self.snapshot_id = snapshot_id
         keyed = [name for name in context.spec.primary_key if name in table.column_names]
         if keyed and keyed != context.spec.primary_key:
             raise SchemaError(
@@ -52,23 +55,14 @@ class Backfill:
         columns = conform_nullable(table.select([*keyed, *self.names]), self.spec, self.names, keyed=bool(keyed))
         self.operands = as_operands(self.spec, columns.select(self.names).combine_chunks())
         self.ids = tuple(self.spec.schema.column(name).id for name in self.names)
-        self.keys = key_words(self.spec, columns) if keyed else None
-        if self.keys is not None:
-            twice = self.keys.first_twice()
+        self.row_keys = key_words(self.spec, columns) if keyed else None
+        if self.row_keys is not None:
+            twice = self.row_keys.first_twice()
             if twice is not None:
                 raise KeyExistsError(f"key {describe_key(self.spec, columns, twice[0])} stands twice in the data, in rows {twice[0]} and {twice[1]}")
         self.patches = PatchVectors(context.stage, self.operands, self.ids, None)
 
-    def run(self) -> Snapshot:
-        context = self.context
-        known = context.answered(self.commit_id, None)
-        if known is not None:
-            return known
-        done = context.commit(self._attempt, context.stage)
-        assert done is not None, "a backfill is never abandoned"
-        return done
-
-    def _attempt(self) -> CommitPlan:
+    def attempt(self) -> CommitPlan:
         context = self.context
         base, hits = self._find()
         failpoints.hit("backfill.resolved")
@@ -91,8 +85,8 @@ class Backfill:
             kind="backfill",
             commit_id=self.commit_id,
             base=base,
-            is_exact=self.keys is None,
-            rows_buckets=() if self.keys is None else context.key_buckets(self.keys),
+            is_exact=self.row_keys is None,
+            rows_buckets=() if self.row_keys is None else context.key_buckets(self.row_keys),
             column_files=files,
             overlays=overlays,
             inline=inline | (self.patches.inline if overlays else {}),
@@ -104,9 +98,9 @@ class Backfill:
 
     def _find(self) -> tuple[int, Hits]:
         """The snapshot that rows were found in, and where the row of each given one is."""
-        if self.keys is not None:
+        if self.row_keys is not None:
             base = self.context.refresh()
-            return base, self.context.directory.probe(self.keys)
+            return base, self.context.directory.probe(self.row_keys)
         view = head_view(self.context)
         if view.snapshot_id != self.snapshot_id:
             raise ConflictError(

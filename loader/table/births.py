@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loader.catalog.read import load_pending
 from loader.catalog.records import NewOverlay, NewSegment
 from loader.segment.key_index import bucket_of
 from loader.table.context import TableContext
 from loader.table.files import Placed, place
+from loader.table.keys import ALWAYS_WARM_KEYS
 from loader.table.pending import Meeting, meet
 from loader.table.resolve import DELETES
 from loader.table.rows import EncodedRows, PreparedRows, encode_sections
@@ -38,7 +38,7 @@ class Births:
         self.rows = rows
         self._context, self._level, self._sequences = context, level, sequences
         self._ids = [column.id for column in context.spec.schema] if column_ids is None else list(column_ids)
-        self._encoded: list[EncodedRows] = []
+        self._encoded: Sequence[EncodedRows] = ()
         self._placed: Placed | None = None
         self._inline: dict[str, bytes] = {}
         self._meetings: list[Meeting] = []
@@ -53,14 +53,17 @@ class Births:
         if self._placed is not None or not self.rows.sections:
             return
         rows = self.rows
-        self._encoded = encode_sections(self._context.spec, rows.table, rows.keys, self._ids, rows.sections)
-        self._placed = place([encoded.segment.data for encoded in self._encoded], self._context.stage, self._inline)
+        self.place(encode_sections(self._context.spec, rows.table, rows.keys, self._ids, rows.sections))
+
+    def place(self, encoded: Sequence[EncodedRows]) -> None:
+        """Stage sections that were encoded together with those of other commits."""
+        self._encoded = encoded
+        self._placed = place([one.segment.data for one in encoded], self._context.stage, self._inline) if encoded else None
 
     def meet(self, key_buckets: tuple[int, ...]) -> None:
         """Find the labels that wait for these rows, and make them overlays of the new sections; written again only where they changed."""
         context = self._context
-        with context.catalog.read() as connection:
-            waiting = load_pending(connection, context.spec.id, key_buckets)
+        waiting = context.waiting(key_buckets)
         if not waiting and not self._meetings:
             return
         meetings = meet(waiting, self.rows.keys, bucket_of(self.rows.keys, context.spec.buckets), context.storage)
@@ -151,6 +154,12 @@ class Births:
 
     def remember(self) -> None:
         """After the commit: keep the key indexes, so that the next write need not read them back."""
-        if self._placed is not None:
-            for encoded, (offset, _) in zip(self._encoded, self._placed.sections, strict=True):
-                self._context.directory.remember(self._placed.path, offset, encoded.index)
+        if self._placed is None:
+            return
+        directory, path, sections = self._context.directory, self._placed.path, self.rows.sections
+        offsets = [offset for offset, _ in self._placed.sections]
+        if max(stop - start for _, _, start, stop in sections) <= ALWAYS_WARM_KEYS:
+            directory.remember_sections(path, offsets, self.rows.keys, [0, *(stop for _, _, _, stop in sections)])
+        else:
+            for encoded, offset in zip(self._encoded, offsets, strict=True):
+                directory.remember(path, offset, encoded.index)

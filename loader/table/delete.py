@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import uuid
 from collections.abc import Mapping
 
 import numpy as np
@@ -27,6 +26,7 @@ from loader.table.reading import live_rows, predicate_of, state_of
 from loader.table.resolve import DELETES
 from loader.table.rows import Data, as_table, key_words
 from loader.table.segments import encode_overlays
+from loader.table.writes import Write
 
 Rows = npt.NDArray[np.uint32]
 
@@ -89,7 +89,7 @@ class Matches:
         return found
 
 
-class DeleteKeys:
+class DeleteKeys(Write):
     """One delete of rows by their keys. Keys that the table does not have are counted and passed over."""
 
     def __init__(self, context: TableContext, data: Data, *, offsets: SourceOffsets | None, commit_id: str | None) -> None:
@@ -97,21 +97,13 @@ class DeleteKeys:
         absent = [name for name in spec.primary_key if name not in table.column_names]
         if absent:
             raise SchemaError(f"a delete from table {spec.name!r} finds its rows by {spec.primary_key}: the data lacks {absent}")
-        self.context, self.offsets, self.commit_id = context, offsets, commit_id or uuid.uuid4().hex
+        super().__init__(context, offsets=offsets, commit_id=commit_id)
         self.keys = key_words(spec, conform(table.select(spec.primary_key), spec.schema, names=spec.primary_key))
         self.buckets = context.key_buckets(self.keys)
         self.vectors = DeletionVectors(context.stage)
         self.resolution = Resolution(self.keys)
 
-    def run(self) -> Snapshot:
-        known = self.context.answered(self.commit_id, self.offsets)
-        if known is not None:
-            return known
-        done = self.context.commit(self._attempt, self.context.stage)
-        assert done is not None, "a delete is never abandoned"
-        return done
-
-    def _attempt(self) -> CommitPlan:
+    def attempt(self) -> CommitPlan:
         context = self.context
         base = context.refresh()
         hits = self.resolution.bring_to(context.directory)
@@ -132,23 +124,17 @@ class DeleteKeys:
         )
 
 
-class DeleteWhere:
+class DeleteWhere(Write):
     """One delete of all rows that an expression selects, at the very snapshot before it."""
 
+    is_keyed = False
+
     def __init__(self, context: TableContext, where: str, *, offsets: SourceOffsets | None, commit_id: str | None) -> None:
-        self.context, self.offsets, self.commit_id = context, offsets, commit_id or uuid.uuid4().hex
+        super().__init__(context, offsets=offsets, commit_id=commit_id)
         self.matches = Matches(where)
         self.vectors = DeletionVectors(context.stage)
 
-    def run(self) -> Snapshot:
-        known = self.context.answered(self.commit_id, self.offsets)
-        if known is not None:
-            return known
-        done = self.context.commit(self._attempt, self.context.stage)
-        assert done is not None, "a delete is never abandoned"
-        return done
-
-    def _attempt(self) -> CommitPlan:
+    def attempt(self) -> CommitPlan:
         context = self.context
         view = head_view(context)
         failpoints.hit("delete.resolved")

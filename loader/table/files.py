@@ -1,6 +1,6 @@
 """Getting encoded segments into the lake: packing sections into one object, and a writer's leased names.
 
-A commit's sections lie end to end in one object, each 64-byte aligned. An object of at most INLINE_BYTES goes into the catalog,
+A commit's sections lie end to end in one object, each 64-byte aligned. An object that packs to at most INLINE_BYTES goes into the catalog,
 in the commit's own transaction.
 """
 
@@ -17,12 +17,14 @@ from loader.catalog.admin import add_stage, drop_stage
 from loader.catalog.commit import STAGED_LEASE_SECONDS, LeaseLostError, renew_stage, throw_away
 from loader.catalog.connection import Database
 from loader.catalog.garbage import staged_path
+from loader.catalog.inline import pack
 from loader.catalog.records import INLINE_PREFIX, CommitPlan
 from loader.errors import AlreadyExistsError
 from loader.segment.layout import round_up
 from loader.storage import Buffer, Storage
 
-INLINE_BYTES = 64 * 1024
+INLINE_BYTES = 64 * 1024  # as they are stored
+MAX_PACKED_BYTES = 4 * INLINE_BYTES  # larger objects are not tried
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Stage:
         self._table_id = table_id
         self._prefix = ""
         self._next = 0
-        self._unused: set[str] = set()
+        self._unused: dict[str, int] = {}  # number by path
         self._renewed_at = -float(STAGED_LEASE_SECONDS)
 
     def put(self, data: Buffer) -> str:
@@ -63,7 +65,7 @@ class Stage:
             return path
 
     def _take(self, path: str) -> None:
-        self._unused.add(path)
+        self._unused[path] = self._next
         self._next += 1
 
     def _hold_lease(self) -> None:
@@ -82,18 +84,37 @@ class Stage:
                 add_stage(connection, self._table_id, self._prefix, self._owner)
         self._renewed_at = time.monotonic()
 
-    def account(self, plan: CommitPlan) -> None:
-        """Tell a plan which of this stage's files it leaves unused, and how far they are accounted for."""
-        if not self._prefix:
-            return
-        used = {path for path in plan.paths() if path in self._unused}
-        plan.staged = (self._prefix, self._next) if used else None  # a commit without files does not depend on the lease
-        plan.garbage = sorted(self._unused - used)
+    def is_used_by(self, plan: CommitPlan) -> bool:
+        """Whether a plan names files of this stage that are not committed yet."""
+        return bool(self._unused) and not plan.paths().isdisjoint(self._unused)
 
-    def committed(self, plan: CommitPlan) -> None:
-        """A plan that `account` saw was committed: nothing of this stage is left over."""
-        self._unused.clear()
-        self._renewed_at = time.monotonic() if plan.staged else self._renewed_at
+    def account(self, plans: Sequence[CommitPlan], *, alone: bool = True) -> None:
+        """Tell plans of one transaction which of this stage's files they leave unused, and how far they are accounted for.
+
+        Args:
+            plans: One, or several without files.
+            alone: No other write has files here that it is still to commit.
+        """
+        for plan in plans:
+            plan.staged, plan.accounted, plan.garbage = None, None, []  # a commit without files does not depend on the lease
+        if not self._unused:
+            return
+        used = {path for plan in plans for path in plan.paths() if path in self._unused}
+        garbage = sorted(self._unused.keys() - used) if alone else []
+        plans[0].garbage = garbage
+        if used or garbage:
+            left = [number for path, number in self._unused.items() if path not in used and path not in garbage]
+            plans[0].accounted = (self._prefix, min(left, default=self._next))
+        if used:
+            plans[0].staged = self._prefix
+
+    def committed(self, plans: Sequence[CommitPlan]) -> None:
+        """Plans that `account` saw have gone to the catalog: what was written of them is not left over."""
+        for plan in plans:
+            if plan.written:
+                for path in (*plan.garbage, *plan.paths()):
+                    self._unused.pop(path, None)
+                self._renewed_at = time.monotonic() if plan.accounted else self._renewed_at
 
     def forget(self) -> None:
         """Begin anew: the lease ran out, and what was written under it is gone."""
@@ -121,9 +142,10 @@ def place(sections: Sequence[Buffer], stage: Stage, inline: dict[str, bytes]) ->
     packed = bytearray(at)
     for offset, section in zip(offsets, sections, strict=True):
         packed[offset : offset + memoryview(section).nbytes] = section
-    if len(packed) <= INLINE_BYTES:
-        path = INLINE_PREFIX + uuid.uuid4().hex
-        inline[path] = bytes(packed)
+    stored = pack(packed) if len(packed) <= MAX_PACKED_BYTES else None
+    if stored is not None and len(stored) <= INLINE_BYTES:
+        path = INLINE_PREFIX + os.urandom(16).hex()
+        inline[path] = stored
     else:
         path = stage.put(packed)
     return Placed(path, tuple((offset, memoryview(section).nbytes) for offset, section in zip(offsets, sections, strict=True)))

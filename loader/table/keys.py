@@ -57,15 +57,32 @@ class Resolution:
         self._keys = keys
         self._directory: KeyDirectory | None = None
         self._hits: Hits | None = None
-        self._seen = 0
+        self._seen = self._synced = 0
+
+    @property
+    def is_new(self) -> bool:
+        return self._hits is None
+
+    @staticmethod
+    def bring_all(resolutions: Sequence[Resolution], directory: KeyDirectory) -> None:
+        """`bring_to` for several that are new, with one probe."""
+        parts = [resolution._keys for resolution in resolutions]
+        hits = directory.probe(Keys.concat(parts))
+        stops = np.cumsum([len(keys) for keys in parts]).tolist()
+        for resolution, keys, stop in zip(resolutions, parts, stops, strict=True):
+            mine = slice(stop - len(keys), stop)
+            resolution._hits = Hits(hits.segment_ids[mine], hits.rows[mine])
+            resolution._directory, resolution._seen, resolution._synced = directory, len(directory), directory.synced
 
     def bring_to(self, directory: KeyDirectory) -> Hits:
         """The rows as `directory` knows them now."""
+        if self._hits is not None and directory is self._directory and directory.synced == self._synced:
+            return self._hits
         if self._hits is None or directory is not self._directory:  # one that was begun anew counts its segments from the start
             self._hits = directory.probe(self._keys)
         else:
             self._hits = directory.probe_again(self._keys, self._hits, self._seen)
-        self._directory, self._seen = directory, len(directory)
+        self._directory, self._seen, self._synced = directory, len(directory), directory.synced
         return self._hits
 
 
@@ -89,6 +106,7 @@ class KeyDirectory:
         self._pages: OrderedDict[int, KeyPages] = OrderedDict()
         self._built: dict[tuple[str, int], KeyIndex] = {}
         self._built_keys = 0
+        self._written: dict[str, KeyRun] = {}  # by path, what this process wrote into it: segments are the sections' offsets, for they have no place yet
         self._deleted: dict[int, Flags] = {}  # by place, of segments that have lost rows
         self._alive: dict[KeyRun, Alive] = {}  # begun afresh when something dies
 
@@ -108,6 +126,11 @@ class KeyDirectory:
         while self._built_keys * KEY_BYTES > self._memory_bytes // 4 and self._built:
             self._built_keys -= len(self._built.pop(next(iter(self._built))))
 
+    def remember_sections(self, path: str, offsets: Sequence[int], keys: Keys, bounds: Sequence[int]) -> None:
+        """`remember` for all sections of one object: the keys of their rows end to end, and the first row of each."""
+        order = keys.order()
+        self._written[path] = KeyRun(keys.take(order), order.astype(np.uint32), np.array(bounds, np.uint64), np.array(offsets))
+
     def apply(self, head: int, added: list[SegmentRef], removed: list[int], deletes: list[tuple[int, OverlayRef]]) -> None:
         """Follow the catalog to snapshot `head`.
 
@@ -117,8 +140,10 @@ class KeyDirectory:
             removed: Numbers of segments that went.
             deletes: (segment, deletion vector) of those that came, live at `head`.
         """
-        fresh = []
+        fresh = self._take_written(added)
         for ref in added:
+            if ref.segment_id in self._ordinal_of:
+                continue
             ordinal = self._place(ref)
             if ref.num_rows > ALWAYS_WARM_KEYS and ((ref.path, ref.offset) not in self._built or not self._has_room(ref.num_rows)):
                 self._cold[ordinal] = 0
@@ -136,7 +161,23 @@ class KeyDirectory:
         self._add(fresh)
         self.synced = head
         self._built.clear()
+        self._written.clear()
         self._built_keys = 0
+
+    def _take_written(self, added: list[SegmentRef]) -> list[KeyRun]:
+        """Runs of the objects that this process has written and that came whole, a run for each."""
+        if not self._written:
+            return []
+        by_path: dict[str, list[SegmentRef]] = {}
+        for ref in added:
+            if ref.path in self._written:
+                by_path.setdefault(ref.path, []).append(ref)
+        runs = []
+        for path, refs in by_path.items():
+            run = self._written[path]
+            if [ref.offset for ref in refs] == run.segments.tolist():
+                runs.append(dataclasses.replace(run, segments=np.array([self._place(ref) for ref in refs])))
+        return runs
 
     def _place(self, ref: SegmentRef) -> int:
         ordinal = len(self._refs)

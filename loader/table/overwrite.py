@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-import uuid
-
 import numpy as np
 
 from loader import failpoints
 from loader.catalog.commit import Stale
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets
-from loader.table.append import commit_new, refuse_existing
+from loader.errors import HeadraceError, KeyExistsError
+from loader.table.append import refuse_existing
 from loader.table.births import Births
 from loader.table.context import TableContext
 from loader.table.delete import DeletionVectors, Matches, Rows, head_view
 from loader.table.keys import Hits
 from loader.table.rows import Data, as_table, prepare
+from loader.table.writes import Write
 
 
-class Overwrite:
+class Overwrite(Write):
     """One overwrite, from the caller's data to its snapshot."""
 
+    is_keyed = False
+
     def __init__(self, context: TableContext, data: Data, where: str, *, watermark: int | None, offsets: SourceOffsets | None, commit_id: str | None) -> None:
-        self.context, self.watermark, self.offsets, self.commit_id = context, watermark, offsets, commit_id or uuid.uuid4().hex
+        super().__init__(context, offsets=offsets, commit_id=commit_id)
+        self.watermark = watermark
         self.births = Births(context, prepare(context.spec, as_table(data)))
         self.keys = self.births.rows.keys
         self.matches = Matches(where)
         self.vectors = DeletionVectors(context.stage)
 
-    def run(self) -> Snapshot:
-        context = self.context
-        known = context.answered(self.commit_id, self.offsets)
-        if known is not None:
-            return known
+    def stage(self) -> None:
         self.births.write()
-        done = commit_new(context, self._attempt, self.commit_id, self.offsets)
-        self.births.remember()
-        return done
 
-    def _attempt(self) -> CommitPlan | Stale:
+    def refused(self, error: HeadraceError) -> Snapshot | None:
+        """Keys exist because another process committed the same records in between: its snapshot is the answer."""
+        return self.known() if isinstance(error, KeyExistsError) else None
+
+    def remember(self) -> None:
+        self.births.remember()
+
+    def attempt(self) -> CommitPlan | Stale:
         context, births = self.context, self.births
         view = head_view(context)
         selected = self.matches.find(view, context.storage)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import uuid
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from loader import failpoints
-from loader.catalog.records import CommitPlan, NewOverlay, NewPending, Snapshot, SourceOffsets, TableSpec
+from loader.catalog.records import CommitPlan, NewOverlay, NewPending, SourceOffsets, TableSpec
 from loader.errors import ColumnNotFoundError, SchemaError
 from loader.schema import conform, take
 from loader.segment.key_index import bucket_of
@@ -28,6 +27,7 @@ from loader.table.pending import pack_keys
 from loader.table.rows import Data, as_table, describe_key, key_words
 from loader.table.segments import encode_overlay, encode_overlays
 from loader.table.times import is_time_type, time_words
+from loader.table.writes import Write
 
 ON_MISSING = ("hold", "drop")
 
@@ -85,7 +85,7 @@ def _by_place(hits: Hits) -> npt.NDArray[np.int64]:
     return found[np.argsort((segment_ids << 32) | rows, kind="stable")]  # as one number each, in half the time
 
 
-class Patch:
+class Patch(Write):
     """One patch, from the caller's data to its snapshot."""
 
     def __init__(
@@ -102,8 +102,8 @@ class Patch:
     ) -> None:
         if on_missing not in ON_MISSING:
             raise ValueError(f"on_missing is 'hold' (keep the label until its row comes) or 'drop', not {on_missing!r}")
-        self.context, self.on_missing = context, on_missing
-        self.watermark, self.offsets, self.commit_id = watermark, offsets, commit_id or uuid.uuid4().hex
+        super().__init__(context, offsets=offsets, commit_id=commit_id)
+        self.on_missing, self.watermark = on_missing, watermark
         spec, table = context.spec, as_table(data)
         names = patched_columns(spec, table, columns, order)
         self.orders = None if order is None else order_values(table, order)
@@ -111,6 +111,7 @@ class Patch:
         keyed = conform_nullable(table, spec, names)
         self.keys = key_words(spec, keyed)
         self.key_columns = keyed.select(spec.primary_key)
+        self.num_bytes = keyed.nbytes
         self.column_ids = tuple(spec.schema.column(name).id for name in names)
         self.operands = as_operands(spec, keyed.select(names).combine_chunks())
         self.buckets = context.key_buckets(self.keys)
@@ -120,16 +121,7 @@ class Patch:
         self.payload_rows = np.zeros(0, np.int64)
         self.inline: dict[str, bytes] = {}
 
-    def run(self) -> Snapshot:
-        context = self.context
-        known = context.answered(self.commit_id, self.offsets)
-        if known is not None:
-            return known
-        done = context.commit(self._attempt, context.stage)
-        assert done is not None, "a patch is never abandoned"
-        return done
-
-    def _attempt(self) -> CommitPlan:
+    def attempt(self) -> CommitPlan:
         context = self.context
         base = context.refresh()
         hits = self.resolution.bring_to(context.directory)
@@ -212,7 +204,10 @@ def order_values(table: pa.Table, order: str) -> npt.NDArray[np.int64]:
         raise ColumnNotFoundError(f"the data has no order column {order!r}: it has {table.column_names}")
     column = table[order]
     if not is_time_type(column.type) or column.null_count:
-        raise SchemaError(f"order column {order!r} is {column.type} with {column.null_count} nulls: it must be an integer, date or timestamp without nulls")
+        raise SchemaError(
+            f"order column {order!r} is {column.type} with {column.null_count} nulls: it must be a signed integer, an unsigned one of at most 32 bits, "
+            "a date or a timestamp, without nulls (cast it)"
+        )
     return time_words(column)
 
 

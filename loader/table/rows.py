@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import uuid
+import struct
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -45,21 +45,49 @@ class PreparedRows:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedParts:
+    """Rows of several commits, prepared in one go.
+
+    Attributes:
+        whole: All rows; sections lie inside one part each, parts end to end.
+        row_bounds, section_bounds: The first row and the first section of each part, and behind them their numbers.
+    """
+
+    whole: PreparedRows
+    row_bounds: Sequence[int]
+    section_bounds: Sequence[int]
+
+    def part(self, number: int) -> PreparedRows:
+        """The rows of one commit."""
+        first, last = self.row_bounds[number : number + 2]
+        sections = self.whole.sections[self.section_bounds[number] : self.section_bounds[number + 1]]
+        return PreparedRows(
+            table=self.whole.table.slice(first, last - first),
+            keys=self.whole.keys.slice(first, last),
+            sections=tuple((bucket, partition, start - first, stop - first) for bucket, partition, start, stop in sections),
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
 class EncodedRows:
-    """One encoded section with what the catalog records of it."""
+    """One encoded section with what the catalog records of it. Not frozen for the same reason as `NewSegment`."""
 
     segment: EncodedSegment
-    index: KeyIndex
+    key_index: bytes | memoryview
     bucket: int
     partition: int
-    time_min: int | None
-    time_max: int | None
+    key_range: tuple[int, int] | tuple[None, None]
+    time_range: tuple[int, int] | tuple[None, None]
     stats: bytes
 
+    @property
+    def index(self) -> KeyIndex:
+        return KeyIndex.open(self.key_index)
+
     def new_segment(self, path: str, offset: int, num_bytes: int, *, level: int, sequences: tuple[int, int] | None = None) -> NewSegment:
-        low = self.index.keys.low
+        block_rows = self.segment.block_rows
         return NewSegment(
-            uuid=uuid.UUID(bytes=bytes(self.segment.segment_id)).hex,
+            uuid=self.segment.segment_id.hex(),
             path=path,
             offset=offset,
             num_bytes=num_bytes,
@@ -67,11 +95,11 @@ class EncodedRows:
             partition=self.partition,
             level=level,
             num_rows=self.segment.num_rows,
-            block_rows=np.asarray(self.segment.block_rows, "<u4").tobytes(),
-            key_min=signed(int(low[0])) if len(low) else None,
-            key_max=signed(int(low[-1])) if len(low) else None,
-            time_min=self.time_min,
-            time_max=self.time_max,
+            block_rows=struct.pack(f"<{len(block_rows)}I", *block_rows),
+            key_min=self.key_range[0],
+            key_max=self.key_range[1],
+            time_min=self.time_range[0],
+            time_max=self.time_range[1],
             sequence_min=None if sequences is None else sequences[0],
             sequence_max=None if sequences is None else sequences[1],
             stats=self.stats,
@@ -136,31 +164,52 @@ def prepare(spec: TableSpec, data: pa.Table) -> PreparedRows:
         SchemaError: The data does not fit the schema.
         KeyExistsError: A key stands twice in the data.
     """
+    return prepare_parts(spec, data, [0, data.num_rows]).whole
+
+
+def prepare_parts(spec: TableSpec, data: pa.Table, bounds: Sequence[int]) -> PreparedParts:
+    """`prepare` for the rows of several commits, which may name the same keys.
+
+    Args:
+        spec: The table.
+        data: Rows of all commits, end to end.
+        bounds: The first row of each commit, and behind them the number of rows.
+    """
     table = conform(data, spec.schema).combine_chunks()
     keys = key_words(spec, table)
-    twice = keys.first_twice()
+    parts = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds)) if len(bounds) > 2 else None
+    twice = keys.first_twice(parts)
     if twice is not None:
         raise KeyExistsError(
             f"key {describe_key(spec, table, twice[0])} stands twice in the data, in rows {twice[0]} and {twice[1]}: table {spec.name!r} takes each key once"
         )
-    return lay_out(spec, table, keys)
+    return _lay_out(spec, table, keys, parts, bounds)
 
 
 def lay_out(spec: TableSpec, table: pa.Table, keys: Keys) -> PreparedRows:
     """Sort rows that fit the schema into sections; hidden columns come along."""
+    return _lay_out(spec, table, keys, None, [0, table.num_rows]).whole
+
+
+def _lay_out(spec: TableSpec, table: pa.Table, keys: Keys, parts: npt.NDArray[np.int64] | None, bounds: Sequence[int]) -> PreparedParts:
     if spec.bucket_by_ids == spec.primary_key_ids:
         buckets = bucket_of(keys, spec.buckets)
     else:
         buckets = bucket_of(keys_of([table[name] for name in spec.bucket_by], hashed=True), spec.buckets)
     partitions = _partitions(spec, table)
-    order = cluster_order(spec, table, buckets, partitions)
+    order = cluster_order(spec, table, buckets, partitions, parts)
     if order is not None:
         table, keys = take(table, order), keys.take(order)
         buckets, partitions = buckets[order], partitions[order]
-    cuts = np.flatnonzero((np.diff(buckets) != 0) | (np.diff(partitions) != 0)) + 1
-    bounds = [0, *cuts.tolist(), table.num_rows] if table.num_rows else [0]
-    sections = tuple((int(buckets[a]), int(partitions[a]), a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
-    return PreparedRows(table=table, keys=keys, sections=sections)
+    changed = (buckets[1:] != buckets[:-1]) | (partitions[1:] != partitions[:-1])
+    if parts is not None:
+        changed |= parts[1:] != parts[:-1]  # rows stay in their part's place
+    starts = [0, *(np.flatnonzero(changed) + 1).tolist()] if table.num_rows else []
+    stops = [*starts[1:], table.num_rows]
+    sections = tuple(zip(buckets[starts].tolist(), partitions[starts].tolist(), starts, stops, strict=False)) if starts else ()
+    return PreparedParts(
+        whole=PreparedRows(table=table, keys=keys, sections=sections), row_bounds=bounds, section_bounds=np.searchsorted(starts, bounds).tolist()
+    )
 
 
 def _partitions(spec: TableSpec, table: pa.Table) -> npt.NDArray[np.int64]:
@@ -173,12 +222,19 @@ def _partitions(spec: TableSpec, table: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def cluster_order(
-    spec: TableSpec, table: pa.Table, buckets: npt.NDArray[np.int64] | None = None, partitions: npt.NDArray[np.int64] | None = None
+    spec: TableSpec,
+    table: pa.Table,
+    buckets: npt.NDArray[np.int64] | None = None,
+    partitions: npt.NDArray[np.int64] | None = None,
+    parts: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64] | None:
-    """Positions that sort rows by (bucket, partition, cluster_by), stable; None where they are sorted by construction."""
+    """Positions that sort rows by (part, bucket, partition, cluster_by), stable; None where they are sorted by construction."""
+    differing = [values for values in (parts, buckets, partitions) if values is not None and len(values) and (values != values[0]).any()]
+    if differing and not spec.cluster_by:
+        return np.lexsort(differing[::-1])
     arrays, names = [], []
-    for name, values in (("b", buckets), ("p", partitions)):
-        if values is not None and len(values) and (values != values[0]).any():
+    for name, values in (("g", parts), ("b", buckets), ("p", partitions)):
+        if any(values is one for one in differing):
             arrays.append(pa.array(values))
             names.append(name)
     for at, name in enumerate(spec.cluster_by):
@@ -207,15 +263,27 @@ def encode_sections(
     bounds = [0, *(stop for _, _, _, stop in sections)]
     indexes = build_all(keys, bounds)
     options = WriteOptions(cluster_by=tuple(spec.cluster_by), threads=threads)
-    segments = encode_segments(table, bounds, column_ids=column_ids, options=options, key_indexes=[section for section, _ in indexes])
+    segments = encode_segments(table, bounds, column_ids=column_ids, options=options, key_indexes=indexes)
+    key_ranges = [(signed(low), signed(high)) if low is not None and high is not None else (None, None) for low, high in _ranges(keys.low, bounds)]
     times = None if spec.time_column is None else time_words(table[spec.time_column.name])
+    time_ranges = [(None, None)] * len(sections) if times is None else _ranges(times, bounds)
     records = records_of(tracked_columns(spec), table, column_ids, bounds, [segment.stats for segment in segments])
-    encoded = []
-    for (bucket, partition, start, stop), (_, index), segment, stats in zip(sections, indexes, segments, records, strict=True):
-        own = None if times is None or start == stop else times[start:stop]
-        time_min, time_max = (None, None) if own is None else (int(own.min()), int(own.max()))
-        encoded.append(EncodedRows(segment=segment, index=index, bucket=bucket, partition=partition, time_min=time_min, time_max=time_max, stats=stats))
-    return encoded
+    parts = zip(sections, indexes, segments, key_ranges, time_ranges, records, strict=True)
+    return [
+        EncodedRows(segment=segment, key_index=index, bucket=bucket, partition=partition, key_range=key_range, time_range=time_range, stats=stats)
+        for (bucket, partition, _, _), index, segment, key_range, time_range, stats in parts
+    ]
+
+
+def _ranges(values: npt.NDArray[Any], bounds: Sequence[int]) -> list[tuple[int, int] | tuple[None, None]]:
+    """The lowest and highest value of each stretch, None where it is empty."""
+    found: list[tuple[int, int] | tuple[None, None]] = [(None, None)] * (len(bounds) - 1)
+    filled = [at for at, (start, stop) in enumerate(itertools.pairwise(bounds)) if start < stop]
+    starts = [bounds[at] for at in filled]
+    if starts:
+        for at, low, high in zip(filled, np.minimum.reduceat(values, starts).tolist(), np.maximum.reduceat(values, starts).tolist(), strict=True):
+            found[at] = (low, high)
+    return found
 
 
 def encode_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -132,8 +133,26 @@ class Table:
             CatalogBusyError: Another process is writing for longer than the time-out.
             StorageFullError: No space left. Nothing was committed.
         """
-        with self._writing():
-            return Append(self._context, data, on_conflict=on_conflict, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+        return Append(self._writable(), data, on_conflict=on_conflict, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+
+    def append_async(
+        self,
+        data: Data,
+        on_conflict: str = "check",
+        *,
+        watermark: Moment | None = None,
+        offsets: SourceOffsets | None = None,
+        commit_id: str | None = None,
+    ) -> Future[Snapshot]:
+        """`append` in the background: many small appends share a transaction and a sync, each with a snapshot of its own, in the order given.
+
+        Waits only where too many are on their way. `lake.close()` commits what is left.
+
+        Returns:
+            Its result is the snapshot, once the rows are durable, or what `append` raises.
+        """
+        write = Append(self._writable(), data, on_conflict=on_conflict, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id)
+        return self._context.commits.submit(write)
 
     def patch(
         self,
@@ -161,17 +180,16 @@ class Table:
             ColumnNotFoundError: A column is not in the table or the data.
             HorizonError: A row is older than the table's `resolve_horizon_seconds`.
         """
-        with self._writing():
-            return Patch(
-                self._context,
-                data,
-                columns=None if columns is None else list(columns),
-                order=order,
-                on_missing=on_missing,
-                watermark=self._moment(watermark),
-                offsets=offsets,
-                commit_id=commit_id,
-            ).run()
+        return Patch(
+            self._writable(),
+            data,
+            columns=None if columns is None else list(columns),
+            order=order,
+            on_missing=on_missing,
+            watermark=self._moment(watermark),
+            offsets=offsets,
+            commit_id=commit_id,
+        ).run()
 
     def upsert(
         self,
@@ -195,8 +213,7 @@ class Table:
             SchemaError: A column that is needed is missing, does not fit, or a new row would have a null where none may be.
             ColumnNotFoundError: The table has no column of this name.
         """
-        with self._writing():
-            return Upsert(self._context, data, order=order, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+        return Upsert(self._writable(), data, order=order, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
 
     def delete(self, keys_or_where: Data, *, offsets: SourceOffsets | None = None, commit_id: str | None = None) -> Snapshot:
         """Delete rows. Earlier snapshots keep them until they expire; `erase` is what removes them for good.
@@ -210,8 +227,7 @@ class Table:
             SchemaError: A column of the key is missing or holds nulls.
             ColumnNotFoundError: The expression names a column that is not there.
         """
-        with self._writing():
-            return delete(self._context, keys_or_where, offsets=offsets, commit_id=commit_id)
+        return delete(self._writable(), keys_or_where, offsets=offsets, commit_id=commit_id)
 
     def overwrite(
         self, data: Data, where: str, *, watermark: Moment | None = None, offsets: SourceOffsets | None = None, commit_id: str | None = None
@@ -227,8 +243,7 @@ class Table:
             KeyExistsError: A key of the data is in a row that stays. Nothing was written.
             SchemaError, ColumnNotFoundError: As for `append` and `delete`.
         """
-        with self._writing():
-            return Overwrite(self._context, data, where, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+        return Overwrite(self._writable(), data, where, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
 
     def backfill(self, data: Data, *, snapshot: SnapshotLike = None, commit_id: str | None = None) -> Snapshot:
         """Fill columns of rows that are there, each by the column's merge rule, without rewriting a segment.
@@ -244,12 +259,11 @@ class Table:
             SchemaError: A type does not fit, a column says where rows lie, or the number of rows is another.
             ConflictError: For data without a key: the table has changed since the snapshot.
         """
-        with self._writing():
-            at = None
-            if snapshot is not None:
-                with self.lake.database.read() as connection:
-                    at = resolve_snapshot(connection, self.spec, snapshot)
-            done = Backfill(self._context, data, snapshot_id=at, commit_id=commit_id).run()
+        context, at = self._writable(), None
+        if snapshot is not None:
+            with self.lake.database.read() as connection:
+                at = resolve_snapshot(connection, self.spec, snapshot)
+        done = Backfill(context, data, snapshot_id=at, commit_id=commit_id).run()
         self._context = self.lake.context(self.name)
         return done
 
@@ -469,6 +483,10 @@ class Table:
     def bytes_by_column(self, snapshot: SnapshotLike = None) -> dict[str, int]:
         """Stored bytes of each column in the live segments."""
         return reading.bytes_by_column(self.view(snapshot), self.lake.storage)
+
+    def _writable(self) -> TableContext:
+        self.lake.check_process()
+        return self._context
 
     def _writing(self) -> Any:
         self.lake.check_process()

@@ -8,7 +8,6 @@ reads the row, folds it, and puts it in its new place with the order and the com
 from __future__ import annotations
 
 import dataclasses
-import uuid
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ import pyarrow as pa
 from loader import failpoints
 from loader.catalog.commit import Stale
 from loader.catalog.read import load_segments_by_id
-from loader.catalog.records import CommitPlan, NewOverlay, SegmentRef, Snapshot, SourceOffsets, TableSpec
+from loader.catalog.records import CommitPlan, NewOverlay, SegmentRef, SourceOffsets, TableSpec
 from loader.errors import SchemaError
 from loader.schema import conform, take
 from loader.segment.layout import SEQUENCE_COLUMN_ID
@@ -31,19 +30,20 @@ from loader.table.resolve import scatter
 from loader.table.rows import Data, as_table, hidden_name, key_words, lay_out
 from loader.table.segments import one_type, open_segment, read_by_id
 from loader.table.stored import StoredRows, open_rows, order_columns, read_rows
+from loader.table.writes import Write
 
 I64 = npt.NDArray[np.int64]
 
 
-class Upsert:
+class Upsert(Write):
     """One upsert, from the caller's data to its snapshot. A *group* is a key of the data with all the rows that give it."""
 
     def __init__(
         self, context: TableContext, data: Data, *, order: str | None, watermark: int | None, offsets: SourceOffsets | None, commit_id: str | None
     ) -> None:
         spec, table = context.spec, as_table(data)
-        self.context, self.spec = context, spec
-        self.watermark, self.offsets, self.commit_id = watermark, offsets, commit_id or uuid.uuid4().hex
+        super().__init__(context, offsets=offsets, commit_id=commit_id)
+        self.spec, self.watermark, self.num_bytes = spec, watermark, table.nbytes
         self.orders = None if order is None else order_values(table, order)
         names = _given(spec, table, order)
         keyed = conform_nullable(table.select([*spec.primary_key, *names]), spec, names)
@@ -74,18 +74,11 @@ class Upsert:
         self.first = order[begins]
         self.unique = self.keys.take(self.first)
 
-    def run(self) -> Snapshot:
-        context = self.context
-        known = context.answered(self.commit_id, self.offsets)
-        if known is not None:
-            return known
-        done = context.commit(self._attempt, context.stage)
-        assert done is not None, "an upsert is never abandoned"
+    def remember(self) -> None:
         if self.inserts is not None:
             self.inserts.remember()
-        return done
 
-    def _attempt(self) -> CommitPlan | Stale:
+    def attempt(self) -> CommitPlan | Stale:
         context = self.context
         base = context.refresh()
         hits = self.resolution.bring_to(context.directory)

@@ -49,6 +49,7 @@ def test_a_newer_catalog_is_refused_by_name(make_lake: MakeLake) -> None:
 
 
 UNDO = (
+    "alter table inline_data drop column num_bytes",
     "drop table segment_packs",
     "drop table segment_stats",
     "create table segment_stats (id integer primary key, table_id integer, packed blob)",
@@ -255,7 +256,7 @@ def test_a_full_disk_under_the_catalog_is_named(make_lake: MakeLake) -> None:
     table = create(lake)
     with lake.database.read() as connection:
         pages = connection.execute("pragma page_count").fetchone()[0]
-        connection.execute(f"pragma max_page_count = {pages + 5}")
+        connection.execute(f"pragma max_page_count = {pages + 1}")
     with pytest.raises(StorageFullError, match="no space left to write .*catalog.sqlite"):
         table.append(rows(0, 1000))
     with lake.database.read() as connection:
@@ -341,7 +342,7 @@ def test_what_a_dead_writer_left_is_found_by_name_and_the_living_are_spared(make
     def fail(*_: Any) -> None:
         raise RuntimeError("killed before the commit")
 
-    monkeypatch.setattr("loader.table.context.commit", fail)
+    monkeypatch.setattr("loader.table.commits.commit_group", fail)
     with pytest.raises(RuntimeError):
         table.append(rows(20_000, 40_000))
     monkeypatch.undo()
@@ -398,7 +399,7 @@ def test_relaxed_tables_sync_their_files_before_the_catalog_names_them(lake: Lak
 def test_a_commit_that_went_another_way_leaves_its_file_to_garbage(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     table = create(lake)
     table.append(rows(0, 20_000))
-    monkeypatch.setattr("loader.table.context.commit", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr("loader.table.commits.commit_group", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError):
         table.append(rows(20_000, 40_000))
     monkeypatch.undo()

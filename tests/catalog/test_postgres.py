@@ -169,6 +169,36 @@ def test_the_queue_shuts_others_out_and_lets_its_holder_write(tmp_path: Path, ur
         assert table.to_arrow().num_rows == 10
 
 
+def test_a_queue_goes_on_beside_one_that_waits_for_all_tables(tmp_path: Path, url: str) -> None:
+    """Whoever holds a table's queue writes; another waits for the table, and a third for all tables: nobody waits in a circle."""
+    with loader.connect(tmp_path / "lake", catalog=url) as lake:
+        table = create(lake)
+        failed: list[Exception] = []
+
+        def write(table_id: int | None) -> None:
+            try:
+                with lake.database.write(table_id):
+                    pass
+            except Exception as error:  # noqa: BLE001 (the test says which)
+                failed.append(error)
+
+        def waiting() -> int:
+            with lake.database.read() as connection:
+                return int(connection.execute("select count(*) from pg_locks where locktype = 'advisory' and not granted").fetchone()[0])
+
+        threads = [threading.Thread(target=write, args=(table_id,)) for table_id in (table.spec.id, None)]
+        with lake.database.queue(table.spec.id):
+            for number, thread in enumerate(threads):
+                thread.start()
+                while waiting() <= number:
+                    assert thread.is_alive()
+            table.append(rows(0, 5))
+        for thread in threads:
+            thread.join()
+        assert not failed
+        assert table.to_arrow().num_rows == 5
+
+
 def test_a_forked_child_refuses_and_the_parent_goes_on(lake: Lake) -> None:
     table = create(lake)
 

@@ -27,7 +27,7 @@ DAY = 86_400_000_000
 def fill(place: Path, catalog: str | None) -> None:
     """Files and inline commits, a backfill, deletes, labels that wait, a compaction, expired snapshots, a tag and offsets."""
     with pytest.MonkeyPatch.context() as patch, loader.connect(place, catalog=catalog) as opened:
-        patch.setattr("loader.table.files.INLINE_BYTES", 3000)
+        patch.setattr("loader.table.files.INLINE_BYTES", 1200)
         table = create(opened, partition_by="day")
         table.append(rows(0, 300), watermark=100, offsets=SourceOffsets("pipe", "events", {0: (0, 300)}))
         table.append(rows(300, 2000), watermark=200)
@@ -135,7 +135,7 @@ DAMAGE: dict[str, tuple[str, ...]] = {
     "live-staged": ("update staged set next_file = 0",),
     "inline-bytes": (f"delete from inline_data where path = {INLINE}",),
     "inline-bytes: short": (f"update overlays set num_bytes = 9999999 where path = {INLINE}",),
-    "inline-orphan": ("insert into inline_data select 'inline/planted', table_id, data from inline_data limit 1",),
+    "inline-orphan": ("insert into inline_data select 'inline/planted', table_id, data, num_bytes from inline_data limit 1",),
     "stored-object": (f"update segments set num_bytes = num_bytes + 99999999 where id = {FIRST}",),
     "bucket": ("update buckets set rows_changed_in = 900 where bucket = 1",),
     "bucket: missing": ("delete from buckets where bucket = 2",),

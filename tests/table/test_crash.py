@@ -165,7 +165,7 @@ def work(folder: Path, catalog: str | None, failpoint: str, times: int) -> Calla
 
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 3000)  # so that files are written, and some commits lie inline
+    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 1000)  # so that files are written, and some commits lie inline
 
 
 def committed_steps(lake: Lake) -> list[int]:

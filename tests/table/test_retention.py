@@ -20,7 +20,7 @@ NOW = datetime.timedelta(0)
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 3000)
+    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 1000)
 
 
 def stored(lake: Lake) -> set[str]:

@@ -18,6 +18,7 @@ from loader.table.segments import data_files
 
 PATCH = "patch"
 MAX_COLUMN_FILES = 8  # beside a segment, before it is rewritten with them
+MAX_TASK_ROWS = 1 << 30
 MAX_INPUTS = 1_000  # segments that one task reads
 
 
@@ -29,7 +30,7 @@ class CompactionOptions:
         memory_bytes: About how much decoded data a rewrite holds at once; larger inputs are rewritten piece by piece.
         target_segment_bytes: Encoded size past which a run is left alone, and at which its segments are cut.
         task_bytes: Encoded bytes that one task merges at most: what a stop loses, and the space that it takes beside its inputs.
-        task_rows: Rows that one task merges at most; it holds 8 bytes for each.
+        task_rows: Rows that one task merges at most; it holds 8 bytes of memory for each.
         max_segments: Runs of a bucket and partition, those past the target size not counted, at which some are merged.
         min_segments: Fewer runs than this in a partition that time has left behind are not worth a merge.
         size_ratio: There, the next larger run joins a merge while it is at most this many times what is merged so far.
@@ -57,6 +58,8 @@ class CompactionOptions:
         for name in ("memory_bytes", "target_segment_bytes", "task_bytes", "task_rows", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.task_rows > MAX_TASK_ROWS:
+            raise ValueError(f"task_rows must be at most {MAX_TASK_ROWS:,}, not {self.task_rows:,}")
         for name in ("max_segments", "min_segments"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, not {getattr(self, name)}: one run is merged with nothing")

@@ -1,7 +1,7 @@
 """Rewriting a task's segments as one sorted run: overlays folded, deleted rows dropped, rows in cluster order, piece by piece.
 
-Only the cluster columns of all inputs are in memory at once; the rest is read, gathered and encoded in pieces. Every row keeps its commit sequence, and a
-value that came from an ordered operand keeps its order, as hidden columns.
+Inputs may be larger than memory: `divide` says which of their rows make up a piece, and a piece is read, put in order and encoded at a time. Every row keeps
+its commit sequence, and a value that came from an ordered operand keeps its order, as hidden columns.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from loader.schema import take
 from loader.segment.column_files import JoinedReader
 from loader.segment.key_index import KeyIndex
 from loader.segment.layout import SEQUENCE_COLUMN_ID, VALUE_DTYPES, ValueType
+from loader.table.compaction.division import divide
 from loader.table.compaction.pick import CompactionOptions, CompactionTask
 from loader.table.context import TableContext
 from loader.table.files import Stage, place
-from loader.table.resolve import deleted_rows
 from loader.table.rows import cluster_order, encode_rows, hidden_name, key_words
-from loader.table.segments import one_type, read_by_id
 from loader.table.stored import StoredRows, open_rows, order_columns, read_rows
 
 I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+U32 = npt.NDArray[np.uint32]
+INDEX_ROW_BYTES = 24  # of a key index in memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,10 +38,10 @@ class Rewritten:
 
     Attributes:
         segments: In order; together they are one sorted run.
-        indexes: Their key indexes.
+        indexes: Key indexes of the first of them, as many as memory has room for.
         inline: Bytes for the catalog, where an output was small.
         starts: i64[len(segments) + 1], first row of each segment in the run.
-        places: Input segment id -> i64[num_rows], the run's row that each input row became, −1 if it was deleted.
+        places: Input segment id -> i32[num_rows], the run's row that each input row became, −1 if it was deleted.
         latest_overlay: The highest overlay number that was folded.
         key_buckets: Buckets of all keys in the run.
         num_column_files: Column files of the inputs that were read.
@@ -49,7 +51,7 @@ class Rewritten:
     indexes: list[KeyIndex]
     inline: dict[str, bytes]
     starts: I64
-    places: dict[int, I64]
+    places: dict[int, I32]
     latest_overlay: int
     key_buckets: tuple[int, ...]
     num_column_files: int
@@ -66,31 +68,34 @@ def rewrite(context: TableContext, task: CompactionTask, options: CompactionOpti
         progress: Called with the rows written so far.
     """
     inputs = [open_rows(context.spec, ref, context.storage) for ref in task.segments]
-    source, rows = _merged_order(context, inputs)
-    places = {item.ref.segment_id: np.full(item.ref.num_rows, -1, np.int64) for item in inputs}
-    for item, mine in zip(inputs, _by_input(source, len(inputs)), strict=True):
-        places[item.ref.segment_id][rows[mine]] = mine
-    cuts = _cuts(len(source), inputs, options)
+    division = divide(context.spec, inputs, _num_pieces(inputs, options), context.storage)
+    places = {item.ref.segment_id: np.full(item.ref.num_rows, -1, np.int32) for item in inputs}
+    hidden = order_columns(context.spec, inputs)
     segments: list[NewSegment] = []
     indexes: list[KeyIndex] = []
     inline: dict[str, bytes] = {}
     buckets: set[int] = set()
-    level = task.level
-    for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        table, ids, sequences = _gather(context.spec, inputs, source[start:stop], rows[start:stop])
+    starts = [0]
+    for number in range(division.num_pieces):
+        rows = division.piece(number)
+        if not sum(map(len, rows)):
+            continue
+        table, ids, sequences = _gather(context.spec, inputs, rows, hidden, places, starts[-1])
         keys = key_words(context.spec, table)
         encoded = encode_rows(context.spec, table, keys, ids, task.bucket, task.partition, threads=options.threads)
         placed = place([encoded.segment.data], stage, inline)
         failpoints.hit("compaction.staged")
-        segments.append(encoded.new_segment(placed.path, *placed.sections[0], level=level, sequences=sequences))
-        indexes.append(encoded.index)
+        segments.append(encoded.new_segment(placed.path, *placed.sections[0], level=task.level, sequences=sequences))
+        starts.append(starts[-1] + table.num_rows)
+        if starts[-1] * INDEX_ROW_BYTES <= options.memory_bytes / 8:
+            indexes.append(encoded.index)
         buckets.update(context.key_buckets(keys))
-        progress(stop)
+        progress(starts[-1])
     return Rewritten(
         segments=segments,
         indexes=indexes,
         inline=inline,
-        starts=cuts,
+        starts=np.array(starts, np.int64),
         places=places,
         latest_overlay=max((overlay.overlay_id for ref in task.segments for overlay in ref.overlays), default=0),
         key_buckets=tuple(sorted(buckets)),
@@ -98,37 +103,15 @@ def rewrite(context: TableContext, task: CompactionTask, options: CompactionOpti
     )
 
 
-def _merged_order(context: TableContext, inputs: list[StoredRows]) -> tuple[I64, I64]:
-    """For each row of the run, which input it comes from and which row of it."""
-    spec = context.spec
-    source, rows, tables = [], [], []
-    for at, item in enumerate(inputs):
-        deleted = deleted_rows(item.ref, context.storage)
-        alive = np.arange(item.ref.num_rows) if deleted is None else np.flatnonzero(~deleted)
-        source.append(np.full(len(alive), at, np.int64))
-        rows.append(alive)
-        columns = spec.columns(spec.cluster_by_ids)
-        read = read_by_id(item.reader, [column.id for column in columns])
-        arrays = [one_type(read[column.id], column.type) if column.id in read else column.missing(item.ref.num_rows) for column in columns]
-        tables.append(take(pa.Table.from_arrays(arrays, names=[column.name for column in columns]), alive) if arrays else None)
-    sources, positions = np.concatenate(source), np.concatenate(rows)
-    if not spec.cluster_by_ids:
-        return sources, positions
-    order = cluster_order(spec, pa.concat_tables([table for table in tables if table is not None]))
-    return (sources, positions) if order is None else (sources[order], positions[order])
-
-
-def _cuts(num_rows: int, inputs: list[StoredRows], options: CompactionOptions) -> I64:
-    """Where the run is cut into segments of like size: within memory, and of about the target size."""
-    if num_rows == 0:
-        return np.zeros(1, np.int64)
+def _num_pieces(inputs: list[StoredRows], options: CompactionOptions) -> int:
+    """Segments that the run is cut into: each within memory, and of about the target size."""
     stored = max(1, sum(item.ref.num_rows for item in inputs))
+    num_rows = sum(item.ref.live_rows for item in inputs)
     decoded_row = sum(_decoded_bytes(item) for item in inputs) / stored
     encoded_row = sum(item.ref.num_bytes for item in inputs) / stored
     # a piece is held about four times: as read, gathered, put in order, encoded
     most = min(options.memory_bytes / 4 / max(decoded_row, 1e-9), options.target_segment_bytes / max(encoded_row, 1e-9))
-    pieces = -(-num_rows // max(1, int(most)))
-    return np.linspace(0, num_rows, min(pieces, num_rows) + 1).astype(np.int64)
+    return max(1, min(-(-num_rows // max(1, int(most))), num_rows))
 
 
 def _decoded_bytes(item: StoredRows) -> int:
@@ -142,27 +125,26 @@ def _decoded_bytes(item: StoredRows) -> int:
     return total
 
 
-def _gather(spec: TableSpec, inputs: list[StoredRows], source: I64, rows: I64) -> tuple[pa.Table, list[int], tuple[int, int]]:
-    """The rows of one piece, in order: table with hidden columns, its column ids, and the range of their commit sequences."""
-    hidden = order_columns(spec, inputs)
-    ids = [column.id for column in spec.schema]
-    parts: list[dict[int, pa.Array]] = []
-    back = np.empty(len(source), np.int64)
+def _gather(
+    spec: TableSpec, inputs: list[StoredRows], rows: list[U32], hidden: list[int], places: dict[int, I32], start: int
+) -> tuple[pa.Table, list[int], tuple[int, int]]:
+    """The rows of one piece, in order: table with hidden columns, its column ids, the range of commit sequences. Where rows went is noted in `places`."""
+    parts = [read_rows(spec, item, hidden, mine.astype(np.int64)) for item, mine in zip(inputs, rows, strict=True) if len(mine)]
+    columns = {column_id: pa.concat_arrays([part[column_id] for part in parts]) for column_id in parts[0]}
+    del parts
+    names = pa.Table.from_arrays([columns[column.id] for column in spec.columns(spec.cluster_by_ids)], names=spec.cluster_by)
+    order = cluster_order(spec, names)
+    place_of = np.arange(start, start + sum(map(len, rows)), dtype=np.int32)
+    if order is not None:
+        columns = {column_id: take(column, order) for column_id, column in columns.items()}
+        place_of[order] = place_of.copy()
     at = 0
-    for item, mine in zip(inputs, _by_input(source, len(inputs)), strict=True):
-        if len(mine):
-            back[mine] = at + np.arange(len(mine))
-            at += len(mine)
-            parts.append(read_rows(spec, item, hidden, rows[mine]))
-    columns = {column_id: take(pa.concat_arrays([part[column_id] for part in parts]), back) for column_id in parts[0]}
+    for item, mine in zip(inputs, rows, strict=True):
+        places[item.ref.segment_id][mine] = place_of[at : at + len(mine)]
+        at += len(mine)
     sequences = columns[SEQUENCE_COLUMN_ID].to_numpy(zero_copy_only=False)
     low, high = int(sequences.min()), int(sequences.max())
-    kept = ids + ([SEQUENCE_COLUMN_ID] if low != high else []) + [column_id for column_id in hidden if columns[column_id].null_count < len(source)]
+    ids = [column.id for column in spec.schema]
+    kept = ids + ([SEQUENCE_COLUMN_ID] if low != high else []) + [column_id for column_id in hidden if columns[column_id].null_count < at]
     fields = [column.to_arrow() for column in spec.schema] + [pa.field(hidden_name(column_id), pa.int64()) for column_id in kept[len(ids) :]]
     return pa.Table.from_arrays([columns[column_id] for column_id in kept], schema=pa.schema(fields, metadata=spec.schema.metadata)), kept, (low, high)
-
-
-def _by_input(source: I64, num_inputs: int) -> list[I64]:
-    """Positions in `source` of each input's rows, ascending."""
-    order = np.argsort(source, kind="stable")
-    return np.split(order, np.searchsorted(source[order], np.arange(1, num_inputs)))
