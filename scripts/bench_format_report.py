@@ -10,12 +10,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import bench_format_proof
 from bench_format_peers import formats
 from rich.console import Console
 from rich.table import Table
 
 TIMES = ("write", "decode", "tenth", "shuffled", "look_up")
 HEADRACE, PARQUET, BY_COLUMN = "Headrace", "Parquet zstd", "Parquet zstd by column"
+STAGE_FIGURES = ("stage_seconds", "stage_bytes", "scan_seconds", "num_tensors")
 Report = dict[str, Any]
 
 
@@ -37,13 +39,20 @@ def collect(report: Report, found: dict[tuple[str, str, str, int, int], dict[str
         elif job == "memory" and turn:
             part["files"][str(turn)][str(cores)] = values
         elif job == "stages":
-            figure.setdefault(str(cores), {}).update({key: value for key, value in values.items() if key in ("stage_seconds", "scan_seconds")})
+            figure.setdefault(str(cores), {}).update({key: value for key, value in values.items() if key in STAGE_FIGURES})
         elif job == "memory":
             figure.setdefault(str(cores), {})["peak_bytes"] = values["peak_bytes"]
         elif job == "repeated":
             part.setdefault("files", {}).setdefault(str(turn), {}).update(values)
         else:
             figure |= {key: value for key, value in values.items() if value is not None}
+    for part in report.values():
+        for cores, figure in part.get("formats", {}).get(HEADRACE, {}).items():
+            if isinstance(figure, dict) and figure.get("stage_seconds"):
+                figure["profile"] = bench_format_proof.profile(part, cores)
+                if (peer := fastest(part, cores)) is not None:
+                    theirs = statistics.median(part["formats"][peer][cores]["decode_seconds"])
+                    figure["profile"]["permitted"] = {"peer": peer, **bench_format_proof.limit(figure["profile"], theirs)}
     return report
 
 
@@ -100,7 +109,9 @@ def _speeds(title: str, part: Report, cores: str) -> list[Report]:
     if (peer := fastest(part, cores)) is not None:
         theirs = part["formats"][peer][cores]["decode_seconds"]
         found.append(
-            _target(f"{label}: decode speed / {peer}, the fastest compressed peer", "≥", 7, _ratio(theirs, mine["decode_seconds"]), needed(part, cores, peer))
+            _target(
+                f"{label}: decode speed / {peer}, the fastest compressed peer", "≥", 7, _ratio(theirs, mine["decode_seconds"]), needed(part, cores, peer, 7)
+            )
         )
     found.append(
         _target(f"{label}: decode speed / copying the Arrow arrays into fresh tensors", "≥", 0.5, _ratio(limits["copy_table_seconds"], mine["decode_seconds"]))
@@ -111,20 +122,17 @@ def _speeds(title: str, part: Report, cores: str) -> list[Report]:
     return found
 
 
-def needed(part: Report, cores: str, peer: str) -> str:
-    """What 7 times the peer's speed would ask of this machine's memory, beside what it can do: both measured in this run."""
-    output = part["formats"][HEADRACE]["output_bytes"]
-    asked = 7 * output / statistics.median(part["formats"][peer][cores]["decode_seconds"])
+def needed(part: Report, cores: str, peer: str, asked: float) -> str:
+    """What so many times the peer's speed would ask of this machine's memory, beside what it can do and what each stage takes: all measured in this run."""
+    output, theirs = part["formats"][HEADRACE]["output_bytes"], statistics.median(part["formats"][peer][cores]["decode_seconds"])
+    wanted = asked * output / theirs
     speeds = {kind: statistics.median(part["limits"][cores][f"write_{kind}_bytes_per_second"]) for kind in ("cached", "warm", "fresh", "fresh_huge")}
-    floor = output / speeds["warm"]
-    share = floor / statistics.median(part["formats"][HEADRACE][cores]["decode_seconds"])
-    written = f"{asked / speeds['warm']:.0%} of what this machine writes to memory, {asked / speeds['cached']:.0%} to its cache, when it does nothing else"
-    verdict = "more than this machine can write at all" if asked > speeds["cached"] else written
+    written = f"{wanted / speeds['warm']:.0%} of what this machine writes to memory, {wanted / speeds['cached']:.0%} to its cache, when it does nothing else"
+    verdict = "more than this machine can write at all" if wanted > speeds["cached"] else written
     kinds = ", ".join(f"{speed / 1e9:.1f} to {kind.replace('_', ' ')} memory" for kind, speed in speeds.items())
-    return (
-        f"7 × needs {asked / 1e9:.1f} GB/s of output, {verdict} (GB/s: {kinds}); "
-        f"writing the {output / 1e6:.0f} MB alone takes {floor * 1e3:.1f} ms, {share:.0%} of the decode"
-    )
+    text = f"{asked:g} × needs {wanted / 1e9:.1f} GB/s of output, {verdict} (GB/s: {kinds})"
+    found = bench_format_proof.profile(part, cores)
+    return text if found is None else f"{text}. {bench_format_proof.explain(found, peer, theirs, asked)}"
 
 
 def _peaks(title: str, part: Report, cores: Sequence[str]) -> list[Report]:
@@ -223,16 +231,15 @@ def _show_limits(console: Console, report: Report) -> None:
 
 
 def _show_stages(console: Console, report: Report) -> None:
-    """Where Headrace's decode spends its time, each stage measured alone."""
+    """Where Headrace's decode spends its time, each stage measured alone, beside what memory takes for its bytes."""
     for title, part in report["data"].items():
         for count in map(str, report["cores"]):
-            seconds = part.get("formats", {}).get(HEADRACE, {}).get(count, {}).get("stage_seconds")
-            if seconds:
-                total = sum(seconds.values())
-                shown = ", ".join(f"{name} {value * 1e3:.2f}" for name, value in seconds.items())
-                console.print(f"{title}, {count} core(s), stages of a decode alone, ms: {shown}; together {total * 1e3:.1f}")
-                scans = part["formats"][HEADRACE][count]["scan_seconds"]
-                console.print("  whole scans, ms: " + ", ".join(f"{name} {value * 1e3:.1f}" for name, value in scans.items()))
+            figure = part.get("formats", {}).get(HEADRACE, {}).get(count, {})
+            if "profile" in figure:
+                peer = fastest(part, count)
+                theirs = statistics.median(part["formats"][peer][count]["decode_seconds"]) if peer else 0.0
+                bench_format_proof.show(console, title, count, figure["profile"], peer, theirs)
+                console.print("  whole scans, ms: " + ", ".join(f"{name} {value * 1e3:.1f}" for name, value in figure["scan_seconds"].items()))
 
 
 def _show_targets(console: Console, report: Report) -> None:

@@ -43,7 +43,6 @@ def stages(job: dict[str, Any], form: Any) -> dict[str, Any]:
         ids = reader.resolve(None)
         blocks = range(reader.num_blocks)
         seconds["read"] = timed(lambda: [reader.fetch(block, ids, verify=False) for block in blocks])
-        seconds["checksums"] = timed(lambda: [reader.fetch(block, ids, verify=True) for block in blocks]) - seconds["read"]
         block_stages = [_block_stages(reader, block, ids, threads, timed) for block in blocks]
     for name in {name: None for parts in block_stages for name in parts[0]}:
         seconds[name] = sum(parts[0].get(name, 0.0) for parts in block_stages)
@@ -51,27 +50,31 @@ def stages(job: dict[str, Any], form: Any) -> dict[str, Any]:
     for rows, reused in itertools.product(BATCH_ROWS, (True, False)):
         form.pool = BufferPool() if reused else BufferPool(max_bytes=0)
         scans[f"{rows:,} rows a batch, {'reused' if reused else 'fresh'} memory"] = timed(lambda rows=rows: take_all(form.scan(path, None, threads, rows)))
-    return {
-        "stage_seconds": seconds,
-        "scan_seconds": scans,
-        "arena_bytes": sum(parts[1] for parts in block_stages),
-        "output_bytes": sum(parts[2] for parts in block_stages),
-    }
+    sizes = {name: sum(parts[1].get(name, 0) for parts in block_stages) for name in {name: None for parts in block_stages for name in parts[1]}}
+    return {"stage_seconds": seconds, "stage_bytes": sizes, "scan_seconds": scans, "num_tensors": sum(parts[2] for parts in block_stages)}
 
 
-def _block_stages(reader: Any, block: int, ids: Sequence[int], threads: int, timed: Callable[[Callable[[], Any]], float]) -> tuple[dict[str, float], int, int]:
-    """Seconds by stage, bytes of the arena, and bytes of what the stages after it hand out."""
+def _block_stages(
+    reader: Any, block: int, ids: Sequence[int], threads: int, timed: Callable[[Callable[[], Any]], float]
+) -> tuple[dict[str, float], dict[str, int], int]:
+    """Seconds by stage, bytes that a stage reads from the file or writes, and how many tensors there are of it in the end."""
     from loader.batch.buffers import BufferPool
     from loader.batch.whole import _Plan
     from loader.decode.program import build
     from loader.decode.result import DecodedBlock
+    from loader.segment.checksum import first_mismatch
 
     chunks = reader.fetch(block, ids, verify=False)
     slab, leaves, num_rows = chunks.slab, reader.leaves(ids), int(reader.block_rows[block])
-    seconds = {"program": timed(lambda: build(slab, chunks.offsets, chunks.sizes, shared=chunks.shared))}
+    sums = np.ascontiguousarray(chunks.records["checksum"])
+    seconds = {"checksums": timed(lambda: first_mismatch(slab, chunks.offsets, chunks.sizes, sums))}
+    seconds["program"] = timed(lambda: build(slab, chunks.offsets, chunks.sizes, shared=chunks.shared))
     program = build(slab, chunks.offsets, chunks.sizes, shared=chunks.shared)
     arena = np.empty(program.arena_bytes + 8192, np.uint8)
-    seconds |= _op_seconds(program, slab, arena, threads, timed)
+    encoded = int(chunks.sizes.sum())
+    sizes = {"read": encoded, "checksums": encoded}
+    op_seconds, op_sizes = _op_seconds(program, slab, arena, threads, timed)
+    seconds, sizes = seconds | op_seconds, sizes | op_sizes
     decoded = DecodedBlock(program, arena, leaves)
     columns, pool = list(decoded), BufferPool()
     seconds["columns"] = timed(lambda: list(DecodedBlock(program, arena, leaves)))
@@ -83,7 +86,7 @@ def _block_stages(reader: Any, block: int, ids: Sequence[int], threads: int, tim
         for number in range(plan.num_batches):
             plan.batch(number)
 
-    batch, shown = plan.batch(0), 0
+    batch, num_tensors = plan.batch(0), 0
 
     def make_tensors() -> None:
         plan._tensors = None
@@ -91,24 +94,30 @@ def _block_stages(reader: Any, block: int, ids: Sequence[int], threads: int, tim
             batch.tensors()
 
     seconds["lists"], seconds["tensors"] = timed(lay_out), timed(make_tensors)
+    sizes["lists"] = 0
     for number in range(plan.num_batches):
-        shown += sum(tensor.nbytes for tensor in flat(plan.batch(number).tensors()))
-    return seconds, program.arena_bytes, shown
+        batch = plan.batch(number)
+        sizes["lists"] += batch.list_bytes
+        num_tensors += sum(1 for _ in flat(batch.tensors()))
+    return seconds, sizes, num_tensors
 
 
-def _op_seconds(program: Any, slab: Any, arena: Any, threads: int, timed: Callable[[Callable[[], Any]], float]) -> dict[str, float]:
-    """Seconds of the ops of each kind: every kind of a level in a call of its own, after the levels below it."""
+def _op_seconds(program: Any, slab: Any, arena: Any, threads: int, timed: Callable[[Callable[[], Any]], float]) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds of the ops of each kind, every kind of a level in a call of its own after the levels below it; and bytes that they write."""
     from loader.decode import cpu
     from loader.kernels import native
+    from loader.segment.layout import OUT_ITEM_BYTES
 
     library = native.load()
     assert library is not None
     cpu.execute(program, slab, arena, threads)
     seconds: dict[str, float] = {}
+    sizes: dict[str, int] = {}
     for first, stop in itertools.pairwise(program.level_starts.tolist()):
         ops = program.ops[first:stop]
         for kind in np.unique(ops["kind"]).tolist():
             chosen = np.ascontiguousarray(ops[(ops["kind"] == kind) & (ops["flags"] == 0)])
             name = f"decode {OP_KINDS[kind]}"
             seconds[name] = seconds.get(name, 0.0) + timed(lambda chosen=chosen: library.decode(slab, arena, chosen, program.sources, threads))
-    return seconds
+            sizes[name] = sizes.get(name, 0) + int((chosen["count"].astype(np.int64) * OUT_ITEM_BYTES[chosen["out_kind"]]).sum())
+    return seconds, sizes

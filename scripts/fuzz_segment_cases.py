@@ -227,7 +227,7 @@ def batches(data: bytes, batch_rows: int) -> list[tuple[str, tuple[int, ...], by
         ids = reader.resolve(None)
         leaves = reader.leaves(ids)
         for number, block in stream_blocks(reader, ids):
-            for batch in plain_batches(block, leaves, int(reader.block_rows[number]), batch_rows, pool):
+            for batch in plain_batches(block, leaves, int(reader.block_rows[number]), batch_rows, pool, threads=1 + batch_rows % 2):
                 for plain in batch:
                     for part in (plain, plain.weights):
                         arrays = () if part is None else (part.values, *part.offsets, part.validity)

@@ -57,6 +57,11 @@ class PlainBatch(Sequence[PlainColumn]):
         start, stop = self._plan.rows(self._number)
         return stop - start
 
+    @property
+    def list_bytes(self) -> int:
+        """Bytes of the lists that were laid out with their offsets; fixed-width columns stand in the block's memory."""
+        return 0 if self._lists is None else self._lists.num_bytes
+
     def __len__(self) -> int:
         return len(self._plan.leaves)
 

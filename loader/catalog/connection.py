@@ -80,6 +80,9 @@ class Database(Protocol):
     def outcome(self, table_id: int) -> AbstractContextManager[Connection]:
         """A transaction in which an earlier write to the table, whose answer was lost, has ended one way or the other."""
 
+    def scrub(self) -> None:
+        """Overwrite, as far as the database can, what was deleted from its own files. Its write-ahead logs and backups on a server are not reached."""
+
     def close(self) -> None:
         """Close all connections; the object is of no use after it."""
 

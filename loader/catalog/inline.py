@@ -47,12 +47,17 @@ def unpack(stored: bytes) -> bytes:
 
 
 class LakeStorage(Storage):
-    """A lake's files, with paths under `inline/` read from the catalog. Picklable through `reopen`, by the lake's location."""
+    """A lake's files, with paths under `inline/` read from the catalog. Picklable through `reopen`, by the lake's location.
+
+    Attributes:
+        files: The files alone.
+        catalog: What the inline paths are read from.
+    """
 
     def __init__(self, files: Storage, catalog: Database, reopen: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
         super().__init__(files.url)
         self.files = files
-        self._catalog = catalog
+        self.catalog = catalog
         self._reopen = reopen
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, bytes] = OrderedDict()
@@ -91,13 +96,19 @@ class LakeStorage(Storage):
                 raise StorageError(f"{path} has {data.nbytes} bytes and was read at ({offset}, {num_bytes})")
         return [data[offset : offset + num_bytes] for offset, num_bytes in ranges]
 
+    def forget_inline(self) -> None:
+        """Let go of what of the catalog's bytes is in memory."""
+        with self._lock:
+            self._cache.clear()
+            self._cached_bytes = 0
+
     def _inline(self, path: str) -> bytes:
         self._check_process()
         with self._lock:
             if path in self._cache:
                 self._cache.move_to_end(path)
                 return self._cache[path]
-        with self._catalog.read() as connection:
+        with self.catalog.read() as connection:
             row = connection.execute("select data from inline_data where path = ?", (path,)).fetchone()
         if row is None:
             raise NotFoundError(f"the catalog holds no {path}: it was deleted")

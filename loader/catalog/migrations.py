@@ -30,5 +30,12 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "create index overlays_removed on overlays (table_id, removed_in) where removed_in is not null",
     ),
     4: ("alter table inline_data add column num_bytes bigint", "update catalog_version set reads_since = 5"),  # of packed data, which is new
+    5: (
+        "alter table tables add column erased_in bigint not null default 0",
+        "create table erasures (id text not null primary key, table_id bigint not null, state text not null, num_keys bigint not null, "
+        "key_bytes integer not null, keys bytea, deleted_in bigint, requested_at bigint not null, due_at bigint not null, proof text)",
+        "create index erasures_table on erasures (table_id)",
+        "update catalog_version set reads_since = 6",  # an older reader would show the blank rows that an erasure leaves
+    ),
 }
 CATALOG_VERSION = FIRST_VERSION + len(MIGRATIONS)

@@ -235,6 +235,11 @@ class PostgresCatalog:
             with self.write(table_id) as session:
                 yield session
 
+    def scrub(self) -> None:
+        """See `connection.Database`: a vacuum lets dead rows be overwritten. The server's own log and backups are not reached."""
+        with self._session() as session, self._translated():
+            session.execute("vacuum inline_data, pending, overlays, erasures")
+
     @contextlib.contextmanager
     def _session(self) -> Iterator[_Session]:
         """This thread's connection; the same one for as long as it is inside a block of this catalog."""

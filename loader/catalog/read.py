@@ -133,20 +133,26 @@ def load_head(connection: Connection, spec: TableSpec) -> int:
 
 
 def load_floor(connection: Connection, spec: TableSpec) -> int:
-    """The snapshot up to which what died may be forgotten."""
-    return int(connection.execute("select floor from tables where id = ?", (spec.id,)).fetchone()[0])
+    """The snapshot up to which what a handle knows may be gone: forgotten, or moved by an erasure. One that stands lower begins anew."""
+    floor, erased_in = connection.execute("select floor, erased_in from tables where id = ?", (spec.id,)).fetchone()
+    return max(int(floor), int(erased_in))
+
+
+def load_erased(connection: Connection, table_id: int) -> int:
+    """The newest snapshot that moved sections in place, 0 before the first: what was read of any snapshot before it may lie elsewhere by now."""
+    return int(connection.execute("select erased_in from tables where id = ?", (table_id,)).fetchone()[0])
 
 
 def load_head_and_floor(connection: Connection, spec: TableSpec) -> tuple[int, int]:
-    """Number of the newest snapshot, and of the one up to which what died may be forgotten.
+    """Number of the newest snapshot, and of the one that `load_floor` gives.
 
     Raises:
         TableNotFoundError: The table was dropped meanwhile.
     """
-    row = connection.execute("select head, floor from tables where id = ? and dropped_at is null", (spec.id,)).fetchone()
+    row = connection.execute("select head, floor, erased_in from tables where id = ? and dropped_at is null", (spec.id,)).fetchone()
     if row is None:
         raise TableNotFoundError(f"table {spec.name!r} was dropped")
-    return int(row[0]), int(row[1])
+    return int(row[0]), max(int(row[1]), int(row[2]))
 
 
 def resolve_snapshot(connection: Connection, spec: TableSpec, snapshot: int | str | Snapshot | None) -> int:
@@ -264,9 +270,9 @@ def load_segment_changes(connection: Connection, table_id: int, since: int, head
 
 
 def load_deletes(connection: Connection, table_id: int, since: int, head: int) -> list[tuple[int, OverlayRef]]:
-    """(segment id, deletion vector) of those added after `since` and live at `head`."""
+    """(segment id, vector of deleted or erased rows) of those added after `since` and live at `head`."""
     rows = connection.execute(
-        _OVERLAY + "table_id = ? and kind = 'deletes' and added_in > ? and added_in <= ? and (removed_in is null or removed_in > ?) order by id",
+        _OVERLAY + "table_id = ? and kind <> 'patch' and added_in > ? and added_in <= ? and (removed_in is null or removed_in > ?) order by id",
         (table_id, since, head, head),
     )
     return [(row[0], make_overlay(row)) for row in rows]

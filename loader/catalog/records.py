@@ -11,7 +11,9 @@ from typing import Any
 from loader.schema import Column, Schema
 
 INLINE_PREFIX = "inline/"  # a path that lies in the catalog itself
-OVERLAY_KINDS = ("patch", "deletes")  # another kind was written by a newer Headrace
+DELETES = "deletes"  # an overlay of rows that a snapshot has lost
+ERASED = "erased"  # an overlay of rows that were blanked in place, at every snapshot that shows their segment; they keep their number
+OVERLAY_KINDS = ("patch", DELETES, ERASED)  # another kind was written by a newer Headrace
 
 
 @dataclasses.dataclass(frozen=True)

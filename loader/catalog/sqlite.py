@@ -105,6 +105,7 @@ class SqliteCatalog:
         with self._translated():
             self._connection.execute("pragma journal_mode = wal")
             self._connection.execute("pragma synchronous = full")
+            self._connection.execute("pragma secure_delete = on")  # deleted bytes are overwritten: what was erased is not to be found in free pages
             self._connection.execute("pragma foreign_keys = off")  # rows go by table; checked by the doctor, not by every insert
         self.lake_id = open_version(self, "sqlite", create=create)
         self._is_checked = True
@@ -178,6 +179,11 @@ class SqliteCatalog:
     def outcome(self, table_id: int) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """A transaction that sees what became of a lost write: here none outlives its statement."""
         return self.read()
+
+    def scrub(self) -> None:
+        """See `connection.Database`. Deleted bytes are overwritten as they go; here the log's older copies of pages go too, unless a reader holds them."""
+        with self.queue(), self._threads, self._translated():
+            self._connection.execute("pragma wal_checkpoint(truncate)").fetchall()
 
     def _check_version(self, *, writes: bool) -> None:
         if self._is_checked:

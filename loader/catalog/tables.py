@@ -61,6 +61,7 @@ tables = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("dropped_at", BigInteger),
     Column("floor", BigInteger, nullable=False, server_default="0"),  # what died at or before it may be forgotten: handles that stand lower begin anew
+    Column("erased_in", BigInteger, nullable=False, server_default="0"),  # newest snapshot that moved sections in place: handles that stand lower begin anew
     Index("tables_name", "name", unique=True, sqlite_where=text("dropped_at is null"), postgresql_where=text("dropped_at is null")),
     sqlite_autoincrement=True,  # a number is never used again
 )
@@ -169,7 +170,7 @@ overlays = Table(
     Column("id", _Id, primary_key=True),
     Column("table_id", ForeignKey("tables.id"), nullable=False),
     Column("segment_id", ForeignKey("segments.id"), nullable=False),
-    Column("kind", Text, nullable=False),  # patch, deletes
+    Column("kind", Text, nullable=False),  # patch, deletes, erased
     Column("level", Integer, nullable=False),
     Column("sequence", BigInteger, nullable=False),  # of the commit that wrote the operands, kept when they are carried over
     *_section(),
@@ -277,6 +278,22 @@ garbage = Table(
     Column("not_before", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
 )
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", Text, primary_key=True),  # a digest of the table and the keys, and how often they were asked for
+    Column("table_id", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),  # requested, rewritten, complete
+    Column("num_keys", BigInteger, nullable=False),
+    Column("key_bytes", Integer, nullable=False),
+    Column("keys", LargeBinary),  # words of the keys, so that the work goes on after a crash; null once it is complete
+    Column("deleted_in", BigInteger),  # the snapshot from which on the rows are gone; what comes later under the same key is a new row
+    Column("requested_at", BigInteger, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("proof", Text),  # JSON
+)
+Index("erasures_table", erasures.c.table_id)
 
 repairs = Table(
     "repairs",  # what the doctor mended

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from loader.catalog.records import OverlayRef, TableSpec
+from loader.catalog.records import DELETES, OverlayRef, TableSpec
 from loader.doctor.checks import Found, check
 from loader.doctor.history_checks import FROM_BACKUP
 from loader.errors import FormatError
@@ -26,7 +26,6 @@ from loader.segment.reader import SegmentReader
 from loader.segment.stats import narrow
 from loader.storage import Storage
 from loader.table.pending import unpack_keys
-from loader.table.resolve import DELETES
 from loader.table.segments import column_ids_of, one_type, open_segment, operand_rows, read_by_id
 from loader.table.times import partition_of, time_words
 

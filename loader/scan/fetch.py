@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from loader.catalog.inline import LakeStorage
+from loader.catalog.read import load_segments_by_id
 from loader.catalog.records import SegmentRef, SnapshotView
 from loader.errors import CorruptSegmentError, NotFoundError, StorageError, StorageFullError
 from loader.scan.adapt import default_chunk, is_narrower, widened_chunk
@@ -27,6 +29,7 @@ from loader.segment.checksum import crc32c
 from loader.segment.layout import ALIGNMENT
 from loader.segment.reader import SegmentReader
 from loader.storage import Storage
+from loader.table.reading import state_of
 from loader.table.resolve import fold
 
 if TYPE_CHECKING:
@@ -114,7 +117,8 @@ class BlockFetcher:
         self._columns = tuple(columns)
         self._locate = locate
         self._readers = _Cache[tuple[str, int, int], SegmentReader](CACHED_SEGMENTS)
-        self._folds = _Cache[int, "Resolved"](CACHED_SEGMENTS)
+        self._folds = _Cache[tuple[int, ...], "Resolved"](CACHED_SEGMENTS)
+        self._moved: dict[int, SegmentRef] = {}
 
     def fetch(self, request: FetchRequest, empty: Empty | None = None) -> EncodedBlock:
         """Fetch and verify one block of the plan.
@@ -131,7 +135,29 @@ class BlockFetcher:
         return self.fetch_place(request, self._locate(request.block), empty)
 
     def fetch_place(self, request: FetchRequest, place: BlockPlace, empty: Empty | None = None) -> EncodedBlock:
-        """Fetch the block at a place, whatever number a plan gives it."""
+        """Fetch the block at a place, whatever number a plan gives it. Where an erasure has moved its bytes since it was planned, they are read from there."""
+        if place.ref.segment_id in self._moved:
+            place = dataclasses.replace(place, ref=self._moved[place.ref.segment_id])
+        try:
+            return self._fetch_place(request, place, empty)
+        except NotFoundError:
+            moved = self._find_moved(place)
+            if moved is None:
+                raise
+        return self._fetch_place(request, moved, empty)
+
+    def _find_moved(self, place: BlockPlace) -> BlockPlace | None:
+        """The same block where the catalog has it now; None where that is nowhere else."""
+        if not isinstance(self._storage, LakeStorage):
+            return None
+        with self._storage.catalog.read() as connection:
+            refs = load_segments_by_id(connection, self._view.spec.id, [place.ref.segment_id], self._view.snapshot_id)
+        if not refs or refs[0] == place.ref:
+            return None
+        self._moved[place.ref.segment_id] = refs[0]
+        return dataclasses.replace(place, ref=refs[0])
+
+    def _fetch_place(self, request: FetchRequest, place: BlockPlace, empty: Empty | None) -> EncodedBlock:
         slab, offsets, num_bytes, dictionaries = self._fetch_chunks(place, empty)
         return EncodedBlock(
             request=request,
@@ -151,7 +177,7 @@ class BlockFetcher:
     def fold(self, ref: SegmentRef) -> Resolved:
         """The patches and deletes of a segment, for the columns read."""
         ids = [column.id for column in self._columns]
-        return self._folds.get(ref.segment_id, lambda: retry(functools.partial(fold, self._view, ref, ids, self._storage)))
+        return self._folds.get(state_of(ref), lambda: retry(functools.partial(fold, self._view, ref, ids, self._storage)))
 
     def sources(self, ref: SegmentRef) -> dict[tuple[str, int, int], list[int]]:
         """Which section holds which columns (as indices): the newest column file that has it, else the segment, if that has it."""

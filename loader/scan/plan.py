@@ -400,7 +400,7 @@ class _Counter:
         rows = slice(item.row_start, item.row_start + item.num_rows)
         mask = np.ones(item.num_rows, np.bool_)
         if item.ref.live_rows < item.ref.num_rows:
-            deleted = self._fetcher.fold(item.ref).deleted
+            deleted = self._fetcher.fold(item.ref).left  # erased rows keep their place
             if deleted is not None:
                 mask &= ~deleted[rows]
         if item.is_whole:

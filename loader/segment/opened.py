@@ -220,6 +220,8 @@ class OpenFooter:
         """
         if columns is None:
             chosen = np.argsort(self.columns["schema_index"])
+        elif all(isinstance(column, int) for column in columns):
+            chosen = self.rows_of(columns)  # type: ignore[arg-type]
         else:
             names = [column for column in columns if isinstance(column, str)]
             known = dict(zip(names, self._rows_of_names(names), strict=True)) if len(names) > 1 else {}

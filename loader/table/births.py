@@ -8,13 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loader.catalog.records import NewOverlay, NewSegment
+from loader.catalog.records import DELETES, NewOverlay, NewSegment
 from loader.segment.key_index import bucket_of
 from loader.table.context import TableContext
 from loader.table.files import Placed, place
 from loader.table.keys import ALWAYS_WARM_KEYS
 from loader.table.pending import Meeting, meet
-from loader.table.resolve import DELETES
 from loader.table.rows import EncodedRows, PreparedRows, encode_sections
 from loader.table.segments import encode_overlay
 

@@ -100,6 +100,11 @@ class TableContext:
         with self.catalog.read() as connection:
             return answered(connection, self.spec, commit_id, offsets)
 
+    def forget_rows(self) -> None:
+        """Let go of what this process holds of the table's rows; it is read again when it is needed. The directory begins anew at its next refresh."""
+        self.look_ups.forget()
+        self.storage.forget_inline()
+
     def key_buckets(self, keys: Keys) -> tuple[int, ...]:
         """The distinct buckets of keys, sorted."""
         return tuple(np.flatnonzero(np.bincount(bucket_of(keys, self.spec.buckets), minlength=1)).tolist())

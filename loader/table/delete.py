@@ -15,15 +15,14 @@ import pyarrow as pa
 
 from loader import failpoints
 from loader.catalog.read import load_head, load_view
-from loader.catalog.records import CommitPlan, NewOverlay, Snapshot, SnapshotView, SourceOffsets
-from loader.errors import SchemaError
-from loader.schema import conform
+from loader.catalog.records import DELETES, CommitPlan, NewOverlay, Snapshot, SnapshotView, SourceOffsets
+from loader.segment.key_index import Keys
 from loader.storage import Storage
 from loader.table.context import TableContext
 from loader.table.files import Stage, place
 from loader.table.keys import Hits, Resolution
+from loader.table.lookup import KeyValues, key_table
 from loader.table.reading import live_rows, predicate_of, state_of
-from loader.table.resolve import DELETES
 from loader.table.rows import Data, as_table, key_words
 from loader.table.segments import encode_overlays
 from loader.table.writes import Write
@@ -92,13 +91,9 @@ class Matches:
 class DeleteKeys(Write):
     """One delete of rows by their keys. Keys that the table does not have are counted and passed over."""
 
-    def __init__(self, context: TableContext, data: Data, *, offsets: SourceOffsets | None, commit_id: str | None) -> None:
-        spec, table = context.spec, as_table(data)
-        absent = [name for name in spec.primary_key if name not in table.column_names]
-        if absent:
-            raise SchemaError(f"a delete from table {spec.name!r} finds its rows by {spec.primary_key}: the data lacks {absent}")
+    def __init__(self, context: TableContext, keys: Keys, *, offsets: SourceOffsets | None, commit_id: str | None) -> None:
         super().__init__(context, offsets=offsets, commit_id=commit_id)
-        self.keys = key_words(spec, conform(table.select(spec.primary_key), spec.schema, names=spec.primary_key))
+        self.keys = keys
         self.buckets = context.key_buckets(self.keys)
         self.vectors = DeletionVectors(context.stage)
         self.resolution = Resolution(self.keys)
@@ -154,11 +149,13 @@ class DeleteWhere(Write):
         )
 
 
-def delete(context: TableContext, keys_or_where: Data, *, offsets: SourceOffsets | None, commit_id: str | None) -> Snapshot:
+def delete(context: TableContext, keys_or_where: Data | KeyValues, *, offsets: SourceOffsets | None, commit_id: str | None) -> Snapshot:
     """See `Table.delete`."""
     if isinstance(keys_or_where, str) and not os.fspath(keys_or_where).endswith(".parquet"):
         return DeleteWhere(context, keys_or_where, offsets=offsets, commit_id=commit_id).run()
-    return DeleteKeys(context, keys_or_where, offsets=offsets, commit_id=commit_id).run()
+    is_data = isinstance(keys_or_where, pa.RecordBatchReader | str | os.PathLike)
+    keys = key_words(context.spec, key_table(context.spec, as_table(keys_or_where) if is_data else keys_or_where, "a delete from"))
+    return DeleteKeys(context, keys, offsets=offsets, commit_id=commit_id).run()
 
 
 def head_view(context: TableContext) -> SnapshotView:

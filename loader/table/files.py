@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from loader.catalog.admin import add_stage, drop_stage
 from loader.catalog.commit import STAGED_LEASE_SECONDS, LeaseLostError, renew_stage, throw_away
-from loader.catalog.connection import Database
+from loader.catalog.connection import Connection, Database
 from loader.catalog.garbage import staged_path
 from loader.catalog.inline import pack
 from loader.catalog.records import INLINE_PREFIX, CommitPlan
@@ -87,6 +87,15 @@ class Stage:
     def is_used_by(self, plan: CommitPlan) -> bool:
         """Whether a plan names files of this stage that are not committed yet."""
         return bool(self._unused) and not plan.paths().isdisjoint(self._unused)
+
+    def settle(self, connection: Connection) -> None:
+        """Count all files written so far as accounted for, in the transaction that refers to them.
+
+        Raises:
+            LeaseLostError: The lease ran out and was collected, so the files may be gone.
+        """
+        if self._prefix:
+            renew_stage(connection, self._prefix, self._next)
 
     def account(self, plans: Sequence[CommitPlan], *, alone: bool = True) -> None:
         """Tell plans of one transaction which of this stage's files they leave unused, and how far they are accounted for.

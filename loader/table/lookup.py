@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from loader.catalog.inline import LakeStorage
 from loader.catalog.read import (
     load_changed_segments,
     load_deletes,
+    load_erased,
     load_floor,
     load_head,
     load_segment_changes,
@@ -193,6 +194,7 @@ class LookUp:
         self._key_bytes = KEY_MEMORY_BYTES if snapshot_id is None else KEY_MEMORY_BYTES // 8
         self._directory = KeyDirectory(storage, self._key_bytes)
         self._watermark: int | None = None
+        self._erased = 0  # of the one snapshot: the erasure that it was read after
         self._open: OrderedDict[int, _Open] = OrderedDict()
         self._asked: dict[tuple[str, ...] | None, _Wanted] = {}
         self._outdated: set[int] = set()  # of those, segments that gained overlays or column files since
@@ -235,11 +237,12 @@ class LookUp:
         directory = self._directory
         with self._catalog.read() as connection:
             head = load_head(connection, self.spec) if self.snapshot_id is None else resolve_snapshot(connection, self.spec, self.snapshot_id)
-            if head == directory.synced:
+            erased = 0 if self.snapshot_id is None else load_erased(connection, self.spec.id)
+            if head == directory.synced and erased == self._erased:
                 return
-            if directory.synced < load_floor(connection, self.spec):
-                directory = KeyDirectory(self._storage, self._key_bytes)  # what died since may be forgotten
-                self._open.clear()
+            if directory.synced < load_floor(connection, self.spec) or erased != self._erased:
+                directory = KeyDirectory(self._storage, self._key_bytes)  # what died since may be forgotten, and what was erased lies elsewhere
+                self._close_all()
             added, removed = load_segment_changes(connection, self.spec.id, directory.synced, head)
             deletes = load_deletes(connection, self.spec.id, directory.synced, head)
             changed = load_changed_segments(connection, self.spec.id, directory.synced, head)
@@ -253,7 +256,15 @@ class LookUp:
         if spec.schema_id != self.spec.schema_id:
             self._open.clear()
             self._asked.clear()
+        self._erased = erased
         self.spec, self._watermark, self._directory = spec, watermark, directory  # the directory last: it says what the others are of
+
+    def _close_all(self) -> None:
+        """Forget every row that is held in memory."""
+        for item in self._open.values():
+            item.close()
+        self._open.clear()
+        self._pages.clear()
 
     def _opened(self, hits: Hits) -> dict[int, _Open] | None:
         """The segments of hits, open; None if one has been forgotten since, which another refresh finds out."""
@@ -339,8 +350,13 @@ def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return found if isinstance(found, pa.Array) else pa.concat_arrays(found.chunks)
 
 
-def key_table(spec: TableSpec, keys: KeyValues) -> pa.Table:
+def key_table(spec: TableSpec, keys: KeyValues, verb: str = "a look-up in") -> pa.Table:
     """Keys in any form as a table of the key's columns.
+
+    Args:
+        spec: The table.
+        keys: Values, tuples, or data with the key's columns.
+        verb: What is done with them, for errors.
 
     Raises:
         SchemaError: A column of the key is missing, or a value does not fit.
@@ -351,9 +367,14 @@ def key_table(spec: TableSpec, keys: KeyValues) -> pa.Table:
     if isinstance(keys, pa.Table):
         absent = [name for name in names if name not in keys.column_names]
         if absent:
-            raise SchemaError(f"a look-up in table {spec.name!r} finds rows by {names}: the keys lack {absent}")
+            raise SchemaError(f"{verb} table {spec.name!r} finds its rows by {names}: the data lacks {absent}")
         return conform(keys.select(names), spec.schema, names=names)
-    columns: list[Any] = [keys] if len(names) == 1 else list(zip(*keys, strict=True)) or [()] * len(names)
+    if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+        raise SchemaError(f"keys of table {spec.name!r} are {keys!r}: give a list of values (of tuples for several columns), an array, or a pyarrow Table")
+    try:
+        columns: list[Any] = [keys] if len(names) == 1 else list(zip(*keys, strict=True)) or [()] * len(names)
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"a key of table {spec.name!r} is {names}: give tuples of {len(names)} values ({error})") from error
     if len(columns) != len(names):
         raise SchemaError(f"a key of table {spec.name!r} is {names}, not {len(columns)} values")
     try:
@@ -436,3 +457,8 @@ class LookUps:
             while len(self._by_snapshot) > self.keep + 1:
                 del self._by_snapshot[next(key for key in self._by_snapshot if key is not None)]
             return self._by_snapshot[number]
+
+    def forget(self) -> None:
+        """Begin anew: nothing that was read stays in memory."""
+        with self._lock:
+            self._by_snapshot.clear()

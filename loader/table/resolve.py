@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loader.catalog.records import OverlayRef, SegmentRef, SnapshotView, TableSpec
+from loader.catalog.records import DELETES, ERASED, OverlayRef, SegmentRef, SnapshotView, TableSpec
 from loader.errors import CorruptSegmentError
 from loader.schema import Column, take
 from loader.segment.column_files import JoinedReader
@@ -23,8 +23,6 @@ from loader.storage import Storage
 from loader.table.merge import ORDER_BASE_ID, ORDERED_RULES, RULES_WITH_BASE, Folded, Operands, fold_base
 from loader.table.merge import fold as fold_operands
 from loader.table.segments import column_ids_of, one_type, open_columns, open_segment, operand_orders, operand_rows, read_by_id
-
-DELETES = "deletes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +35,18 @@ class Patch:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """What overlays change in a segment: deleted bool[num_rows] or None; patches by column id, for columns that have any."""
+    """What overlays change in a segment.
+
+    Attributes:
+        deleted: bool[num_rows], rows that are not to be shown, or None.
+        patches: By column id, for columns that have any.
+        left: bool[num_rows], the deleted rows without those that were erased only: an erased row is blank and keeps its place in the order of samples, so that
+            no job that holds an older snapshot loses its position. None for none.
+    """
 
     deleted: npt.NDArray[np.bool_] | None
     patches: dict[int, Patch]
+    left: npt.NDArray[np.bool_] | None = None
 
 
 def fold(view: SnapshotView, ref: SegmentRef, column_ids: Iterable[int], storage: Storage, stored: Mapping[int, pa.Array] | None = None) -> Resolved:
@@ -59,12 +65,15 @@ def fold(view: SnapshotView, ref: SegmentRef, column_ids: Iterable[int], storage
     if not ref.overlays:
         return Resolved(None, {})
     folded = fold_overlays(view.spec, ref, column_ids, storage, stored=stored)
-    return Resolved(deleted_rows(ref, storage), {column_id: Patch(found.rows, found.values) for column_id, found in folded.items()})
+    patches = {column_id: Patch(found.rows, found.values) for column_id, found in folded.items()}
+    deleted = deleted_rows(ref, storage)
+    left = deleted_rows(ref, storage, kinds=(DELETES,)) if any(overlay.kind == ERASED for overlay in ref.overlays) else deleted
+    return Resolved(deleted, patches, left)
 
 
-def deleted_rows(ref: SegmentRef, storage: Storage) -> npt.NDArray[np.bool_] | None:
-    """bool[num_rows], True where a row is deleted; None if none is."""
-    vectors = [overlay for overlay in ref.overlays if overlay.kind == DELETES]
+def deleted_rows(ref: SegmentRef, storage: Storage, *, kinds: Sequence[str] = (DELETES, ERASED)) -> npt.NDArray[np.bool_] | None:
+    """bool[num_rows], True where a row is deleted or erased; None if none is."""
+    vectors = [overlay for overlay in ref.overlays if overlay.kind in kinds]
     if not vectors:
         return None
     deleted = np.zeros(ref.num_rows, bool)
@@ -115,7 +124,7 @@ def read_operands(ref: SegmentRef, columns: Sequence[Column], storage: Storage) 
     operands: dict[int, list[Operands]] = {}
     for overlay in ref.overlays:
         present = [column for column in columns if column.id in overlay.column_ids]
-        if overlay.kind == DELETES or not present:
+        if overlay.kind in (DELETES, ERASED) or not present:
             continue
         read = read_by_id(open_segment(storage, overlay), [ROW_COLUMN_ID, ORDER_COLUMN_ID, *(column.id for column in present)])
         rows = _checked_rows(ref, overlay, read)

@@ -69,6 +69,11 @@ class GroupPages:
         while len(self._held) > MAX_OPEN_GROUPS:
             self.num_bytes -= self._held.popitem(last=False)[1][1]
 
+    def clear(self) -> None:
+        """Forget all groups."""
+        self._held.clear()
+        self.num_bytes = 0
+
     def load(self, wanted: Sequence[tuple[LookupRows, I64]]) -> None:
         """Read pages of groups, many at a time: those of local files in one native call."""
         library = native.load()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from loader.catalog import admin
 from loader.catalog.manifest import Within
-from loader.catalog.read import load_head, load_offsets, load_pending, load_snapshots, load_view, resolve_snapshot
+from loader.catalog.read import load_offsets, load_snapshots, resolve_snapshot
 from loader.catalog.records import Attribution, Snapshot, SnapshotView, SourceOffsets, TableSpec
 from loader.schema import Schema
 from loader.table import evolve as evolution
@@ -23,7 +22,10 @@ from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
 from loader.table.delete import delete
+from loader.table.describe import describe
 from loader.table.diff import Diff, diff
+from loader.table.erasure.proof import ErasureProof
+from loader.table.erasure.run import DEFAULT_DUE, erase
 from loader.table.expire import ExpiryReport, expire
 from loader.table.lookup import KeyValues
 from loader.table.overwrite import Overwrite
@@ -215,12 +217,12 @@ class Table:
         """
         return Upsert(self._writable(), data, order=order, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
 
-    def delete(self, keys_or_where: Data, *, offsets: SourceOffsets | None = None, commit_id: str | None = None) -> Snapshot:
+    def delete(self, keys_or_where: Data | KeyValues, *, offsets: SourceOffsets | None = None, commit_id: str | None = None) -> Snapshot:
         """Delete rows. Earlier snapshots keep them until they expire; `erase` is what removes them for good.
 
         Args:
-            keys_or_where: A SQL boolean expression in text; or the primary keys of rows, as data with the key's columns (others are not looked at).
-                Keys that the table does not have are passed over.
+            keys_or_where: A SQL boolean expression in text; or the primary keys of rows, in any form that `lookup` takes, or as data with the key's columns
+                (others are not looked at). Keys that the table does not have are passed over.
             offsets, commit_id: As for `append`.
 
         Raises:
@@ -338,6 +340,35 @@ class Table:
         self.lake.check_process()
         return expire(self._context, older_than=older_than, keep=keep, grace_seconds=grace_seconds)
 
+    def erase(
+        self,
+        keys: KeyValues | None = None,
+        *,
+        where: str | None = None,
+        due: datetime.timedelta | datetime.datetime = DEFAULT_DUE,
+        signing_key: bytes | None = None,
+        progress: Progress | None = None,
+    ) -> ErasureProof:
+        """Remove rows for good: from the head, and from every file that is live or kept for an older snapshot, tag or pin.
+
+        An erased row keeps its place in older snapshots as a blank row that reads leave out, so that a job which trains on one keeps its order and position;
+        it gets a blank sample there. Rows that come later under the same key are new rows, labels that come later wait as others do. Killed anywhere, the
+        same call goes on.
+
+        Args:
+            keys: Primary keys, in any form that `lookup` takes.
+            where: In place of keys: all rows that this expression selects in any snapshot that is kept.
+            due: When the old bytes are deleted; before, readers that have begun end in peace. Call again after it for a complete proof.
+            signing_key: At least 16 bytes, for the proof's signature and key hashes.
+            progress: Called with (done, total), of segments searched and of objects rewritten.
+
+        Raises:
+            SchemaError: Keys do not fit the primary key.
+            ConflictError: The table changed under it again and again; call again.
+        """
+        self.lake.check_process()
+        return erase(self._context, keys, where=where, due=due, signing_key=signing_key, progress=progress)
+
     def view(self, snapshot: SnapshotLike = None) -> SnapshotView:
         """What makes up a snapshot: plain data, for planners."""
         return self._context.views.at(self.spec, snapshot)
@@ -450,35 +481,7 @@ class Table:
 
     def describe(self) -> dict[str, Any]:
         """The definition and the present state, as JSON values."""
-        spec = self.spec
-        with self.lake.database.read() as connection:
-            view = load_view(connection, spec, load_head(connection, spec))
-            tags = admin.load_tags(connection, spec)
-            waiting = load_pending(connection, spec.id, range(spec.buckets))
-        held = sum(entry.num_held - len(entry.met or b"") // 4 for entry in waiting)
-        overlays = [overlay for segment in view.segments for overlay in segment.overlays]
-        return {
-            "name": spec.name,
-            "columns": [{"id": column.id, "name": column.name, "type": str(column.type), "nullable": column.nullable} for column in spec.schema],
-            "primary_key": spec.primary_key,
-            "bucket_by": spec.bucket_by,
-            "buckets": spec.buckets,
-            "cluster_by": spec.cluster_by,
-            "time_column": self.time_column,
-            "partition_by": spec.partition_by,
-            "merge": spec.merge,
-            "attribution": None if spec.attribution is None else dataclasses.asdict(spec.attribution),
-            "durability": spec.durability,
-            "snapshot": view.snapshot_id,
-            "watermark": view.watermark,
-            "num_rows": view.num_rows,
-            "num_segments": len(view.segments),
-            "num_overlays": len(overlays),
-            "num_pending": held,
-            "segment_bytes": sum(segment.num_bytes for segment in view.segments),
-            "overlay_bytes": sum(overlay.num_bytes for overlay in overlays),
-            "tags": tags,
-        }
+        return describe(self._context)
 
     def bytes_by_column(self, snapshot: SnapshotLike = None) -> dict[str, int]:
         """Stored bytes of each column in the live segments."""

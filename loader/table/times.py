@@ -99,6 +99,20 @@ def partition_of(times: I64, kind: pa.DataType, unit: str | None) -> I64:
     return days.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
 
 
+def partition_start(partition: int, kind: pa.DataType, unit: str | None) -> int:
+    """The first time of a partition in the column's unit; 0 without a unit."""
+    if unit is None:
+        return 0
+    if unit == "month":
+        days = int(np.datetime64(partition, "M").astype("datetime64[D]").astype(np.int64))
+    else:
+        days = {"hour": partition // 24, "day": partition, "week": 7 * partition - 3}[unit]
+    if pa.types.is_date32(kind):
+        return days
+    seconds = partition * 3_600 if unit == "hour" else days * _DAY_SECONDS
+    return seconds * from_seconds(1, kind)
+
+
 def closed_limit(attribution: Attribution | None, kind: pa.DataType, moment: int) -> int:
     """The latest row time whose window is closed at `moment`; without attribution, `moment` itself."""
     return moment - (from_seconds(attribution.window_seconds, kind) if attribution is not None else 0)

@@ -46,6 +46,14 @@ def test_prints_a_table_and_writes_its_figures(tmp_path: pathlib.Path) -> None:
             assert all(min(seconds) > 0 for seconds in figures["1"].values() if isinstance(seconds, list))
             assert sum(figures["class_bytes"].values()) > 0
         assert {"read", "checksums", "program", "lists", "tensors"} <= set(part["formats"]["Headrace"]["1"]["stage_seconds"])
+        profile = part["formats"]["Headrace"]["1"]["profile"]
+        stages = {stage["name"]: stage for stage in profile["stages"]}
+        assert sum(stage["share"] for stage in profile["stages"]) == pytest.approx(1)
+        assert stages["lists"]["memory_seconds"] == stages["lists"]["bytes"] / part["limits"]["1"]["write_cached_bytes_per_second"][0]
+        assert stages["tensors"]["memory_seconds"] is None
+        assert profile["permitted"]["peer"] == "Parquet zstd"
+        assert profile["permitted"]["memory_ratio"] > profile["permitted"]["memory_and_calls_ratio"] > 0
+        assert f"{title}, 1 core: the stages of a decode" in shown
     assert all(projection["ratio"] <= 1.2 for projection in report["data"]["wide"]["formats"]["Headrace"]["projections"].values())
     asked = {target["what"]: target["met"] for target in report["targets"]}
     assert asked["samples: bytes / Parquet zstd"] == (report["targets"][0]["reached"] <= 0.55)

@@ -123,7 +123,7 @@ def test_keys_in_every_form(lake: Lake) -> None:
     with pytest.raises(ValueError, match="names each column once"):
         table.lookup(["a"], ["value", "value"])
     samples = create(lake)
-    with pytest.raises(SchemaError, match=r"the keys lack \['user'\]"):
+    with pytest.raises(SchemaError, match=r"the data lacks \['user'\]"):
         samples.lookup(pa.table({"item": [1]}))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loader.catalog.records import NewColumnFile, NewOverlay, OverlayRef, SegmentRef, TableSpec
+from loader.catalog.records import DELETES, NewColumnFile, NewOverlay, OverlayRef, SegmentRef, TableSpec
 from loader.errors import CorruptSegmentError
 from loader.schema import take
 from loader.segment.column_files import JoinedReader, encode_column_file
@@ -25,7 +25,7 @@ from loader.table.compaction.pick import FoldTask
 from loader.table.files import Stage, place
 from loader.table.merge import NO_ORDER, ORDER_BASE_ID, Folded, Operands
 from loader.table.merge import fold as fold_operands
-from loader.table.resolve import DELETES, deleted_rows, read_operands
+from loader.table.resolve import deleted_rows, read_operands
 from loader.table.rows import hidden_name
 from loader.table.segments import encode_overlay
 from loader.table.stored import open_rows, order_columns, read_rows

@@ -12,8 +12,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Collection
 
-from loader.catalog.records import OverlayRef, SegmentRef, SnapshotView
-from loader.table.resolve import DELETES
+from loader.catalog.records import DELETES, OverlayRef, SegmentRef, SnapshotView
 from loader.table.segments import data_files
 
 PATCH = "patch"

@@ -19,7 +19,7 @@ import pyarrow as pa
 from loader import failpoints
 from loader.catalog.commit import LeaseLostError, SchemaChangedError, Stale
 from loader.catalog.read import load_head, load_overlays_since, load_spec_by_id, load_view
-from loader.catalog.records import BucketLease, CommitPlan, NewOverlay, NewSegment, OverlayRef, SnapshotView
+from loader.catalog.records import ERASED, BucketLease, CommitPlan, NewOverlay, NewSegment, OverlayRef, SnapshotView
 from loader.schema import take
 from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID
 from loader.table.compaction.fold import FoldedOverlays, fold_batches
@@ -33,7 +33,6 @@ from loader.table.segments import encode_overlay, open_segment, operand_orders, 
 
 logger = logging.getLogger(__name__)
 MAX_ROUNDS = 16  # of a bucket: merges that call for merges
-ERASED = "erased"
 FOLD_BATCH_BYTES = 64 << 20  # of one commit that folds
 
 

@@ -1,0 +1,1 @@
+"""Erasure: rows that must not be readable any more, at any snapshot, and the proof that they are not."""
