@@ -189,6 +189,25 @@ class Lake:
         with self.database.write(as_reader=True) as connection:
             admin.release_pin(connection, pin.id)
 
+    def sql(self, query: str, snapshots: Mapping[str, int | str] | None = None) -> pa.Table:
+        """Query the lake's tables by SQL, with DuckDB.
+
+        Args:
+            query: Names tables as they are; `"table@tag"` or `"table@12"`, in double quotes, at a snapshot.
+            snapshots: {table: number or tag} for tables that are named plainly; default the newest.
+
+        Returns:
+            All rows of the answer; `loader.query.run` streams them.
+
+        Raises:
+            MissingDependencyError: duckdb is not installed.
+            QueryError: DuckDB refuses the query.
+        """
+        from loader.query import run  # it imports this module's neighbours
+
+        with run(self, query, snapshots) as answer:
+            return answer.to_arrow()
+
     def collect_garbage(self) -> CollectionReport:
         """Delete files that nothing refers to and whose grace period is over, and what writers that died left behind."""
         return collect(self.database, self.storage.files)

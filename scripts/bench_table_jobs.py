@@ -51,11 +51,20 @@ def commits(folder: pathlib.Path, *, system: str, commits: int, rows: int, limit
     batches = [data.commit_rows(number, rows) for number in range(commits + 1)]
     table = open_system(folder, system, batches[0])
     table.append(batches[0])
-    taken = repeated(lambda number: table.append(batches[number + 1]), commits, limit_seconds)
-    found = table.read(["id"]).num_rows
-    if found != (len(taken) + 1) * rows:
-        raise SystemExit(f"{system} acknowledged {(len(taken) + 1) * rows} rows and reads {found}")
-    return {"commit_seconds": taken, "synced": table.synced, "bytes": folder_bytes(folder)}
+    found: Figures = {"synced": table.synced}
+    if isinstance(table, peers.HeadraceGroup):
+        started = time.perf_counter()
+        found["acknowledged_after_seconds"] = table.append_all(batches[1:])
+        found["commits_per_second"] = commits / (time.perf_counter() - started)
+        count = commits
+    else:
+        found["commit_seconds"] = repeated(lambda number: table.append(batches[number + 1]), commits, limit_seconds)
+        count = len(found["commit_seconds"])
+        found["commits_per_second"] = count / sum(found["commit_seconds"])
+    there = table.read(["id"]).num_rows
+    if there != (count + 1) * rows:
+        raise SystemExit(f"{system} acknowledged {(count + 1) * rows} rows and reads {there}")
+    return found | {"bytes": folder_bytes(folder)}
 
 
 def keyed(folder: pathlib.Path, *, system: str, num_rows: int, repeats: int, limit_seconds: float) -> Figures:
@@ -173,24 +182,56 @@ def plan_headrace(folder: pathlib.Path, num_segments: int, repeats: int) -> Figu
     return found
 
 
+def probe(folder: pathlib.Path, *, system: str, num_rows: int) -> Figures:
+    """Keys found in memory, a hundredth of all, in one and in more runs."""
+    import bench_table_lookup
+
+    return bench_table_lookup.probe(folder, num_rows=num_rows, runs=[1, 8, 64])
+
+
+def cold_look_ups(folder: pathlib.Path, *, system: str, num_rows: int, calls: int, cold_calls: int) -> Figures:
+    """Look-ups of what is in no cache, and with rows side by side."""
+    import bench_table_lookup
+
+    return bench_table_lookup.look_ups(folder, num_rows=num_rows, num_columns=20, calls=calls, cold_calls=cold_calls)
+
+
+def stream(folder: pathlib.Path, *, system: str, batches: int, rows: int) -> Figures:
+    """What maintenance writes beside an hour's stream with late labels."""
+    import bench_table_stream
+
+    return dict(bench_table_stream.write_amplification(folder, batches=batches, rows=rows))
+
+
 def folder_bytes(folder: pathlib.Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-JOBS: dict[str, Callable[..., Figures]] = {"commits": commits, "keyed": keyed, "reads": reads, "plan": plan, "plan large": plan, "look_ups": look_ups}
+JOBS: dict[str, Callable[..., Figures]] = {
+    "commits": commits,
+    "keyed": keyed,
+    "reads": reads,
+    "plan": plan,
+    "plan large": plan,
+    "look_ups": look_ups,
+    "probe": probe,
+    "cold look_ups": cold_look_ups,
+    "stream": stream,
+}
+ALONE = ("plan large", "probe", "cold look_ups", "stream")  # nobody else has the like
 
 
 def systems_of(stage: str) -> list[str]:
     """Those that a stage compares."""
     chosen = {
-        "commits": ["Headrace", "DuckLake", "DuckLake inline", "Lance", "Delta", "Iceberg"],
+        "commits": ["Headrace", "Headrace files", "Headrace group", "DuckLake", "DuckLake inline", "Lance", "Delta", "Iceberg"],
         "reads": ["Headrace", "Headrace maintained", "DuckLake", "Lance", "Delta"],  # 100 of Iceberg's take an hour
     }
     if stage == "plan":
         import bench_table_fills
 
         return ["Headrace", *bench_table_fills.FILLS]
-    if stage == "plan large":
+    if stage in ALONE:
         return ["Headrace"]
     return chosen.get(stage, ["Headrace", "DuckLake", "Lance", "Delta", "Iceberg"])
 

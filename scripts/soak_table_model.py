@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-HOT_KEYS = 240  # that all writers fight for; other keys are new
+HOT_KEYS = 48  # that all writers fight for; other keys are new
 USERS = 7
 NO_ORDER = -(1 << 63)
 START = datetime.datetime(2024, 1, 1)

@@ -166,6 +166,7 @@ def create(settings: Settings) -> None:
                 time_column="ts",
                 partition_by="day",
                 merge=MERGE,
+                lookup_columns=["total", "name"],
             )
 
     if processes.wait(processes.start(work)):

@@ -57,8 +57,7 @@ def verify(location: str, catalog: str | None, folder: Path, seed: int, lease_se
     if held != model.num_held and len(problems) <= MAX_PROBLEMS:
         problems.append(f"{held} labels wait in the table, {model.num_held} in the model")
     left = check_files(lake, lease_seconds, problems)
-    if hasattr(lake, "doctor"):
-        problems += [f"doctor: {finding}" for finding in lake.doctor().findings]
+    problems += [f"doctor: {finding}" for finding in lake.doctor(deep=True).findings]
     kinds = Counter(kind for _, _, kind, _, _ in rows)
     lake.close()
     return {

@@ -27,6 +27,7 @@ from tests.faults import FaultyStorage, Rates, break_catalog
 TABLE = "soak"
 INLINE_BYTES = 6000  # of a commit in the catalog; larger ones make files
 LEASE_SECONDS = 20
+ROW_GROUP_ROWS = 40  # of a segment that gets one
 KEEP_SECONDS = 4.0  # before a snapshot expires
 PATIENCE = 60  # tries of one write under faults
 PASSING = (StorageError, UnknownOutcomeError, CatalogBusyError, ConflictError)
@@ -238,26 +239,36 @@ def arm(plant: str | None) -> None:
     """Make files small, leases short, and switch on a bug."""
     import loader.catalog.admin
     import loader.catalog.commit
+    import loader.table.commits
     import loader.table.context
     import loader.table.files
+    import loader.table.row_groups
 
+    loader.table.row_groups.MIN_ROWS = ROW_GROUP_ROWS
     loader.table.files.INLINE_BYTES = INLINE_BYTES
     for module in (loader.catalog.admin, loader.catalog.commit, loader.table.files):
         module.STAGED_LEASE_SECONDS = LEASE_SECONDS
-    real = loader.table.context.commit
-
-    def unchecked(catalog: Any, plan: Any) -> Any:
-        plan.rows_buckets = plan.pending_buckets = ()
-        return real(catalog, plan)
-
-    def uncarried(catalog: Any, plan: Any) -> Any:
-        if plan.kind == "compact":
-            plan.overlays, plan.latest_overlay = [], 1 << 60
-        return real(catalog, plan)
-
-    def blind(catalog: Any, plan: Any) -> Any:
-        plan.pending_buckets = ()
-        return real(catalog, plan)
-
     if plant is not None:
-        loader.table.context.commit = {"no-check": unchecked, "no-carry": uncarried, "no-pending": blind}[plant]
+        one, group = loader.table.context.commit, loader.table.commits.commit_group
+        spoil = {"no-check": unchecked, "no-pending": blind, "no-carry": uncarried}[plant]
+        loader.table.context.commit = lambda catalog, plan: one(catalog, spoil(plan))
+        loader.table.commits.commit_group = lambda catalog, plans: group(catalog, [spoil(plan) for plan in plans])
+
+
+def unchecked(plan: Any) -> Any:
+    """A commit that does not ask whether its keys are still where it found them."""
+    plan.rows_buckets = plan.pending_buckets = ()
+    return plan
+
+
+def blind(plan: Any) -> Any:
+    """A commit that does not ask whether labels for its new rows came meanwhile."""
+    plan.pending_buckets = ()
+    return plan
+
+
+def uncarried(plan: Any) -> Any:
+    """A compaction that forgets what its inputs gained meanwhile."""
+    if plan.kind == "compact":
+        plan.overlays, plan.latest_overlay = [], 1 << 60
+    return plan

@@ -25,6 +25,7 @@ class Rates:
     refused: float = 0.02  # an error, and nothing happened
     lost: float = 0.02  # it happened, and the answer is an error
     read: float = 0.0005  # a read fails: there are hundreds in a write, and nobody above repeats one
+    delete: float = 0.005  # likewise; a collection deletes many
     slow: float = 0.002
     slow_seconds: float = 0.01
 
@@ -48,9 +49,8 @@ class FaultyStorage(Storage):
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
-            self._before(f"delete {path}", self.rates.refused)
+            self._before(f"delete {path}", self.rates.delete)
             self.files.delete([path])
-            self._after(f"delete {path}")
 
     def read_ranges(
         self, path: str, ranges: Sequence[Range], *, coalesce_gap_bytes: int = COALESCE_GAP_BYTES, max_request_bytes: int = MAX_REQUEST_BYTES
@@ -79,11 +79,11 @@ def break_catalog(database: Database, rng: random.Random, rates: Rates) -> Count
     kind = CatalogUnavailableError if "postgres" in type(database).__module__ else StorageError
 
     @contextlib.contextmanager
-    def write(table_id: int | None = None, *, durability: str = "strict") -> Iterator[Any]:
+    def write(table_id: int | None = None, **options: Any) -> Iterator[Any]:
         if rng.random() < rates.refused:
             counts["catalog refused"] += 1
             raise kind("injected: the catalog does not answer")
-        with real(table_id, durability=durability) as connection:
+        with real(table_id, **options) as connection:
             yield connection
             if rng.random() < rates.refused:
                 counts["catalog cut"] += 1

@@ -81,6 +81,8 @@ def _batches(connection: Connection, table: Table) -> Iterator[pa.RecordBatch]:
 
 def load(connection: Connection, table: str, rows: pa.Table) -> None:
     """Insert dumped rows; columns that came later have their default, and such as belong to a running process are left out or emptied."""
+    if table not in metadata.tables:
+        return  # of an older version, and not kept since
     rows = _as_copied(table, rows)
     known = [name for name in rows.column_names if name in metadata.tables[table].columns]
     columns = [rows[name].to_pylist() for name in known]

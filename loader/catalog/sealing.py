@@ -76,9 +76,9 @@ def check(connection: Connection, table_id: int) -> list[str]:
     ).fetchall():
         rows = connection.execute(_ROWS + "id >= ? and id <= ? order by id", (table_id, first, last)).fetchall()
         forgotten = set((np.frombuffer(gone or b"", "<u4").astype(np.int64) + first).tolist())
-        held = [row for row in SegmentPack(bytes(packed)).rows() if row["segment_id"] not in forgotten]
-        real = list(SegmentPack(pack_segments([row[:-1] for row in rows])).rows())
-        differ = sorted({row["segment_id"] for row in held if row not in real} | {row["segment_id"] for row in real if row not in held})
+        held = {row["segment_id"]: row for row in SegmentPack(bytes(packed)).rows() if row["segment_id"] not in forgotten}
+        real = {row["segment_id"]: row for row in SegmentPack(pack_segments([row[:-1] for row in rows])).rows()}
+        differ = sorted(segment_id for segment_id in held.keys() | real.keys() if held.get(segment_id) != real.get(segment_id))
         if differ:
             problems.append(f"pack {pack_id} of segments {first} to {last} differs from their rows in {len(differ)} segments, the first {differ[0]}")
         if first <= before:

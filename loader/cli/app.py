@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.logging import RichHandler
 
-from loader.cli import backup, doctor, jobs, maintenance, output, retention, segments, tables, top, verify, writing
+from loader.cli import backup, doctor, jobs, maintenance, output, reading, retention, segments, tables, top, verify, writing
 from loader.errors import HeadraceError
 
 _INTERRUPTED = 130  # what typer gives for Ctrl-C, as shells do
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (jobs, top, tables, segments, verify, doctor, writing, maintenance, retention, backup):
+for group in (jobs, top, tables, segments, verify, doctor, writing, maintenance, retention, backup, reading):
     group.register(app)
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from loader.catalog.column_stats import RECORD, Kind, Ranges, by_column, text_word
 from loader.catalog.records import DELETES, OverlayRef, TableSpec
 from loader.doctor.checks import Found, check
 from loader.doctor.history_checks import FROM_BACKUP
@@ -210,6 +211,45 @@ def block_statistics(opened: Opened) -> Iterator[Found]:
             low, high = narrow(int(record["min"]), leaf), narrow(int(record["max"]), leaf)
             if found["min"] is not None and (found["min"] < low or found["max"] > high):
                 yield _of(opened, f"{where}: values {found['min']} to {found['max']}, and its footer states {low} to {high}")
+
+
+@check(
+    "segment-statistics",
+    scope="segments",
+    explains="whole segments are skipped by the smallest and largest values that the catalog keeps of them: a wrong one hides rows from a predicate",
+    remedy=REWRITE,
+)
+def segment_statistics(opened: Opened) -> Iterator[Found]:
+    """What the catalog keeps of columns beside the segment's row; rows that were erased count for nothing."""
+    kept = opened.kept()
+    for stated in np.frombuffer(bytes(opened.record["stats"] or b""), RECORD):
+        ranges = by_column([stated.tobytes()])[int(stated["column_id"])]
+        array = read_by_id(opened.reader, [int(stated["column_id"])]).get(int(stated["column_id"]))
+        if array is None or not ranges.known[0]:
+            continue
+        rows = array if kept.all() else array.filter(pa.array(kept))
+        if kept.all() and rows.null_count != int(stated["null_count"]):
+            yield _of(opened, f"column {stated['column_id']}: {rows.null_count:,} nulls, and the catalog states {stated['null_count']:,}")
+        found = _bounds(rows)
+        if found is not None and ranges.ranged[0]:
+            low, high = _stated_bounds(ranges)
+            if found[0] < low or found[1] > high:
+                yield _of(opened, f"column {stated['column_id']}: values {found[0]} to {found[1]}, and the catalog states {low} to {high}")
+
+
+def _bounds(array: pa.Array) -> tuple[Any, Any] | None:
+    """The smallest and largest value as the catalog counts them; None where nothing is compared."""
+    numbers = _numbers(array)
+    if numbers is None and any(test(array.type) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)):
+        ends = pc.min_max(array.cast(pa.large_binary())).as_py()
+        return None if ends["min"] is None else (text_word(ends["min"]), text_word(ends["max"]))
+    ends = {"min": None} if numbers is None else pc.min_max(numbers).as_py()
+    return None if ends["min"] is None else (ends["min"], ends["max"])
+
+
+def _stated_bounds(ranges: Ranges) -> tuple[Any, Any]:
+    view = "<i8" if ranges.of_kind(Kind.SIGNED)[0] else "<f8" if ranges.of_kind(Kind.FLOAT)[0] else "<u8"
+    return ranges.min.view(view)[0].item(), ranges.max.view(view)[0].item()
 
 
 @check(

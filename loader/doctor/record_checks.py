@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from loader.catalog import sealing
 from loader.catalog.records import OVERLAY_KINDS
 from loader.doctor.checks import RECORDS, Found, Patient, TableState, check
 from loader.doctor.history_checks import FROM_BACKUP
@@ -146,6 +147,30 @@ def overlay_record(patient: Patient, table: TableState) -> Iterator[Found]:
         yield Found(
             where=f"overlay {number} of segment {segment}", what=f"kind {kind!r}, {num_rows:,} rows, {deleted:,} deleted, sequence {sequence} added in {added}"
         )
+
+
+def _repack(patient: Patient, table: TableState | None, subject: tuple[Any, ...]) -> str | None:
+    assert table is not None
+    if not sealing.check(patient.connection, table.id):
+        return None
+    ids = [segment for (segment,) in patient.rows("select id from segments where table_id = ? order by id", (table.id,))]
+    sealing.repack(patient.connection, table.id, ids)
+    return "the packs of segments are made anew from their rows"
+
+
+@check(
+    "segment-pack",
+    scope="table",
+    explains="readers load segments by the thousand from packs, copies of their rows: where one differs, they read another table than the writers",
+    remedy="makes the packs anew from the rows",
+    repair=_repack,
+    needs_sound=True,
+)
+def segment_pack(patient: Patient, table: TableState) -> Iterator[Found]:
+    """Row by row: in a deep run."""
+    if patient.deep:
+        for problem in sealing.check(patient.connection, table.id):
+            yield Found(where="segment_packs", what=problem)
 
 
 @check(

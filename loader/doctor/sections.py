@@ -21,7 +21,20 @@ _SECTION = ("id", "path", "section_offset", "num_bytes")
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "segments": (
         *_SECTION,
-        *("segment_uuid", "bucket", "time_partition", "num_rows", "sequence_min", "sequence_max", "key_min", "key_max", "time_min", "time_max", "block_rows"),
+        *(
+            "segment_uuid",
+            "bucket",
+            "time_partition",
+            "num_rows",
+            "sequence_min",
+            "sequence_max",
+            "key_min",
+            "key_max",
+            "time_min",
+            "time_max",
+            "block_rows",
+            "stats",
+        ),
     ),
     "overlays": (*_SECTION, "segment_id", "kind", "num_rows", "num_deleted", "column_ids"),
     "column_files": (*_SECTION, "segment_id", "column_ids"),

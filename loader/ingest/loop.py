@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from loader import failpoints
 from loader.catalog.records import SourceOffsets
 from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
 from loader.ingest.merge import I64, Round, rounds
@@ -203,6 +204,7 @@ class _Loop:
             self._table.append(records, on_conflict=stream.on_conflict, **elsewhere)
         else:
             self._table.patch(records, order=stream.order, on_missing=stream.on_missing, **elsewhere)
+        failpoints.hit("ingest.committed")
         self._commits += 1
         self._rows[stream.source.name] += sum(batch.num_rows for batch in part)
 

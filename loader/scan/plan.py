@@ -17,9 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loader.catalog.column_stats import Ranges
-from loader.catalog.connection import Database
-from loader.catalog.manifest import Within, load_ranges
+from loader.catalog.manifest import Within
 from loader.catalog.records import Pin, SegmentRef, SnapshotView, TableSpec
 from loader.catalog.segments import Segments
 from loader.catalog.version import origin
@@ -27,12 +25,13 @@ from loader.decode.arrow import to_arrow
 from loader.decode.result import FixedColumn
 from loader.errors import CatalogBusyError, StateMismatchError
 from loader.scan.columns import LabelFill, ReadColumn, read_columns
+from loader.scan.condition import Condition
 from loader.scan.decoded import decode
 from loader.scan.encoded import FetchRequest
 from loader.scan.facts import Facts
 from loader.scan.fetch import BlockFetcher, BlockPlace, FetchSpec
-from loader.scan.predicate import Predicate, parse
-from loader.scan.prune import Pruned, patched, possible_blocks, prune, within
+from loader.scan.predicate import parse
+from loader.scan.prune import Pruned, patched, possible_blocks, within
 from loader.scan.selection import BLOCK_KEY, Selection, selection_hash
 from loader.table.times import closed_limit
 
@@ -292,42 +291,9 @@ class _Count:
     num_rows: int
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Condition:
-    """What decides which rows of a view are selected."""
-
-    predicate: Predicate | None
-    time: ReadColumn | None
-    last_time: int | None
-
-    @classmethod
-    def of(cls, scan: Scan, view: SnapshotView, closed_before: int | None) -> Condition:
-        predicate = None if scan.where is None else parse(scan.where, view.schema.to_arrow())
-        time = None if view.time_column is None else read_columns(view.schema, [view.time_column])[0]
-        last_time = None if closed_before is None or time is None else closed_limit(view.attribution, time.type, closed_before)
-        return cls(predicate=predicate, time=time, last_time=last_time)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that it reads."""
-        names = self.predicate.columns if self.predicate is not None else ()
-        return names if self.last_time is None or self.time is None or self.time.name in names else (*names, self.time.name)
-
-    def prune(self, view: SnapshotView, database: Database) -> Pruned:
-        """The segments that may hold a selected row."""
-
-        def ranges_of(segments: Segments, column_id: int) -> Ranges:
-            with database.read() as connection:
-                return load_ranges(connection, view.spec.id, segments, column_id)
-
-        facts = Facts() if self.predicate is None else self.predicate.facts
-        segments = Segments.of(view.segments)
-        return prune(view.spec, segments, facts, has_predicate=self.predicate is not None, last_time=self.last_time, ranges_of=ranges_of)
-
-
 def select(scan: Scan, view: SnapshotView, closed_before: int | None) -> Selection:
     """Find the selected rows of every block, reading only what pruning leaves open and only the columns that decide."""
-    condition = Condition.of(scan, view, closed_before)
+    condition = Condition.of(view, scan.where, closed_before)
     pruned = condition.prune(view, scan.table.lake.database)
     segments = pruned.segments
     first_block, owner, starts = _blocks(segments)
@@ -357,6 +323,19 @@ def select(scan: Scan, view: SnapshotView, closed_before: int | None) -> Selecti
         if chosen is not None:
             bits[at] = chosen
     return Selection(blocks=keys, bits=bits)
+
+
+def select_blocks(scan: Scan, view: SnapshotView, condition: Condition, pruned: Pruned) -> tuple[int, int, int]:
+    """(segments, blocks, stored rows) that the statistics of blocks leave of what pruning left."""
+    counter = _Counter(scan, view, condition)
+    segments = blocks = rows = 0
+    with ThreadPoolExecutor(COUNT_THREADS, thread_name_prefix="headrace-explain") as pool:
+        refs = list(pruned.segments)
+        for ref, possible in zip(refs, pool.map(counter.possible_blocks, refs, pruned.whole.tolist()), strict=True):
+            segments += bool(possible.any())
+            blocks += int(possible.sum())
+            rows += int(np.array(ref.block_rows, np.int64)[possible].sum())
+    return segments, blocks, rows
 
 
 class _Counter:

@@ -14,6 +14,7 @@ from loader.table.reading import WATERMARK, closed_time
 from loader.table.times import time_value
 
 if TYPE_CHECKING:
+    from loader.scan.explain import Explanation
     from loader.table.table import Table
 
 
@@ -68,6 +69,16 @@ class Scan:
     def plan(self) -> Plan:
         """Pin the snapshot, count what must be counted, and list the blocks."""
         return make_plan(self)
+
+    def explain(self, *, footers: bool = True) -> Explanation:
+        """What each step of pruning leaves, without reading a row.
+
+        Args:
+            footers: Look at the statistics of blocks too, in the footers of the segments that are left.
+        """
+        from loader.scan.explain import explain  # it imports this module
+
+        return explain(self, footers=footers)
 
     def closed_before_value(self, view: SnapshotView) -> int | None:
         """`closed_before` as a number, once the snapshot is known.

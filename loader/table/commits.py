@@ -124,11 +124,14 @@ class Commits:
         left = [write for write in left if not write.future.done()]
 
         def resolve_and_commit() -> bool:
+            """Whether some write came to its end: a group may need as many rounds as it has writes, and only rounds without one are tries."""
             nonlocal left
+            before = len(left)
             left = self._round(left)
-            return not left
+            return len(left) < before
 
-        context.repeat(resolve_and_commit)
+        while left:
+            context.repeat(resolve_and_commit)
         context.sealer.run_if_due()
 
     def _round(self, writes: list[Write]) -> list[Write]:

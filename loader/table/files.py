@@ -135,8 +135,9 @@ class Stage:
         """Hand what is left over to garbage and give the lease back."""
         if not self._prefix:
             return
+        doubtful = staged_path(self._prefix, self._next)  # there, if a put arrived whose answer did not
         with self._catalog.write(self._table_id) as connection:
-            throw_away(connection, self._table_id, sorted(self._unused), reason="written and not committed")
+            throw_away(connection, self._table_id, sorted({*self._unused, doubtful}), reason="written and not committed")
             drop_stage(connection, self._prefix)
         self.forget()
 

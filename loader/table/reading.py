@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Moment = int | str | datetime.date | datetime.datetime
 WATERMARK = "watermark"
+Prune = Callable[[SnapshotView, "Predicate | None", "int | None"], Sequence[SegmentRef]]  # the last: rows after it are not selected
 
 
 def closed_time(view: SnapshotView, closed_before: Moment) -> int:
@@ -51,7 +52,13 @@ def closed_time(view: SnapshotView, closed_before: Moment) -> int:
 
 
 def read_view(
-    view: SnapshotView, storage: Storage, *, columns: Sequence[str] | None = None, where: str | None = None, closed_before: Moment | None = None
+    view: SnapshotView,
+    storage: Storage,
+    *,
+    columns: Sequence[str] | None = None,
+    where: str | None = None,
+    closed_before: Moment | None = None,
+    prune: Prune | None = None,
 ) -> pa.Table:
     """Read a snapshot.
 
@@ -61,24 +68,38 @@ def read_view(
         columns: Names in the order wanted; default all.
         where: A SQL boolean expression over the table's columns, as rows are shown.
         closed_before: Only rows whose attribution window is closed then.
+        prune: Leaves out segments without a selected row; default none.
     """
     predicate = None if where is None else predicate_of(view, where)
-    used = set() if predicate is None else set(predicate.columns)
-    wanted = view.schema.select(columns)
-    names = {column.name for column in wanted}
-    if not names or len(names) < len(wanted):
-        raise ValueError(f"columns names at least one column, and each once, not {columns!r}")
     closed = None if closed_before is None else closed_time(view, closed_before)
-    extra = [column for column in view.schema if column.name not in names and (column.name in used or _needed(view, column, names | used, closed))]
-    read = [*wanted, *extra]
+    wanted, read = columns_to_read(view, columns, predicate, closed)
     schema = pa.schema([column.to_arrow() for column in read], metadata=view.schema.metadata)
-    tables = [read_segment(view, ref, read, storage) for ref in view.segments]
+    segments = view.segments if prune is None else prune(view, predicate, closed)
+    tables = [read_segment(view, ref, read, storage) for ref in segments]
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     if closed is not None:
         table = keep(table, time_words(table[view.spec.time_column.name]) <= closed)  # type: ignore[union-attr]
     if predicate is not None:
         table = keep(table, predicate.mask(table))
     return table.select([column.name for column in wanted])
+
+
+def columns_to_read(
+    view: SnapshotView, columns: Sequence[str] | None, predicate: Predicate | None, closed: int | None
+) -> tuple[tuple[Column, ...], list[Column]]:
+    """The columns that are wanted, and those with what else decides which rows are shown and how.
+
+    Raises:
+        ColumnNotFoundError: A name is not in the schema.
+        ValueError: `columns` is empty, or names one twice.
+    """
+    used = set() if predicate is None else set(predicate.columns)
+    wanted = view.schema.select(columns)
+    names = {column.name for column in wanted}
+    if not names or len(names) < len(wanted):
+        raise ValueError(f"columns names at least one column, and each once, not {columns!r}")
+    extra = [column for column in view.schema if column.name not in names and (column.name in used or _needed(view, column, names | used, closed))]
+    return wanted, [*wanted, *extra]
 
 
 def predicate_of(view: SnapshotView, where: str) -> Predicate:

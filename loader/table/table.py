@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from loader.catalog import admin
-from loader.catalog.manifest import Within
 from loader.catalog.read import load_offsets, load_snapshots, resolve_snapshot
-from loader.catalog.records import Attribution, Snapshot, SnapshotView, SourceOffsets, TableSpec
+from loader.catalog.records import Attribution, Snapshot, SourceOffsets
 from loader.schema import Schema
 from loader.table import evolve as evolution
-from loader.table import reading
 from loader.table.append import Append
 from loader.table.backfill import Backfill
 from loader.table.compaction.pick import CompactionOptions
@@ -23,13 +21,13 @@ from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
 from loader.table.delete import delete
 from loader.table.describe import describe
-from loader.table.diff import Diff, diff
 from loader.table.erasure.proof import ErasureProof
 from loader.table.erasure.run import DEFAULT_DUE, erase
 from loader.table.expire import ExpiryReport, expire
 from loader.table.lookup import KeyValues
 from loader.table.overwrite import Overwrite
 from loader.table.patch import Patch
+from loader.table.reads import Moment, SnapshotLike, TableReads
 from loader.table.row_groups import RowGroupReport, build_row_groups
 from loader.table.rows import Data
 from loader.table.times import time_value
@@ -37,13 +35,9 @@ from loader.table.upsert import Upsert
 
 if TYPE_CHECKING:
     from loader.lake import Lake
-    from loader.scan import Scan
-
-Moment = int | str | datetime.date | datetime.datetime
-SnapshotLike = int | str | Snapshot | None
 
 
-class Table:
+class Table(TableReads):
     """A table of a lake. Safe to share between threads; writes of one process go one at a time. Picklable by the lake's location.
 
     Attributes:
@@ -61,11 +55,6 @@ class Table:
 
     def __repr__(self) -> str:
         return f"Table({self.name!r} in {self.lake.location!r})"
-
-    @property
-    def spec(self) -> TableSpec:
-        """The definition: keys, buckets, order, merge rules."""
-        return self._context.spec
 
     @property
     def schema(self) -> Schema:
@@ -369,62 +358,6 @@ class Table:
         self.lake.check_process()
         return erase(self._context, keys, where=where, due=due, signing_key=signing_key, progress=progress)
 
-    def view(self, snapshot: SnapshotLike = None) -> SnapshotView:
-        """What makes up a snapshot: plain data, for planners."""
-        return self._context.views.at(self.spec, snapshot)
-
-    def part_view(self, snapshot: SnapshotLike, needed: Callable[[TableSpec], Within | None]) -> SnapshotView:
-        """A snapshot, or what of it a plan needs, once its schema is known; whole where it is at hand."""
-        return self._context.views.at(self.spec, snapshot, needed)
-
-    def to_arrow(
-        self, columns: Sequence[str] | None = None, where: str | None = None, snapshot: SnapshotLike = None, closed_before: Moment | None = None
-    ) -> pa.Table:
-        """Read rows of a snapshot.
-
-        Args:
-            columns: Names, in the order wanted; default all.
-            where: A SQL boolean expression.
-            snapshot: A number, a tag or a Snapshot; default the newest.
-            closed_before: Only rows whose attribution window is closed at this time, or at the "watermark".
-
-        Raises:
-            ColumnNotFoundError: A column is not in the schema.
-            SnapshotNotFoundError: No such snapshot or tag.
-        """
-        return reading.read_view(self.view(snapshot), self.lake.storage, columns=columns, where=where, closed_before=closed_before)
-
-    def diff(self, a: SnapshotLike, b: SnapshotLike = None, columns: Sequence[str] | None = None) -> Diff:
-        """Rows that are in `b` and not in `a`, the other way round, and those that differ, by primary key.
-
-        Args:
-            a: A number, a tag or a Snapshot.
-            b: Likewise; default the newest.
-            columns: Which columns to compare and return beside the key; default all of `b`, which `a` must have too.
-
-        Raises:
-            SchemaError: A snapshot lacks a column.
-            SnapshotNotFoundError: No such snapshot or tag.
-        """
-        return diff(self.view(a), self.view(b), self.lake.storage, columns)
-
-    def lookup(self, keys: KeyValues, columns: Sequence[str] | None = None, *, snapshot: SnapshotLike = None) -> pa.Table:
-        """Rows by primary key; what was looked up before stays open, so that a warm look-up takes a fraction of a millisecond.
-
-        Args:
-            keys: Values of a key of one column, tuples for several, or a pyarrow Table or RecordBatch with the key's columns. Repeats are allowed.
-            columns: Names, in the order wanted; default all.
-            snapshot: A number, a tag or a Snapshot; default the newest, followed from call to call.
-
-        Returns:
-            One row for each key, in their order; all null where the table has no such key.
-
-        Raises:
-            SchemaError: Keys do not fit the primary key.
-            ColumnNotFoundError: A column is not in the schema.
-        """
-        return self._context.look_ups.at(snapshot).take(keys, columns)
-
     def build_lookup(self, columns: Sequence[str] | None = None, *, progress: Progress | None = None) -> RowGroupReport:
         """Keep these columns of large segments a second time, rows side by side, so that look-ups on cold data read a page a row, not one a column.
 
@@ -438,18 +371,6 @@ class Table:
             ColumnNotFoundError, SchemaError: A column is not there, or of a type that rows do not hold (fixed-width values, strings, binary, lists of numbers).
         """
         return build_row_groups(self._context, columns, progress)
-
-    def scan(
-        self,
-        columns: Sequence[str] | None = None,
-        where: str | None = None,
-        snapshot: int | str | None = None,
-        closed_before: int | str | datetime.datetime | None = None,
-    ) -> Scan:
-        """What to read for training; see `loader.DataLoader`."""
-        from loader.scan import Scan
-
-        return Scan.of(self, columns=columns, where=where, snapshot=snapshot, closed_before=closed_before)
 
     def history(self) -> list[Snapshot]:
         """All snapshots that are kept, oldest first."""
@@ -482,10 +403,6 @@ class Table:
     def describe(self) -> dict[str, Any]:
         """The definition and the present state, as JSON values."""
         return describe(self._context)
-
-    def bytes_by_column(self, snapshot: SnapshotLike = None) -> dict[str, int]:
-        """Stored bytes of each column in the live segments."""
-        return reading.bytes_by_column(self.view(snapshot), self.lake.storage)
 
     def _writable(self) -> TableContext:
         self.lake.check_process()

@@ -233,6 +233,21 @@ def test_a_killed_restore_goes_on(tmp_path: Path, new_catalog: Callable[[str], s
         loader.restore(tmp_path / "backup", tmp_path / "copy", catalog=catalog)
 
 
+def test_a_restore_that_is_killed_once_it_is_whole_needs_no_other(tmp_path: Path) -> None:
+    with loader.connect(tmp_path / "lake") as lake:
+        fill(lake)
+        lake.backup(tmp_path / "backup")
+        before = shown(lake)
+
+    def work() -> None:
+        with failpoints.armed("restore.marked", processes.kill_self):
+            loader.restore(tmp_path / "backup", tmp_path / "copy")
+
+    assert processes.wait(processes.start(work)) == -9
+    with loader.connect(tmp_path / "copy", create=False) as copy:
+        assert shown(copy) == before
+
+
 def test_a_restore_overwrites_nothing(tmp_path: Path) -> None:
     with loader.connect(tmp_path / "lake") as lake:
         fill(lake)

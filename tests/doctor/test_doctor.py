@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 import loader
 from loader import SourceOffsets
+from loader.catalog import sealing
+from loader.catalog.column_stats import RECORD
 from loader.catalog.commit import now_micros
 from loader.doctor import run as doctor_run
 from loader.doctor.checks import REGISTRY
@@ -337,7 +340,34 @@ def test_a_footer_that_states_wrong_statistics_is_named(lake: Any) -> None:
     assert any("column 'clicks', block 0: 0 nulls, and its footer states 1" in what for what in wrong)
 
 
+def test_statistics_that_hide_rows_are_named(lake: Any) -> None:
+    with lake.database.write() as connection:
+        segment, stats = connection.execute("select id, stats from segments where stats is not null order by id limit 1").fetchone()
+        records = np.frombuffer(bytes(stats), RECORD).copy()
+        records["min"][records["column_id"] == 2] += np.uint64(1)
+        records["null_count"][records["column_id"] == 1] += np.uint64(1)
+        connection.execute("update segments set stats = ? where id = ?", (records.tobytes(), segment))
+    shown = [finding.what for finding in lake.doctor(deep=True).findings if finding.code == "segment-statistics"]
+    assert len(shown) == 2
+    assert any(what.startswith("column 2: values") for what in shown)
+    assert any(what.startswith("column 1: 0 nulls, and the catalog states 1") for what in shown)
+
+
+@BOTH
+def test_a_pack_that_differs_from_its_rows_is_made_anew(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.catalog.sealing.PACK_SEGMENTS", 2)
+    with lake.database.write() as connection:
+        while sealing.seal(connection, 1):
+            pass
+        connection.execute("update segments set key_max = key_max + 1 where id = (select min(id) from segments)")
+    assert lake.doctor().is_clean, "only a deep run compares them"
+    (finding,) = lake.doctor(deep=True).findings
+    assert finding.code == "segment-pack"
+    report = lake.doctor(deep=True, repair=True)
+    assert (len(report.repaired), report.findings) == (1, ())
+
+
 def test_every_check_has_a_test() -> None:
     tested = {damage.split(":")[0] for damage in (*DAMAGE, *LIES)}
-    apart = {"section-damaged", "deleted-twice", "key-twice", "block-statistics", "marker", "catalog-damaged"}
+    apart = {"section-damaged", "deleted-twice", "key-twice", "block-statistics", "marker", "catalog-damaged", "segment-pack", "segment-statistics"}
     assert set(REGISTRY) == tested | apart

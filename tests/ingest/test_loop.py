@@ -16,6 +16,7 @@ from loader.errors import ColumnNotFoundError, SchemaError
 from loader.ingest.loop import IngestReport, Progress, Stream, run
 from loader.ingest.sources.files import FileSource
 from loader.table.table import Table
+from tests.table import processes
 
 SCHEMA = pa.schema(
     [
@@ -145,6 +146,31 @@ def test_killed_anywhere_nothing_is_lost_or_doubled(events: Path, undisturbed: p
             assert (state["num_rows"], state["num_pending"], state["watermark"]) == (ROWS, 0, last_event(events))
             return
     pytest.fail("the replay never ended")
+
+
+@pytest.mark.parametrize("failpoint", [*FAILPOINTS, "ingest.committed"])
+def test_a_killed_process_is_taken_up_by_the_next(events: Path, undisturbed: pa.Table, tmp_path: Path, failpoint: str) -> None:
+    """SIGKILL, at the first passing of a failpoint, the second of the next life, and so on, until a life gets to the end."""
+
+    def life(times: int) -> None:
+        left = [times]
+
+        def count_down() -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                processes.kill_self()
+
+        with loader.connect(str(tmp_path / "lake")) as lake, failpoints.armed(failpoint, count_down):
+            replay(open_table(lake), events, round_rows=300)
+
+    codes = [-9]
+    while codes[-1] == -9 and len(codes) < 20:
+        times = len(codes)
+        codes.append(processes.wait(processes.start(lambda times=times: life(times))))
+    assert codes[-1] == 0 and codes.count(-9) > 2
+    with loader.connect(str(tmp_path / "lake")) as lake:
+        assert contents(open_table(lake)).equals(undisturbed)
+        assert sum(open_table(lake).offsets("test", "samples").values()) == ROWS
 
 
 def test_asked_to_stop_it_ends_after_the_commit_in_hand_and_goes_on(events: Path, undisturbed: pa.Table, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import loader
 from tests import postgres, seaweedfs
 
-ON_S3 = ("test_table", "test_upsert", "test_compaction")  # the modules whose tests run there too
+ON_S3 = ("test_table", "test_upsert", "test_compaction", "test_faults")  # the modules whose tests run there too
 FILES_ONLY = ("test_large_commits_make_files_and_small_ones_none", "test_no_space_commits_nothing")  # what only a local disk does
 
 

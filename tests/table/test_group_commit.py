@@ -205,6 +205,15 @@ def test_files_and_exact_writes_are_committed_alone(lake: Any) -> None:
     assert together(writes, plans, lambda plan: plan is plans[writes[0]]) == [writes[0]]
 
 
+def test_a_group_of_many_writes_with_files_comes_to_its_end(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 0)
+    table = create(lake)
+    futures, transactions = queued(table, *(lambda at=at: table.append_async(rows(10 * at, 10 * at + 10)) for at in range(24)))
+    assert [future.result().id for future in futures] == list(range(1, 25))
+    assert transactions == 24
+    assert len(table.to_arrow(["item"])) == 240
+
+
 @pytest.mark.parametrize(("failpoint", "times"), [("commit.begun", 3), ("commit.written", 2), ("commit.committed", 2), ("append.resolved", 25)])
 def test_killed_in_a_group_nothing_acknowledged_is_lost_and_nothing_is_half_there(tmp_path: Path, catalog: str | None, failpoint: str, times: int) -> None:
     with loader.connect(tmp_path, catalog=catalog) as lake:
