@@ -7,10 +7,13 @@ goes through `loader.object_store`. A path is written once: `put` refuses one th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
 import errno
 import itertools
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,6 +82,15 @@ def coalesce(ranges: Sequence[Range], *, gap_bytes: int, max_request_bytes: int)
     return requests
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """One object of a listing: its path, its size, and when it was written."""
+
+    path: str
+    num_bytes: int
+    modified: datetime.datetime
+
+
 class Storage:
     """A folder of one object store. Thread-safe; picklable by its url. Open one with `Storage.open`.
 
@@ -138,6 +150,10 @@ class Storage:
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete the objects; one that is not there is no error."""
+        raise NotImplementedError
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        """What is stored under a folder, in any order: for reports. What is deleted is never decided by a listing."""
         raise NotImplementedError
 
     def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
@@ -291,6 +307,17 @@ class LocalStorage(Storage):
             except OSError as error:
                 raise StorageError(f"cannot delete {self.folder / path}: {error.strerror or error}") from error
 
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        self._check_process()
+        for target in (self.folder / check_path(prefix.rstrip("/"))).rglob("*"):
+            try:
+                found = target.stat()
+            except FileNotFoundError:
+                continue  # it went while the folder was read
+            if stat.S_ISREG(found.st_mode):
+                modified = datetime.datetime.fromtimestamp(found.st_mtime, datetime.UTC)
+                yield StoredObject(path=target.relative_to(self.folder).as_posix(), num_bytes=found.st_size, modified=modified)
+
     def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
         with self._opened(path) as (file, target):
             if _ADVISE is not None and all(stop - start <= SCATTERED_BYTES for start, stop in requests):
@@ -356,6 +383,11 @@ class ObjectStorage(Storage):
         self._check_process()
         for path in paths:
             object_store.delete(self._store, check_path(path), f"{self.url}/{path}")
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        self._check_process()
+        for path, num_bytes, modified in object_store.listing(self._store, check_path(prefix.rstrip("/")), f"{self.url}/{prefix}"):
+            yield StoredObject(path=path, num_bytes=num_bytes, modified=modified)
 
     def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
         return object_store.ranges(self._store, path, requests, f"{self.url}/{path}")

@@ -8,13 +8,13 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from bench_format_measure import CACHED_BYTES
 from rich.console import Console
 from rich.table import Table
 
 Report = dict[str, Any]
-# What moves a stage's bytes at best. Regions of a block are more than caches hold; lists are laid out in buffers that stay in one, some rows at a time.
+# What moves a stage's bytes at best; lists are laid out in buffers that stay in a cache, some rows at a time, and so are the regions of a small block.
 MEMORY_OF = {"read": "copy", "checksums": "read", "lists": "write_cached"}
-OF_OPS = "write_warm"
 
 
 def profile(part: Report, cores: str) -> Report | None:
@@ -30,8 +30,10 @@ def profile(part: Report, cores: str) -> Report | None:
         return None
     sizes, limits, found = figure["stage_bytes"], part["limits"][cores], []
     total = sum(figure["stage_seconds"].values())
+    regions = sum(num_bytes for name, num_bytes in sizes.items() if name not in MEMORY_OF)
+    of_ops = "write_cached" if regions <= CACHED_BYTES else "write_warm"
     for name, seconds in figure["stage_seconds"].items():
-        memory = MEMORY_OF.get(name, OF_OPS) if sizes.get(name) else None
+        memory = MEMORY_OF.get(name, of_ops) if sizes.get(name) else None
         best = sizes[name] / statistics.median(limits[f"{memory}_bytes_per_second"]) if memory else None
         found.append({"name": name, "seconds": seconds, "share": seconds / total, "bytes": sizes.get(name, 0), "memory": memory, "memory_seconds": best})
     return {

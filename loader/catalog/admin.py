@@ -58,6 +58,12 @@ def _properties(spec: TableSpec) -> dict[str, Any]:
     return found
 
 
+def load_property(connection: Connection, spec: TableSpec, name: str, default: Any) -> Any:
+    """One of a table's properties, or what it is where it was never set."""
+    (text,) = connection.execute("select properties from tables where id = ?", (spec.id,)).fetchone()
+    return json.loads(text).get(name, default)
+
+
 def set_property(connection: Connection, spec: TableSpec, name: str, value: Any) -> None:
     """Set one of a table's properties."""
     (text,) = connection.execute("select properties from tables where id = ?", (spec.id,)).fetchone()
@@ -80,7 +86,7 @@ def drop_table(connection: Connection, spec: TableSpec) -> None:
         paths.update(path for (path,) in connection.execute(f"select distinct path from {table} where table_id = ?", (spec.id,)))
         connection.execute(f"delete from {table} where table_id = ?", (spec.id,))
     throw_away(connection, spec.id, sorted(paths), reason=f"table {spec.name} was dropped")
-    for table in ("segment_stats", "segment_packs", "pins", "selections", "source_offsets", "buckets", "snapshots"):
+    for table in ("erasures", "segment_stats", "segment_packs", "pins", "selections", "source_offsets", "buckets", "snapshots"):
         connection.execute(f"delete from {table} where table_id = ?", (spec.id,))
     connection.execute("update tables set dropped_at = ? where id = ?", (now_micros(), spec.id))
 

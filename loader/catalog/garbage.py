@@ -14,6 +14,7 @@ from loader.catalog.connection import Database
 from loader.catalog.records import INLINE_PREFIX
 from loader.storage import TEMPORARY_SUFFIX, Storage
 
+BATCH_PATHS = 1_000  # deleted in one go
 MAX_STAGED_GAP = 4  # numbers without a file after which a writer's files have ended; a writer leaves no gaps on purpose
 
 
@@ -41,18 +42,27 @@ def collect(catalog: Database, storage: Storage, *, now: int | None = None) -> C
         now: Wall clock in microseconds; the real one by default.
     """
     now = now_micros() if now is None else now
-    with catalog.read() as connection:
-        listed = [path for (path,) in connection.execute("select path from garbage where not_before <= ? order by path", (now,))]
-        paths = [path for path in listed if not is_referred_to(connection, path)]
-        stages = connection.execute("select prefix, next_file from staged where lease_until <= ?", (now,)).fetchall()
-    storage.delete(path for path in paths if not path.startswith(INLINE_PREFIX))
-    failpoints.hit("garbage.deleted")
+    deleted, after = 0, ""
+    while True:
+        with catalog.read() as connection:
+            rows = connection.execute("select path from garbage where not_before <= ? and path > ? order by path limit ?", (now, after, BATCH_PATHS)).fetchall()
+            listed = [path for (path,) in rows]
+            paths = [path for path in listed if not is_referred_to(connection, path)]
+        storage.delete(path for path in paths if not path.startswith(INLINE_PREFIX))
+        failpoints.hit("garbage.deleted")
+        if listed:
+            with catalog.write() as connection:
+                connection.executemany("delete from inline_data where path = ?", [(path,) for path in paths if path.startswith(INLINE_PREFIX)])
+                connection.executemany("delete from garbage where path = ?", [(path,) for path in listed])
+        deleted += len(paths)
+        if len(listed) < BATCH_PATHS:
+            break
+        after = listed[-1]
     with catalog.write() as connection:
-        connection.executemany("delete from inline_data where path = ?", [(path,) for path in paths if path.startswith(INLINE_PREFIX)])
-        connection.executemany("delete from garbage where path = ?", [(path,) for path in listed])
         connection.execute("delete from pins where kind = 'pin' and expires_at <= ?", (now,))
+        stages = connection.execute("select prefix, next_file from staged where lease_until <= ?", (now,)).fetchall()
     expired = sum(_collect_stage(catalog, storage, prefix, next_file, now) for prefix, next_file in stages)
-    return CollectionReport(deleted_paths=len(paths), expired_stages=expired)
+    return CollectionReport(deleted_paths=deleted, expired_stages=expired)
 
 
 def _collect_stage(catalog: Database, storage: Storage, prefix: str, next_file: int, now: int) -> int:

@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command("expire")(expire)
     app.command("gc")(gc)
     app.command("erase")(erase)
+    app.command("audit")(audit)
 
 
 def delete(
@@ -49,20 +50,27 @@ def delete(
 
 def expire(
     table: TableArgument,
-    older_than_days: Annotated[float, typer.Option(min=0, metavar="DAYS", help="Snapshots that are older go.")] = 7.0,
-    keep: Annotated[int, typer.Option(min=1, help="So many of the newest stay, whatever their age.")] = 1,
-    grace_hours: Annotated[float, typer.Option(min=0, metavar="HOURS", help="How long bytes stay after this, for readers that have begun.")] = 1.0,
+    older_than_days: Annotated[float | None, typer.Option(min=0, metavar="DAYS", help="Snapshots that are older go; default 7, or as the table says.")] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="So many of the newest stay, whatever their age; default 1, or as the table says.")] = None,
+    grace_hours: Annotated[float | None, typer.Option(min=0, metavar="HOURS", help="How long bytes stay after this, for readers that have begun.")] = None,
+    ttl_days: Annotated[float | None, typer.Option(min=0, metavar="DAYS", help="Rows that are older go too, by the time column.")] = None,
     lake: LakeOption = DEFAULT_LAKE,
     catalog: CatalogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Forget old snapshots of a table and what only they showed; tags and running jobs keep theirs. `headrace gc` then deletes the bytes."""
     with output.open_lake(lake, catalog) as opened:
-        report = opened.table(table).expire(older_than=datetime.timedelta(days=older_than_days), keep=keep, grace_seconds=grace_hours * 3600)
+        report = opened.table(table).expire(
+            older_than=None if older_than_days is None else datetime.timedelta(days=older_than_days),
+            keep=keep,
+            grace_seconds=None if grace_hours is None else grace_hours * 3600,
+            ttl=None if ttl_days is None else datetime.timedelta(days=ttl_days),
+        )
     if as_json:
         output.print_json(report)
     else:
-        output.messages.print(f"{len(report.snapshots):,} snapshots of {table} expired, {report.records:,} records forgotten with them", markup=False)
+        rows = f"{report.rows_dropped:,} rows dropped by age, " if report.rows_dropped else ""
+        output.messages.print(f"{rows}{len(report.snapshots):,} snapshots of {table} expired, {report.records:,} records forgotten with them", markup=False)
 
 
 def gc(lake: LakeOption = DEFAULT_LAKE, catalog: CatalogOption = None, as_json: JsonOption = False) -> None:
@@ -73,6 +81,30 @@ def gc(lake: LakeOption = DEFAULT_LAKE, catalog: CatalogOption = None, as_json: 
         output.print_json(report)
     else:
         output.messages.print(f"{report.deleted_paths:,} files deleted, {report.expired_stages:,} dead writers cleaned up after", markup=False)
+
+
+def audit(
+    listed: Annotated[Path | None, typer.Option("--list", metavar="FILE", help="Write the orphans there, for somebody to read.")] = None,
+    lake: LakeOption = DEFAULT_LAKE,
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare what is stored with what the catalog refers to. Nothing is deleted. Exit code 1 when something is missing."""
+    with output.open_lake(lake, catalog) as opened:
+        report = opened.audit()
+    if listed is not None:
+        report.save_list(listed)
+    if as_json:
+        output.print_json(report)
+    else:
+        for lost in report.missing:
+            output.messages.print(f"missing: {lost.path} ({', '.join(lost.records)})", markup=False, soft_wrap=True)
+        for orphan in report.orphans:
+            output.messages.print(f"orphan: {orphan.path} ({output.size(orphan.num_bytes)}, {orphan.modified:%Y-%m-%d %H:%M})", markup=False, soft_wrap=True)
+        counts = f"{len(report.orphans):,} orphans, {len(report.missing):,} missing; {report.staged_objects:,} staged, {report.garbage_objects:,} garbage"
+        output.console.print(f"{report.num_objects:,} objects, {output.size(report.num_bytes)}: {counts}", markup=False, soft_wrap=True)
+    if report.missing:
+        raise typer.Exit(1)
 
 
 def erase(

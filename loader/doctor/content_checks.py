@@ -325,6 +325,7 @@ def waiting_content(opened: Opened) -> Iterator[Found]:
         return
     if len(rows) and int(rows.max()) >= opened.reader.num_rows:
         yield _of(opened, f"row {int(rows.max()):,} of its operands is asked for, and it has {opened.reader.num_rows:,}")
-    if opened.spec is not None and len(keys) and (bucket_of(keys, opened.spec.buckets) != record["bucket"]).any():
+    left = keys.take(np.setdiff1d(np.arange(len(keys)), np.frombuffer(bytes(record["met"] or b""), "<u4")))  # an erased key counts as met
+    if opened.spec is not None and len(left) and (bucket_of(left, opened.spec.buckets) != record["bucket"]).any():
         yield _of(opened, f"it holds keys of other buckets than {record['bucket']}")
     yield from _wrong_columns(opened)

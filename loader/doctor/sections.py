@@ -38,7 +38,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "overlays": (*_SECTION, "segment_id", "kind", "num_rows", "num_deleted", "column_ids"),
     "column_files": (*_SECTION, "segment_id", "column_ids"),
-    "pending": (*_SECTION, "bucket", "num_held", "keys", "column_ids"),
+    "pending": (*_SECTION, "bucket", "num_held", "keys", "met", "column_ids"),
 }
 _OVERLAYS = (
     "select id, kind, path, section_offset, num_bytes, sequence, num_rows, num_deleted, column_ids from overlays "

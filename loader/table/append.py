@@ -27,8 +27,7 @@ class Append(Write):
     def __init__(
         self, context: TableContext, data: Data, *, on_conflict: str, watermark: int | None, offsets: SourceOffsets | None, commit_id: str | None
     ) -> None:
-        if on_conflict not in ON_CONFLICT:
-            raise ValueError(f"on_conflict is 'check' (refuse a key that exists) or 'trust' (skip the probe), not {on_conflict!r}")
+        check_on_conflict(on_conflict)
         super().__init__(context, offsets=offsets, commit_id=commit_id)
         self.on_conflict, self.watermark = on_conflict, watermark
         self.data = as_table(data)
@@ -104,6 +103,12 @@ class Append(Write):
             watermark=self.watermark,
             summary={"rows_appended": len(self.keys), "labels_met": births.num_met},
         )
+
+
+def check_on_conflict(on_conflict: str) -> None:
+    """Raise ValueError for a word that means nothing."""
+    if on_conflict not in ON_CONFLICT:
+        raise ValueError(f"on_conflict is 'check' (refuse a key that exists) or 'trust' (skip the probe), not {on_conflict!r}")
 
 
 def refuse_existing(context: TableContext, births: Births, found: np.ndarray) -> None:

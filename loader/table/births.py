@@ -9,15 +9,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader.catalog.records import DELETES, NewOverlay, NewSegment
-from loader.segment.key_index import bucket_of
+from loader.segment.key_index import Keys, bucket_of
 from loader.table.context import TableContext
-from loader.table.files import Placed, place
+from loader.table.files import Placed, Stage, place
 from loader.table.keys import ALWAYS_WARM_KEYS
 from loader.table.pending import Meeting, meet
 from loader.table.rows import EncodedRows, PreparedRows, encode_sections
 from loader.table.segments import encode_overlay
 
 I64 = npt.NDArray[np.int64]
+_NO_ROWS = PreparedRows(table=pa.table({}), keys=Keys(np.zeros(0, np.uint64), None), sections=())  # one for all: small buffers that stay keep large pages
 
 
 class Births:
@@ -29,12 +30,22 @@ class Births:
         column_ids: Of their columns; default the schema's.
         level: Of their segments: 1 where values bring an order of their own, as after a compaction.
         sequences: The lowest and highest commit sequence of rows that bring theirs; None for the commit's own.
+        stage: Where files go, small ones too; default the table's, and the catalog for what is small.
     """
 
     def __init__(
-        self, context: TableContext, rows: PreparedRows, *, column_ids: Sequence[int] | None = None, level: int = 0, sequences: tuple[int, int] | None = None
+        self,
+        context: TableContext,
+        rows: PreparedRows,
+        *,
+        column_ids: Sequence[int] | None = None,
+        level: int = 0,
+        sequences: tuple[int, int] | None = None,
+        stage: Stage | None = None,
     ) -> None:
-        self.rows = rows
+        self.rows, self.sections = rows, rows.sections
+        self._stage, self._may_inline = context.stage if stage is None else stage, stage is None
+        self._segments: list[NewSegment] | None = None
         self._context, self._level, self._sequences = context, level, sequences
         self._ids = [column.id for column in context.spec.schema] if column_ids is None else list(column_ids)
         self._encoded: Sequence[EncodedRows] = ()
@@ -57,20 +68,26 @@ class Births:
     def place(self, encoded: Sequence[EncodedRows]) -> None:
         """Stage sections that were encoded together with those of other commits."""
         self._encoded = encoded
-        self._placed = place([one.segment.data for one in encoded], self._context.stage, self._inline) if encoded else None
+        self._placed = place([one.segment.data for one in encoded], self._stage, self._inline if self._may_inline else None) if encoded else None
 
-    def meet(self, key_buckets: tuple[int, ...]) -> None:
+    def release(self) -> None:
+        """Let go of rows and bytes that are stored; who goes on gives `meet` the keys."""
+        self._segments, self._encoded = self.segments, ()
+        self.rows = _NO_ROWS
+
+    def meet(self, key_buckets: tuple[int, ...], keys: Keys | None = None) -> None:
         """Find the labels that wait for these rows, and make them overlays of the new sections; written again only where they changed."""
+        keys = self.rows.keys if keys is None else keys
         context = self._context
         waiting = context.waiting(key_buckets)
         if not waiting and not self._meetings:
             return
-        meetings = meet(waiting, self.rows.keys, bucket_of(self.rows.keys, context.spec.buckets), context.storage)
+        meetings = meet(waiting, keys, bucket_of(keys, context.spec.buckets), context.storage)
         if [(m.pending_id, m.positions) for m in meetings] == [(m.pending_id, m.positions) for m in self._meetings]:
             return
         self._meetings, self._met_overlays, self._met_inline = meetings, [], {}
         targets, sections = [], []
-        for at, (_, _, start, stop) in enumerate(self.rows.sections):
+        for at, (_, _, start, stop) in enumerate(self.sections):
             for meeting in meetings:
                 part = meeting.overlay(start, stop)
                 if part is not None:
@@ -78,7 +95,7 @@ class Births:
                     sections.append(part.data)
         if not sections:
             return
-        placed = place(sections, context.stage, self._met_inline)
+        placed = place(sections, self._stage, self._met_inline)
         self._met_overlays = [
             NewOverlay(
                 new_segment=at,
@@ -98,13 +115,13 @@ class Births:
             return
         self._dead, self._dead_overlays, self._dead_inline = dead, [], {}
         targets, sections = [], []
-        for at, (_, _, start, stop) in enumerate(self.rows.sections):
+        for at, (_, _, start, stop) in enumerate(self.sections):
             first, last = np.searchsorted(dead, [start, stop]).tolist()
             if first < last:
                 targets.append((at, last - first))
                 sections.append(encode_overlay(pa.table({}), (), dead[first:last] - start, None))
         if sections:
-            placed = place(sections, self._context.stage, self._dead_inline)
+            placed = place(sections, self._stage, self._dead_inline)
             self._dead_overlays = [
                 NewOverlay(
                     new_segment=at,
@@ -121,6 +138,8 @@ class Births:
 
     @property
     def segments(self) -> list[NewSegment]:
+        if self._segments is not None:
+            return self._segments
         if self._placed is None:
             return []
         return [

@@ -30,16 +30,18 @@ logger = logging.getLogger(__name__)
 OPTIMISTIC_TRIES = 4  # after these the writer resolves while it holds the queue, so that nobody can come between
 _MAX_TRIES = 16
 _PAUSE_SECONDS = 0.002
+MEMORY_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(kw_only=True)
 class TableContext:
-    """Shared state of a handle's writes; `lock` makes them one at a time in a process."""
+    """Shared state of a handle's writes; `lock` makes them one at a time in a process. An append holds about `memory_bytes`, whatever its input."""
 
     spec: TableSpec
     catalog: Database
     storage: LakeStorage
     lookup_cache_bytes: int = LOOKUP_CACHE_BYTES
+    memory_bytes: int = MEMORY_BYTES
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 from loader.catalog import admin
 from loader.catalog.read import load_head, load_pending, load_view
 from loader.table.context import TableContext
+from loader.table.ttl import load_retention
 
 
 def describe(context: TableContext) -> dict[str, Any]:
     """See `Table.describe`."""
     spec = context.spec
+    retention = load_retention(context)
     with context.catalog.read() as connection:
         view = load_view(connection, spec, load_head(connection, spec))
         tags = admin.load_tags(connection, spec)
@@ -39,5 +41,6 @@ def describe(context: TableContext) -> dict[str, Any]:
         "num_pending": held,
         "segment_bytes": sum(segment.num_bytes for segment in view.segments),
         "overlay_bytes": sum(overlay.num_bytes for overlay in overlays),
+        "retention": dataclasses.asdict(retention),
         "tags": tags,
     }

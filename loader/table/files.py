@@ -142,8 +142,8 @@ class Stage:
         self.forget()
 
 
-def place(sections: Sequence[Buffer], stage: Stage, inline: dict[str, bytes]) -> Placed:
-    """Pack sections into one object: a staged file, or an entry of `inline` if it is small."""
+def place(sections: Sequence[Buffer], stage: Stage, inline: dict[str, bytes] | None) -> Placed:
+    """Pack sections into one object: a staged file, or an entry of `inline`, where there is one, if it is small."""
     at = 0
     offsets = []
     for section in sections:
@@ -152,8 +152,8 @@ def place(sections: Sequence[Buffer], stage: Stage, inline: dict[str, bytes]) ->
     packed = bytearray(at)
     for offset, section in zip(offsets, sections, strict=True):
         packed[offset : offset + memoryview(section).nbytes] = section
-    stored = pack(packed) if len(packed) <= MAX_PACKED_BYTES else None
-    if stored is not None and len(stored) <= INLINE_BYTES:
+    stored = pack(packed) if inline is not None and len(packed) <= MAX_PACKED_BYTES else None
+    if inline is not None and stored is not None and len(stored) <= INLINE_BYTES:
         path = INLINE_PREFIX + os.urandom(16).hex()
         inline[path] = stored
     else:

@@ -30,7 +30,9 @@ from loader.table.patch import Patch
 from loader.table.reads import Moment, SnapshotLike, TableReads
 from loader.table.row_groups import RowGroupReport, build_row_groups
 from loader.table.rows import Data
+from loader.table.streamed import append
 from loader.table.times import time_value
+from loader.table.ttl import Retention, save_retention
 from loader.table.upsert import Upsert
 
 if TYPE_CHECKING:
@@ -104,8 +106,11 @@ class Table(TableReads):
         watermark: Moment | None = None,
         offsets: SourceOffsets | None = None,
         commit_id: str | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Snapshot:
         """Add rows with new keys; labels that were waiting for them are applied.
+
+        An input that is large beside the lake's `memory_bytes` is read, encoded and stored part by part, and becomes one snapshot all the same.
 
         Args:
             data: A pyarrow Table, RecordBatch or RecordBatchReader, or the path of a Parquet file.
@@ -113,6 +118,7 @@ class Table(TableReads):
             watermark: Up to where the data is complete, in the time column's unit or as a time; it never goes back.
             offsets: What was consumed from a source, committed with the rows. Offsets that were committed before drop the data.
             commit_id: A name for this commit; the same one again returns the first one's snapshot.
+            progress: Told how many rows are stored, after each part of a large input.
 
         Returns:
             The snapshot that holds the rows; they are durable.
@@ -124,7 +130,8 @@ class Table(TableReads):
             CatalogBusyError: Another process is writing for longer than the time-out.
             StorageFullError: No space left. Nothing was committed.
         """
-        return Append(self._writable(), data, on_conflict=on_conflict, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+        moment = self._moment(watermark)
+        return append(self._writable(), data, on_conflict=on_conflict, watermark=moment, offsets=offsets, commit_id=commit_id, progress=progress).run()
 
     def append_async(
         self,
@@ -313,21 +320,27 @@ class Table(TableReads):
     def expire(
         self,
         *,
-        older_than: datetime.timedelta | datetime.datetime = datetime.timedelta(days=7),
-        keep: int = 1,
+        older_than: datetime.timedelta | datetime.datetime | None = None,
+        keep: int | None = None,
         grace_seconds: float | None = None,
+        ttl: datetime.timedelta | datetime.datetime | None = None,
     ) -> ExpiryReport:
-        """Forget old snapshots and what only they showed. Snapshots with a tag, and those that running jobs hold, stay whole.
+        """Drop rows that are too old, and forget old snapshots and what only they showed. Snapshots with a tag, and those of running jobs, stay whole.
 
-        The bytes are deleted by `lake.collect_garbage` once the grace period is over, so that readers that have just begun end in peace.
+        What is left out is as `set_retention` says. Bytes are deleted by `lake.collect_garbage` once the grace period is over.
 
         Args:
-            older_than: Age, or the moment, before which snapshots go.
-            keep: How many of the newest stay, whatever their age.
-            grace_seconds: How long bytes stay after this; default an hour.
+            older_than: Age, or the moment, before which snapshots go; default a week.
+            keep: How many of the newest stay, whatever their age; default one.
+            grace_seconds: How long bytes stay after this, so that readers that have just begun end in peace; default an hour.
+            ttl: Age, or the moment, before which rows go, by the time column; default all stay.
         """
         self.lake.check_process()
-        return expire(self._context, older_than=older_than, keep=keep, grace_seconds=grace_seconds)
+        return expire(self._context, older_than=older_than, keep=keep, grace_seconds=grace_seconds, ttl=ttl)
+
+    def set_retention(self, retention: Retention) -> None:
+        """Keep settings with the table that `expire` applies from now on."""
+        save_retention(self._context, retention)
 
     def erase(
         self,

@@ -255,6 +255,14 @@ def test_a_key_that_is_live_twice_is_named_whatever_memory_there_is(lake: Any, m
 
 
 @BOTH
+def test_an_erased_lake_is_healthy(lake: Any) -> None:
+    """Of the head, of the tagged snapshot, of what was patched and of a label that waits: blanks are no damage."""
+    items = [2, 10, 11, 150, 1500, 5000]
+    lake.table("samples").erase(pa.table({"user": [item % 7 for item in items], "item": items}))
+    assert lake.doctor(deep=True).findings == ()
+
+
+@BOTH
 def test_a_label_that_should_have_met_its_row_is_named(lake: Any) -> None:
     table = lake.table("samples")
     with lake.database.read() as connection:
