@@ -118,6 +118,16 @@ def delete(store: ObjectStore, path: str, where: str) -> None:
         pass
 
 
+def listing(store: ObjectStore, prefix: str, where: str) -> list[tuple[str, int, datetime.datetime]]:
+    """(path, bytes, time it was written) of every object under a prefix."""
+    import obstore
+
+    def listed() -> list[tuple[str, int, datetime.datetime]]:
+        return [(found["path"], int(found["size"]), found["last_modified"]) for part in obstore.list(store, prefix) for found in part]
+
+    return _again(listed, f"cannot list {where}")
+
+
 def ranges(store: ObjectStore, path: str, wanted: Sequence[tuple[int, int]], where: str) -> list[memoryview]:
     """The bytes of each (start, stop), each complete.
 

@@ -7,10 +7,13 @@ goes through `loader.object_store`. A path is written once: `put` refuses one th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
 import errno
 import itertools
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,6 +82,15 @@ def coalesce(ranges: Sequence[Range], *, gap_bytes: int, max_request_bytes: int)
     return requests
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """One object of a listing: its path, its size, and when it was written."""
+
+    path: str
+    num_bytes: int
+    modified: datetime.datetime
+
+
 class Storage:
     """A folder of one object store. Thread-safe; picklable by its url. Open one with `Storage.open`.
 
@@ -140,6 +152,10 @@ class Storage:
         """Delete the objects; one that is not there is no error."""
         raise NotImplementedError
 
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        """What is stored under a folder, in any order: for reports. What is deleted is never decided by a listing."""
+        raise NotImplementedError
+
     def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
         """Bytes of each (start, stop), each complete."""
         raise NotImplementedError
@@ -197,6 +213,10 @@ class Storage:
         """The whole object."""
         return self.read_ranges(path, [(0, self.size(path))])[0]
 
+    def local_path(self, path: str) -> Path | None:
+        """The file of an object, where it is one of this machine's."""
+        return None
+
     def section(self, path: str, offset: int, num_bytes: int) -> StoredSection:
         """A part of one object as a source for a segment reader."""
         return StoredSection(self, path, offset, num_bytes)
@@ -223,6 +243,11 @@ class StoredSection:
             if start < 0 or size < 0 or start + size > self.num_bytes:
                 raise StorageError(f"range ({start}, {size}) leaves the section of {self.num_bytes} bytes at {self.offset} of {self.path}")
         return self.storage.read_ranges(self.path, [(self.offset + start, size) for start, size in ranges])
+
+    def local_place(self) -> tuple[Path, int] | None:
+        """The file that it lies in and its first byte there, where that is a file of this machine."""
+        path = self.storage.local_path(self.path)
+        return None if path is None else (path, self.offset)
 
     def __repr__(self) -> str:
         return f"{self.path}[{self.offset}:{self.offset + self.num_bytes}]"
@@ -260,6 +285,10 @@ class LocalStorage(Storage):
                 raise StorageFullError(full_message(target, memoryview(data).nbytes)) from error
             raise StorageError(f"cannot write {target} ({memoryview(data).nbytes:,} bytes): {error.strerror or error}") from error
 
+    def local_path(self, path: str) -> Path | None:
+        self._check_process()
+        return self.folder / check_path(path)
+
     def size(self, path: str) -> int:
         target = self.folder / check_path(path)
         try:
@@ -277,6 +306,17 @@ class LocalStorage(Storage):
                 continue
             except OSError as error:
                 raise StorageError(f"cannot delete {self.folder / path}: {error.strerror or error}") from error
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        self._check_process()
+        for target in (self.folder / check_path(prefix.rstrip("/"))).rglob("*"):
+            try:
+                found = target.stat()
+            except FileNotFoundError:
+                continue  # it went while the folder was read
+            if stat.S_ISREG(found.st_mode):
+                modified = datetime.datetime.fromtimestamp(found.st_mtime, datetime.UTC)
+                yield StoredObject(path=target.relative_to(self.folder).as_posix(), num_bytes=found.st_size, modified=modified)
 
     def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
         with self._opened(path) as (file, target):
@@ -344,6 +384,11 @@ class ObjectStorage(Storage):
         self._check_process()
         for path in paths:
             object_store.delete(self._store, check_path(path), f"{self.url}/{path}")
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        self._check_process()
+        for path, num_bytes, modified in object_store.listing(self._store, check_path(prefix.rstrip("/")), f"{self.url}/{prefix}"):
+            yield StoredObject(path=path, num_bytes=num_bytes, modified=modified)
 
     def _read(self, path: str, requests: Sequence[Range]) -> list[memoryview]:
         return object_store.ranges(self._store, path, requests, f"{self.url}/{path}")

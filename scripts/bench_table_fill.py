@@ -62,7 +62,7 @@ def _rows(table_id: int, snapshot: int, first: int, count: int, num_segments: in
     ends = [
         (low, low + (1 << 60)),
         (days * DAY, days * DAY + DAY - 1),
-        (at % 1000, at % 1000 + 10_000),
+        (at % 16, at % 16 + 10_000),
         (0.5 * (at % 7), 100.0 + at % 7),
         (at % 5, 50 + at % 5),
     ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow as pa
 from loader.catalog.connection import Database
 from loader.catalog.records import INLINE_PREFIX
 from loader.errors import NotFoundError, StorageError
-from loader.storage import COALESCE_GAP_BYTES, MAX_REQUEST_BYTES, Buffer, Range, Storage
+from loader.storage import COALESCE_GAP_BYTES, MAX_REQUEST_BYTES, Buffer, Range, Storage, StoredObject
 
 INLINE_CACHE_BYTES = 64 * 1024 * 1024
 _PACKED = b"HRZSTD1\0"
@@ -72,6 +73,12 @@ class LakeStorage(Storage):
 
     def size(self, path: str) -> int:
         return len(self._inline(path)) if path.startswith(INLINE_PREFIX) else self.files.size(path)
+
+    def local_path(self, path: str) -> Path | None:
+        return None if path.startswith(INLINE_PREFIX) else self.files.local_path(path)
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        return self.files.objects(prefix)
 
     def delete(self, paths: Iterable[str]) -> None:
         self.files.delete(path for path in paths if not path.startswith(INLINE_PREFIX))

@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command("expire")(expire)
     app.command("gc")(gc)
     app.command("erase")(erase)
+    app.command("audit")(audit)
 
 
 def delete(
@@ -80,6 +81,30 @@ def gc(lake: LakeOption = DEFAULT_LAKE, catalog: CatalogOption = None, as_json: 
         output.print_json(report)
     else:
         output.messages.print(f"{report.deleted_paths:,} files deleted, {report.expired_stages:,} dead writers cleaned up after", markup=False)
+
+
+def audit(
+    listed: Annotated[Path | None, typer.Option("--list", metavar="FILE", help="Write the orphans there, for somebody to read.")] = None,
+    lake: LakeOption = DEFAULT_LAKE,
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare what is stored with what the catalog refers to. Nothing is deleted. Exit code 1 when something is missing."""
+    with output.open_lake(lake, catalog) as opened:
+        report = opened.audit()
+    if listed is not None:
+        report.save_list(listed)
+    if as_json:
+        output.print_json(report)
+    else:
+        for lost in report.missing:
+            output.messages.print(f"missing: {lost.path} ({', '.join(lost.records)})", markup=False, soft_wrap=True)
+        for orphan in report.orphans:
+            output.messages.print(f"orphan: {orphan.path} ({output.size(orphan.num_bytes)}, {orphan.modified:%Y-%m-%d %H:%M})", markup=False, soft_wrap=True)
+        counts = f"{len(report.orphans):,} orphans, {len(report.missing):,} missing; {report.staged_objects:,} staged, {report.garbage_objects:,} garbage"
+        output.console.print(f"{report.num_objects:,} objects, {output.size(report.num_bytes)}: {counts}", markup=False, soft_wrap=True)
+    if report.missing:
+        raise typer.Exit(1)
 
 
 def erase(
