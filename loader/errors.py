@@ -20,6 +20,7 @@ HeadraceError
 │   ├── ConflictError            somebody else committed something incompatible first
 │   ├── FencedError              a newer owner of this pipeline exists
 │   ├── KeyExistsError           append(on_conflict="check") met a key that is there
+│   ├── HorizonError             a patch of a row that is older than the table's resolve horizon
 │   ├── UnknownOutcomeError      the answer was lost and could not be looked up
 │   └── CatalogBusyError         another process holds the catalog's write lock
 ├── StateMismatchError           loader state that belongs to another plan
@@ -115,6 +116,10 @@ class FencedError(CommitError):
 
 class KeyExistsError(CommitError):
     """`append(on_conflict="check")` met a key that is already in the table."""
+
+
+class HorizonError(CommitError):
+    """A patch of a row that is older than the table's resolve horizon allows."""
 
 
 class UnknownOutcomeError(CommitError):

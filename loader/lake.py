@@ -24,6 +24,7 @@ from loader.storage import LocalStorage, Storage, make_folders
 from loader.table.audit import AuditReport, audit
 from loader.table.context import MEMORY_BYTES, TableContext
 from loader.table.definition import define
+from loader.table.lookup import LOOKUP_CACHE_BYTES
 from loader.table.table import Table
 
 if TYPE_CHECKING:
@@ -46,13 +47,23 @@ class Lake:
         database: The catalog's connection, for the modules that write it.
     """
 
-    def __init__(self, location: str, catalog_url: str | None, files: Storage, database: Database, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(
+        self,
+        location: str,
+        catalog_url: str | None,
+        files: Storage,
+        database: Database,
+        memory_bytes: int = MEMORY_BYTES,
+        *,
+        lookup_cache_bytes: int = LOOKUP_CACHE_BYTES,
+    ) -> None:
         self.location = location
         self.catalog_url = catalog_url
         self.database = database
         self.memory_bytes = memory_bytes
         self.catalog = Catalog(database)
         self.storage = LakeStorage(files, database, (open_storage, (location, catalog_url)))
+        self._lookup_cache_bytes = lookup_cache_bytes
         self._contexts: dict[int, TableContext] = {}
         self._lock = threading.Lock()
 
@@ -144,7 +155,13 @@ class Lake:
         with self._lock:
             context = self._contexts.get(spec.id)
             if context is None or context.spec.schema_id != spec.schema_id:
-                context = self._contexts[spec.id] = TableContext(spec=spec, catalog=self.database, storage=self.storage, memory_bytes=self.memory_bytes)
+                context = self._contexts[spec.id] = TableContext(
+                    spec=spec,
+                    catalog=self.database,
+                    storage=self.storage,
+                    memory_bytes=self.memory_bytes,
+                    lookup_cache_bytes=self._lookup_cache_bytes,
+                )
             return context
 
     def tables(self) -> list[str]:
@@ -272,6 +289,7 @@ def connect(
     create: bool = True,
     *,
     busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS,
+    lookup_cache_bytes: int = LOOKUP_CACHE_BYTES,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Lake:
     """Open a lake, or create it.
@@ -282,6 +300,7 @@ def connect(
             own folder.
         create: Make the lake if it is not there. With False, a missing lake is an error.
         busy_timeout_seconds: How long a writer waits for other processes' commits.
+        lookup_cache_bytes: What look-ups of one table keep of it in memory, its keys (13.5 bytes each, at most 512 MiB) aside.
         memory_bytes: What an append may hold of its input, its copies and its encoded form, about; larger inputs are stored in parts, as one commit.
 
     Raises:
@@ -316,7 +335,7 @@ def connect(
         raise StorageError(f"catalog {database.place} belongs to another lake ({database.lake_id}) than {text} ({marker['lake_id']}): give the right catalog=…")
     if isinstance(files, LocalStorage):
         text = str(files.folder)
-    return Lake(text, catalog, files, database, memory_bytes)
+    return Lake(text, catalog, files, database, memory_bytes, lookup_cache_bytes=lookup_cache_bytes)
 
 
 def catalog_place(files: Storage, location: str, catalog: str | None) -> Path | str:

@@ -213,6 +213,10 @@ class Storage:
         """The whole object."""
         return self.read_ranges(path, [(0, self.size(path))])[0]
 
+    def local_path(self, path: str) -> Path | None:
+        """The file of an object, where it is one of this machine's."""
+        return None
+
     def section(self, path: str, offset: int, num_bytes: int) -> StoredSection:
         """A part of one object as a source for a segment reader."""
         return StoredSection(self, path, offset, num_bytes)
@@ -239,6 +243,11 @@ class StoredSection:
             if start < 0 or size < 0 or start + size > self.num_bytes:
                 raise StorageError(f"range ({start}, {size}) leaves the section of {self.num_bytes} bytes at {self.offset} of {self.path}")
         return self.storage.read_ranges(self.path, [(self.offset + start, size) for start, size in ranges])
+
+    def local_place(self) -> tuple[Path, int] | None:
+        """The file that it lies in and its first byte there, where that is a file of this machine."""
+        path = self.storage.local_path(self.path)
+        return None if path is None else (path, self.offset)
 
     def __repr__(self) -> str:
         return f"{self.path}[{self.offset}:{self.offset + self.num_bytes}]"
@@ -275,6 +284,10 @@ class LocalStorage(Storage):
             if error.errno in _NO_SPACE:
                 raise StorageFullError(full_message(target, memoryview(data).nbytes)) from error
             raise StorageError(f"cannot write {target} ({memoryview(data).nbytes:,} bytes): {error.strerror or error}") from error
+
+    def local_path(self, path: str) -> Path | None:
+        self._check_process()
+        return self.folder / check_path(path)
 
     def size(self, path: str) -> int:
         target = self.folder / check_path(path)
@@ -352,6 +365,7 @@ class ObjectStorage(Storage):
     def __init__(self, url: str) -> None:
         super().__init__(url.rstrip("/"))
         self._store = object_store.open_store(url)
+        self._uploads = object_store.open_store(url, object_store.PUT_SECONDS)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.url.startswith("memory:"):
@@ -360,7 +374,7 @@ class ObjectStorage(Storage):
 
     def put(self, path: str, data: Buffer, *, sync: bool = True) -> None:
         self._check_process()
-        object_store.put_new(self._store, check_path(path), bytes(data), f"{self.url}/{path}")
+        object_store.put_new(self._uploads, check_path(path), bytes(data), f"{self.url}/{path}")
 
     def size(self, path: str) -> int:
         self._check_process()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -72,6 +73,9 @@ class LakeStorage(Storage):
 
     def size(self, path: str) -> int:
         return len(self._inline(path)) if path.startswith(INLINE_PREFIX) else self.files.size(path)
+
+    def local_path(self, path: str) -> Path | None:
+        return None if path.startswith(INLINE_PREFIX) else self.files.local_path(path)
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
         return self.files.objects(prefix)

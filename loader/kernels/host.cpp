@@ -219,3 +219,4 @@ EXPORT u64 headrace_ranges(const i64* starts, const i64* lengths, u64 n, i64* ou
 #include "rows_take.h"
 #include "encoders.h"
 #include "key_probe.h"
+#include "page_reads.h"

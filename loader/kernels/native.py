@@ -22,6 +22,7 @@ from loader.kernels.native_columns import COLUMN_SIGNATURES, ColumnMethods
 from loader.kernels.native_encoder import ENCODER_SIGNATURES, EncoderMethods
 from loader.kernels.native_keys import KEY_SIGNATURES, KeyMethods
 from loader.kernels.native_lists import LIST_SIGNATURES, ListMethods
+from loader.kernels.native_pages import PAGE_SIGNATURES, PageMethods
 from loader.kernels.native_program import PROGRAM_SIGNATURES, ProgramMethods
 from loader.kernels.native_rows import ROW_REASONS, ROW_SIGNATURES, RowMethods
 from loader.kernels.native_segments import SEGMENT_SIGNATURES, SegmentMethods
@@ -61,7 +62,7 @@ def corrupt_chunk(ops: Array, word: int) -> CorruptSegmentError:
     return CorruptSegmentError(f"chunk {int(ops['chunk'][op])} of the request is corrupt: {reason} (op {op}, vector {vector})")
 
 
-class NativeLibrary(EncoderMethods, ColumnMethods, KeyMethods, ListMethods, ProgramMethods, RowMethods, SegmentMethods):
+class NativeLibrary(EncoderMethods, ColumnMethods, KeyMethods, ListMethods, PageMethods, ProgramMethods, RowMethods, SegmentMethods):
     """The compiled kernels. Methods take NumPy arrays, check them, and run without the GIL; safe to call from several threads.
 
     Attributes:
@@ -83,6 +84,7 @@ class NativeLibrary(EncoderMethods, ColumnMethods, KeyMethods, ListMethods, Prog
             **COLUMN_SIGNATURES,
             **SEGMENT_SIGNATURES,
             **KEY_SIGNATURES,
+            **PAGE_SIGNATURES,
             **LIST_SIGNATURES,
             **PROGRAM_SIGNATURES,
             **ROW_SIGNATURES,

@@ -156,7 +156,7 @@ def _integer_words(array: pa.Array) -> U64:
         array = array.view(pa.int32())
     elif pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
         array = array.view(pa.int64())
-    values = array.fill_null(0).to_numpy(zero_copy_only=False)
+    values = (array.fill_null(0) if array.null_count else array).to_numpy(zero_copy_only=False)
     words: U64 = (values if values.dtype.itemsize == 8 else values.astype(np.int64)).view(np.uint64)
     return words
 

@@ -81,10 +81,10 @@ class Alive:
         self.run, self.accept, self.dead = run, np.ascontiguousarray(accept), list(dead)
         self._pointers = np.array([0 if flags is None else flags.ctypes.data for flags in self.dead], np.uint64)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether every entry counts."""
-        return bool(self.accept.all()) and not self._pointers.any()
+    @functools.cached_property
+    def to_probe(self) -> npt.NDArray[np.void]:
+        """The record that a probe takes, one KEY_RUN."""
+        return np.array([self.record(bloom=True)], KEY_RUN)
 
     def entries(self) -> Flags:
         """The reference: bool[entries]."""
@@ -129,7 +129,7 @@ def probe(alive: Alive, keys: Keys, segments: I64, rows: I64) -> None:
     mine = np.where(segments < 0, np.int64(-1), np.int64(0))
     before = mine < 0
     low, high = np.ascontiguousarray(keys.low), None if keys.high is None else np.ascontiguousarray(keys.high)
-    library.probe_keys(np.array([alive.record(bloom=True)], KEY_RUN), low, high, mine, rows)
+    library.probe_keys(alive.to_probe, low, high, mine, rows)
     hit = before & (mine >= 0)
     segments[hit] = run.segments[mine[hit]]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -201,21 +202,23 @@ class LookupRows:
         layout: Of its rows.
         layout_key: Equal for groups whose rows can be read as one.
         num_rows: Rows.
+        place: As given.
     """
 
     layout: RowLayout
 
-    def __init__(self, pages: SectionPages, where: str) -> None:
+    def __init__(self, pages: SectionPages, where: str, place: tuple[pathlib.Path, int] | None = None) -> None:
         """
         Args:
             pages: The section.
             where: What errors call its segment.
+            place: The local file of its segment and the first byte there, if it has one.
 
         Raises:
             UnsupportedVersionError: A newer version of the section.
             CorruptSegmentError: It does not hold together.
         """
-        self._pages, self._where = pages, where
+        self._pages, self._where, self.place = pages, where, place
         if pages.num_bytes < HEADER.itemsize:
             raise self._corrupt(f"has {pages.num_bytes} bytes, its header alone {HEADER.itemsize}")
         header = np.frombuffer(pages.slice(0, HEADER.itemsize), HEADER)[0]
@@ -277,6 +280,11 @@ class LookupRows:
     def load(self, pages: I64) -> None:
         """Read pages; several threads may read different ones."""
         self._pages.load(pages)
+
+    @property
+    def pages(self) -> SectionPages:
+        """The section, for readers of many at a time."""
+        return self._pages
 
     def rows(self, rows: I64) -> Array:
         """The fixed-width parts, uint8 [rows, row_bytes]; their pages are loaded."""

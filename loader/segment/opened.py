@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -308,6 +309,13 @@ class OpenFooter:
     def pages(self, kind: Section) -> SectionPages | None:
         """A section to be read page by page; None where the segment has none."""
         return self._sections.get(int(kind))
+
+    @property
+    def local_place(self) -> tuple[pathlib.Path, int] | None:
+        """The file of this machine that the segment lies in and its first byte there; None where it lies elsewhere."""
+        place: Any = getattr(self._source, "local_place", None)
+        found: tuple[pathlib.Path, int] | None = None if place is None else place()
+        return found
 
     def close(self) -> None:
         """Close the file, if the reader opened one."""

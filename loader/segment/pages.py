@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from loader.errors import CorruptSegmentError
+from loader.kernels.native_pages import PAGE_READ
 from loader.segment.checksum import crc32c, first_mismatch
 from loader.segment.layout import SECTION_PAGE_BYTES, Section
 
@@ -83,6 +84,29 @@ class SectionPages:
     def load(self, pages: Array) -> None:
         """Read pages by number; several threads may read different ones."""
         self._load(pages)
+
+    @functools.cached_property
+    def _checksums(self) -> Array:
+        return np.frombuffer(self._read([(self._checksums_offset, 4 * self._loaded.size)])[0], "<u4")
+
+    def reads(self, pages: Array, file: int, start: int) -> Array:
+        """PAGE_READ records of pages, for a segment that begins at a byte of an open file; `loaded` says afterwards that they were read."""
+        found = np.zeros(pages.size, PAGE_READ)
+        at = pages * SECTION_PAGE_BYTES
+        found["offset"], found["target"] = start + self._offset + at, self._content.ctypes.data + at
+        found["num_bytes"] = np.minimum(self.num_bytes - at, SECTION_PAGE_BYTES)
+        found["file"], found["checksum"] = file, self._checksums[pages]
+        return found
+
+    def loaded(self, pages: Array) -> None:
+        """These pages were read, and their checksums match."""
+        self._loaded[pages] = True
+
+    def forget(self) -> None:
+        """Give the memory of all pages back; they are read again when they are asked for."""
+        self._is_whole = False
+        for name in ("_loaded", "_content"):
+            self.__dict__.pop(name, None)
 
     @property
     def content(self) -> Array:

@@ -23,7 +23,7 @@ from loader.segment.key_index import Keys, bucket_of
 from loader.table.commits import Commits
 from loader.table.files import Stage
 from loader.table.keys import KeyDirectory
-from loader.table.lookup import LookUps
+from loader.table.lookup import LOOKUP_CACHE_BYTES, LookUps
 from loader.table.sealer import Sealer
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class TableContext:
     spec: TableSpec
     catalog: Database
     storage: LakeStorage
+    lookup_cache_bytes: int = LOOKUP_CACHE_BYTES
     memory_bytes: int = MEMORY_BYTES
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
 
@@ -48,7 +49,7 @@ class TableContext:
         self.stage = self.new_stage()
         self.views = Views(self.catalog)
         self.sealer = Sealer(self.catalog, self.spec.id)
-        self.look_ups = LookUps(spec=self.spec, catalog=self.catalog, storage=self.storage)
+        self.look_ups = LookUps(spec=self.spec, catalog=self.catalog, storage=self.storage, cache_bytes=self.lookup_cache_bytes)
         self.commits = Commits(self)
         self._head: int | None = None
         self._waiting: list[PendingRef] | None = None

@@ -39,7 +39,7 @@ from loader.segment.layout import Section
 from loader.segment.lookup_rows import LookupRows
 from loader.segment.reader import SegmentReader
 from loader.segment.rows import RowCache, RowReader
-from loader.table.keys import Hits, KeyDirectory
+from loader.table.keys import KEY_MEMORY_BYTES, Hits, KeyDirectory
 from loader.table.merge import Folded
 from loader.table.reading import fill_default
 from loader.table.resolve import fold_overlays, scatter
@@ -50,8 +50,9 @@ from loader.table.segments import column_ids_of, data_files, group_of, later_col
 I64 = npt.NDArray[np.int64]
 KeyValues = Any  # pa.Table, pa.RecordBatch, or a sequence: of values for a key of one column, of tuples for several
 MAX_OPEN_SEGMENTS = 1024
+MAX_WANTED = 64  # different choices of columns that are remembered
 _MAX_TRIES = 8
-CACHE_BYTES = 256 << 20
+LOOKUP_CACHE_BYTES = 256 << 20
 
 
 class _Open:
@@ -69,11 +70,8 @@ class _Open:
         self.ref = ref
         self._spec, self._storage, self._cache = spec, storage, cache
         self._folded: dict[int, Folded | None] = {}
-        if (
-            before is not None
-            and before._spec is spec
-            and (before.ref.path, before.ref.offset, before.ref.column_files) == (ref.path, ref.offset, ref.column_files)
-        ):
+        self._chosen: dict[tuple[int, ...], tuple[int, ...] | None] = {}
+        if before is not None and before._spec is spec and before._files == self._files:
             for name in ("reader", "_base", "rows", "plain", "absent", "_stored"):
                 if name in before.__dict__:
                     self.__dict__[name] = before.__dict__[name]
@@ -112,6 +110,13 @@ class _Open:
     def absent(self) -> set[int]:
         return {column.id for column in self._spec.schema if column.id not in self._stored and column.default is None}
 
+    def chosen(self, ids: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The columns as row readers take them, negative for one that is null throughout; None where they are not all stored as they are asked for."""
+        if ids not in self._chosen:
+            plain = all(column_id in self.plain or column_id in self.absent for column_id in ids)
+            self._chosen[ids] = tuple(column_id if column_id in self.plain else -1 for column_id in ids) if plain else None
+        return self._chosen[ids]
+
     def close(self) -> None:
         """Give cached chunks back."""
         rows = self.__dict__.get("rows")
@@ -125,10 +130,11 @@ class _Open:
             return None
         group = pages.find((file.path, file.offset))
         if group is None:
-            section = open_segment(self._storage, file).pages(Section.LOOKUP_ROWS)
+            opened = open_segment(self._storage, file)
+            section = opened.pages(Section.LOOKUP_ROWS)
             if section is None:
                 raise CorruptSegmentError(f"{file.path} at {file.offset}: no section LOOKUP_ROWS, and the catalog says that it has one: restore the file")
-            group = LookupRows(section, f"{file.path} at {file.offset}")
+            group = LookupRows(section, f"{file.path} at {file.offset}", opened.local_place)
             if group.num_rows != self.ref.num_rows:
                 raise CorruptSegmentError(f"{file.path} at {file.offset} has {group.num_rows:,} rows, its segment {self.ref.num_rows:,}: restore the file")
         held = group.types
@@ -149,6 +155,23 @@ class _Open:
         return {column.id: patch for column in columns if (patch := self._folded[column.id]) is not None}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What a look-up reads, worked out once for all of the same columns.
+
+    Attributes:
+        names: The columns to return.
+        columns: Those and, where a label needs it, the time.
+        ids: Of `columns`.
+        schema: Of `columns`, all nullable.
+    """
+
+    names: list[str]
+    columns: list[Column]
+    ids: tuple[int, ...]
+    schema: pa.Schema
+
+
 class LookUp:
     """Rows by key, at the head or as of a snapshot; safe to share between threads.
 
@@ -160,16 +183,20 @@ class LookUp:
         snapshot_id: Look there for good; None follows the head.
     """
 
-    def __init__(self, spec: TableSpec, catalog: Database, storage: LakeStorage, *, cache_bytes: int = CACHE_BYTES, snapshot_id: int | None = None) -> None:
+    def __init__(
+        self, spec: TableSpec, catalog: Database, storage: LakeStorage, *, cache_bytes: int = LOOKUP_CACHE_BYTES, snapshot_id: int | None = None
+    ) -> None:
         self.spec, self.snapshot_id = spec, snapshot_id
         self._catalog, self._storage = catalog, storage
         self._cache_bytes = cache_bytes
         self._cache, self._pages = RowCache(cache_bytes), GroupPages()
         self._lock = threading.Lock()
-        self._directory = KeyDirectory(storage)
+        self._key_bytes = KEY_MEMORY_BYTES if snapshot_id is None else KEY_MEMORY_BYTES // 8
+        self._directory = KeyDirectory(storage, self._key_bytes)
         self._watermark: int | None = None
         self._erased = 0  # of the one snapshot: the erasure that it was read after
         self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._asked: dict[tuple[str, ...] | None, _Wanted] = {}
         self._outdated: set[int] = set()  # of those, segments that gained overlays or column files since
 
     def take(self, keys: KeyValues, columns: Sequence[str] | None) -> pa.Table:
@@ -177,21 +204,33 @@ class LookUp:
         with self._lock:  # the caches are small things; decoding releases the interpreter's lock, not this one
             for _ in range(_MAX_TRIES):
                 self._refresh()
-                wanted = self.spec.schema.select(columns)
-                if len({column.id for column in wanted}) < len(wanted):
-                    raise ValueError(f"columns names each column once, not {columns!r}")
+                wanted = self._wanted(columns)
                 hits = self._directory.probe(key_words(self.spec, key_table(self.spec, keys)))
                 opened = self._opened(hits)
                 if opened is not None:
                     break
             else:
                 raise ConflictError(f"table {self.spec.name!r} was compacted and expired {_MAX_TRIES} times under this look-up: try again")
-            read = self._with_time(wanted)
-            table = self._rows(hits, opened, read)
+            table = self._rows(hits, opened, wanted)
             view = SnapshotView(spec=self.spec, snapshot_id=self._directory.synced, watermark=self._watermark, segments=())
         absent = ~hits.found
         table = fill_default(view, table) if not absent.any() else _mask(fill_default(view, table), absent)
-        return table.select([column.name for column in wanted])
+        return table if len(wanted.names) == table.num_columns else table.select(wanted.names)
+
+    def _wanted(self, columns: Sequence[str] | None) -> _Wanted:
+        key = None if columns is None else tuple(columns)
+        found = self._asked.get(key)
+        if found is None:
+            wanted = self.spec.schema.select(columns)
+            if len({column.id for column in wanted}) < len(wanted):
+                raise ValueError(f"columns names each column once, not {columns!r}")
+            read = self._with_time(wanted)
+            schema = pa.schema([column.to_arrow().with_nullable(True) for column in read])
+            found = _Wanted(names=[column.name for column in wanted], columns=read, ids=tuple(column.id for column in read), schema=schema)
+            if len(self._asked) >= MAX_WANTED:
+                self._asked.clear()
+            self._asked[key] = found
+        return found
 
     def _refresh(self) -> None:
         """Follow the catalog to the head, or to the one snapshot."""
@@ -202,29 +241,30 @@ class LookUp:
             if head == directory.synced and erased == self._erased:
                 return
             if directory.synced < load_floor(connection, self.spec) or erased != self._erased:
-                directory = KeyDirectory(self._storage)  # what died since may be forgotten, and what was erased lies elsewhere
+                directory = KeyDirectory(self._storage, self._key_bytes)  # what died since may be forgotten, and what was erased lies elsewhere
                 self._close_all()
             added, removed = load_segment_changes(connection, self.spec.id, directory.synced, head)
             deletes = load_deletes(connection, self.spec.id, directory.synced, head)
             changed = load_changed_segments(connection, self.spec.id, directory.synced, head)
             watermark = load_watermark(connection, self.spec, head)
             spec = load_spec_at(connection, self.spec, head)
-        self._directory = KeyDirectory(self._storage)  # begun anew if this is interrupted half way
+        self._directory = KeyDirectory(self._storage, self._key_bytes)  # begun anew if this is interrupted half way
         directory.apply(head, added, removed, deletes)
         for segment_id in removed:
             self._open.pop(segment_id, None)
-        self._outdated |= set(changed)
+        self._outdated = (self._outdated | set(changed)) - set(removed)
         if spec.schema_id != self.spec.schema_id:
             self._open.clear()
+            self._asked.clear()
         self._erased = erased
         self.spec, self._watermark, self._directory = spec, watermark, directory  # the directory last: it says what the others are of
 
     def _close_all(self) -> None:
         """Forget every row that is held in memory."""
         for item in self._open.values():
-            if item.rows is not None:
-                item.rows.close()
+            item.close()
         self._open.clear()
+        self._pages.clear()
 
     def _opened(self, hits: Hits) -> dict[int, _Open] | None:
         """The segments of hits, open; None if one has been forgotten since, which another refresh finds out."""
@@ -253,9 +293,8 @@ class LookUp:
             return list(wanted)
         return [*wanted, time]
 
-    def _rows(self, hits: Hits, opened: dict[int, _Open], columns: Sequence[Column]) -> pa.Table:
-        schema = pa.schema([column.to_arrow().with_nullable(True) for column in columns])
-        ids = [column.id for column in columns]
+    def _rows(self, hits: Hits, opened: dict[int, _Open], wanted: _Wanted) -> pa.Table:
+        columns, schema = wanted.columns, wanted.schema
         parts, slow, patched = [], [], []
         groups: dict[bytes, list[tuple[_Open, GroupPart]]] = {}
         fields = None
@@ -264,11 +303,10 @@ class LookUp:
             group = item.group(columns, self._pages)
             if group is not None:
                 groups.setdefault(group.layout_key, []).append((item, GroupPart(group=group, numbers=hits.rows[mine], places=mine)))
-            elif item.rows is None or any(column_id not in item.plain and column_id not in item.absent for column_id in ids):
+            elif item.rows is None or (chosen := item.chosen(wanted.ids)) is None:
                 slow.append((item, mine))
                 continue
             else:
-                chosen = tuple(column_id if column_id in item.plain else -1 for column_id in ids)
                 fields = fields or (item.rows.fields(chosen) if -1 not in chosen else None)
                 parts += item.rows.parts(hits.rows[mine], chosen, mine.astype(np.uint32))
             if item.ref.overlays:
@@ -392,11 +430,12 @@ def _mask(table: pa.Table, absent: npt.NDArray[np.bool_]) -> pa.Table:
 
 @dataclasses.dataclass(kw_only=True)
 class LookUps:
-    """The look-ups of one table: at the head, and at the few snapshots asked for last."""
+    """The look-ups of one table: at the head, which has half of the cache, and at the few snapshots asked for last, which share the rest."""
 
     spec: TableSpec
     catalog: Database
     storage: LakeStorage
+    cache_bytes: int = LOOKUP_CACHE_BYTES
     keep: int = 4
 
     def __post_init__(self) -> None:
@@ -412,7 +451,8 @@ class LookUps:
                 spec = load_spec_at(connection, spec, number)
         with self._lock:
             if number not in self._by_snapshot:
-                self._by_snapshot[number] = LookUp(spec, self.catalog, self.storage, snapshot_id=number)
+                cache_bytes = self.cache_bytes // (2 if number is None else 2 * self.keep)
+                self._by_snapshot[number] = LookUp(spec, self.catalog, self.storage, cache_bytes=cache_bytes, snapshot_id=number)
             self._by_snapshot.move_to_end(number)
             while len(self._by_snapshot) > self.keep + 1:
                 del self._by_snapshot[next(key for key in self._by_snapshot if key is not None)]

@@ -94,7 +94,7 @@ def check_rule(column: Column, rule: str) -> None:
 def fold(rule: str, operands: Operands) -> Folded:
     """Fold operands that touch the same row into one."""
     if rule in ORDERED_RULES:
-        order = np.lexsort((operands.sequences, operands.orders, operands.rows))
+        order = _by_age(operands)
         rows = operands.rows[order]
         ends = np.flatnonzero(np.append(rows[1:] != rows[:-1], True)) if len(rows) else np.zeros(0, np.int64)
         starts = np.append(0, ends[:-1] + 1) if len(ends) else ends
@@ -106,6 +106,14 @@ def fold(rule: str, operands: Operands) -> Folded:
     values = _to_numpy(operands.values)[order]
     reduced = _reduce(rule).reduceat(values, starts) if len(rows) else values
     return Folded(rows[starts], _from_numpy(reduced.astype(values.dtype, copy=False), operands.values.type), None)
+
+
+def _by_age(operands: Operands) -> I64:
+    """Positions by row, and for each row from the oldest operand to the newest."""
+    orders, sequences = operands.orders, operands.sequences
+    if len(orders) and (orders == orders[0]).all() and (sequences[1:] >= sequences[:-1]).all():
+        return np.argsort(operands.rows, kind="stable")  # they lie by age already; a stable sort merges the sorted rows of each overlay
+    return np.lexsort((sequences, orders, operands.rows))
 
 
 def fold_base(rule: str, folded: Folded, base: pa.Array | None, base_orders: pa.Array | None) -> Folded:

@@ -20,10 +20,11 @@ from loader.schema import conform, take
 from loader.segment.key_index import bucket_of
 from loader.table.context import TableContext
 from loader.table.files import Stage, place
+from loader.table.horizon import refuse_old
 from loader.table.keys import Hits, Resolution
 from loader.table.merge import count_operands
 from loader.table.pending import pack_keys
-from loader.table.rows import Data, as_table, key_words
+from loader.table.rows import Data, as_table, describe_key, key_words
 from loader.table.segments import encode_overlay, encode_overlays
 from loader.table.times import is_time_type, time_words
 from loader.table.writes import Write
@@ -109,6 +110,7 @@ class Patch(Write):
         table = table.select([*spec.primary_key, *names])
         keyed = conform_nullable(table, spec, names)
         self.keys = key_words(spec, keyed)
+        self.key_columns = keyed.select(spec.primary_key)
         self.num_bytes = keyed.nbytes
         self.column_ids = tuple(spec.schema.column(name).id for name in names)
         self.operands = as_operands(spec, keyed.select(names).combine_chunks())
@@ -123,6 +125,7 @@ class Patch(Write):
         context = self.context
         base = context.refresh()
         hits = self.resolution.bring_to(context.directory)
+        refuse_old(context, hits, base, lambda row: describe_key(context.spec, self.key_columns, row))
         failpoints.hit("patch.resolved")
         missing = np.flatnonzero(~hits.found)
         overlays = self.vectors.bring_to(hits)

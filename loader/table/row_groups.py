@@ -27,7 +27,7 @@ from loader.segment.lookup_rows import RowLayout, encode_rows
 from loader.segment.reader import SegmentReader
 from loader.table.context import TableContext
 from loader.table.definition import held_columns
-from loader.table.files import Stage, place
+from loader.table.files import Stage
 from loader.table.segments import LOOKUP_ROWS_IDS, column_ids_of, group_of, later_columns, one_type, open_columns, open_segment, read_by_id
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,6 @@ def needs_group(spec: TableSpec, ref: SegmentRef) -> bool:
 class _Built:
     ref: SegmentRef
     file: NewColumnFile
-    inline: dict[str, bytes]
 
 
 def _batches(context: TableContext, spec: TableSpec, todo: Sequence[SegmentRef], stage: Stage) -> Iterator[list[_Built]]:
@@ -113,11 +112,8 @@ def _batches(context: TableContext, spec: TableSpec, todo: Sequence[SegmentRef],
         data = encode_group(context, spec, ref)
         if data is None:
             continue
-        inline: dict[str, bytes] = {}
-        placed = place([data], stage, inline)
-        offset, num_bytes = placed.sections[0]
-        file = NewColumnFile(segment_id=ref.segment_id, path=placed.path, offset=offset, num_bytes=num_bytes, column_ids=LOOKUP_ROWS_IDS)
-        batch.append(_Built(ref, file, inline))
+        path = stage.put(data)  # always a file: the catalog is no place to read a page of
+        batch.append(_Built(ref, NewColumnFile(segment_id=ref.segment_id, path=path, offset=0, num_bytes=len(data), column_ids=LOOKUP_ROWS_IDS)))
         if sum(built.file.num_bytes for built in batch) >= COMMIT_BYTES:
             yield batch
             batch = []
@@ -142,7 +138,6 @@ def _commit(context: TableContext, batch: list[_Built], stage: Stage) -> list[tu
             commit_id=commit_id,
             base=head,
             column_files=[built.file for built in live],
-            inline={path: data for built in live for path, data in built.inline.items()},
             read_segments=tuple(built.ref.segment_id for built in live),
             latest_overlay=max((overlay.overlay_id for built in live for overlay in refs[built.ref.segment_id].overlays), default=0),
             num_column_files=sum(len(refs[built.ref.segment_id].column_files) for built in live),

@@ -6,6 +6,8 @@ Owns the reading order and the bound on pages that stay in memory. Which segment
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader.encodings.overlap import ranges
+from loader.errors import NotFoundError, StorageError
+from loader.kernels import native
 from loader.schema import Column
 from loader.segment.lookup_rows import IS_VARIABLE, LookupRows, fixed_array, heap_array, slots, validity
 
@@ -23,6 +27,7 @@ I64 = npt.NDArray[np.int64]
 Array = np.ndarray[Any, np.dtype[Any]]
 GroupKey = tuple[str, int]  # path and offset of its column file
 READ_THREADS = 16
+MAX_OPEN_GROUPS = 1024
 PAGES_PER_READ = 16  # of one thread at a time: fewer than this are not worth a thread
 
 
@@ -46,27 +51,37 @@ class GroupPages:
     def find(self, key: GroupKey) -> LookupRows | None:
         """A group that is open."""
         held = self._held.get(key)
-        if held is None:
-            return None
-        self._held.move_to_end(key)
-        return held[0]
-
-    def drop(self, key: GroupKey) -> None:
-        """Forget a group."""
-        held = self._held.pop(key, None)
-        self.num_bytes -= 0 if held is None else held[1]
+        return None if held is None else held[0]
 
     def keep(self, groups: Iterable[tuple[GroupKey, LookupRows]], max_bytes: int) -> None:
-        """Hold on to groups that were read, within a bound."""
+        """Hold on to groups that were read, and to their pages within a bound."""
         for key, group in groups:
-            self.drop(key)
+            before = self._held.pop(key, None)
             self._held[key] = (group, group.loaded_bytes)
-            self.num_bytes += group.loaded_bytes
-        while self.num_bytes > max_bytes and self._held:
-            self.drop(next(iter(self._held)))
+            self.num_bytes += group.loaded_bytes - (0 if before is None else before[1])
+        for key, (group, num_bytes) in list(self._held.items()) if self.num_bytes > max_bytes else ():
+            if self.num_bytes <= max_bytes:
+                break
+            if num_bytes:
+                group.pages.forget()
+                self._held[key] = (group, 0)
+                self.num_bytes -= num_bytes
+        while len(self._held) > MAX_OPEN_GROUPS:
+            self.num_bytes -= self._held.popitem(last=False)[1][1]
+
+    def clear(self) -> None:
+        """Forget all groups."""
+        self._held.clear()
+        self.num_bytes = 0
 
     def load(self, wanted: Sequence[tuple[LookupRows, I64]]) -> None:
-        """Read pages of groups, many at a time."""
+        """Read pages of groups, many at a time: those of local files in one native call."""
+        library = native.load()
+        wanted = [(group, pages) for group, pages in wanted if len(pages)]
+        local = [] if library is None else [(group, pages) for group, pages in wanted if group.place is not None]
+        if library is not None and sum(len(pages) for _, pages in local) >= PAGES_PER_READ:
+            self._load_local(library, local)
+            wanted = [(group, pages) for group, pages in wanted if group.place is None]
         tasks = [(group, pages[at : at + PAGES_PER_READ]) for group, pages in wanted for at in range(0, len(pages), PAGES_PER_READ)]
         if len(tasks) < 2:
             for group, pages in tasks:
@@ -76,6 +91,38 @@ class GroupPages:
             self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="headrace-lookup")
         for read in [self._pool.submit(group.load, pages) for group, pages in tasks]:
             read.result()
+
+    def _load_local(self, library: native.NativeLibrary, wanted: Sequence[tuple[LookupRows, I64]]) -> None:
+        files: dict[pathlib.Path, int] = {}
+        try:
+            for group, _ in wanted:
+                assert group.place is not None
+                if group.place[0] not in files:
+                    files[group.place[0]] = _open_scattered(group.place[0])
+            reads = [group.pages.reads(pages, files[group.place[0]], group.place[1]) for group, pages in wanted if group.place is not None]
+            bad = library.read_pages(np.concatenate(reads), READ_THREADS)
+        finally:
+            for file in files.values():
+                os.close(file)
+        if bad is not None:  # read again one by one, which says what is wrong
+            for group, pages in wanted:
+                group.load(pages)
+            return
+        for group, pages in wanted:
+            group.pages.loaded(pages)
+
+
+def _open_scattered(path: pathlib.Path) -> int:
+    """A file to read a page of here and there; the system is told, or it would read 31 more with each."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no file {path}: it was deleted, or the lake was moved without it") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+    return file
 
 
 def take_rows(pages: GroupPages, parts: Sequence[GroupPart], columns: Sequence[Column], num_rows: int) -> list[pa.Array]:

@@ -176,6 +176,7 @@ class Table(TableReads):
         Raises:
             SchemaError: The key is missing, or a column decides where rows lie and so cannot change.
             ColumnNotFoundError: A column is not in the table or the data.
+            HorizonError: A row is older than the table's `resolve_horizon_seconds`.
         """
         return Patch(
             self._writable(),

@@ -86,14 +86,14 @@ def test_a_partition_that_time_left_behind_is_merged_by_size() -> None:
 @pytest.mark.parametrize(
     ("overlays", "num_rows", "folds"),
     [
-        ([overlay(n) for n in range(8)], 10**6, []),
-        ([overlay(0, level=1), *(overlay(n) for n in range(1, 9))], 10**6, []),
-        ([overlay(n) for n in range(9)], 10**6, [(9, False, 0)]),
-        ([overlay(n, num_rows=20_000) for n in range(9)], 10**6, [(9, True, 0)]),
+        ([overlay(n) for n in range(4)], 10**6, []),
+        ([overlay(0, level=1), *(overlay(n) for n in range(1, 5))], 10**6, []),
+        ([overlay(n) for n in range(5)], 10**6, [(5, False, 0)]),
+        ([overlay(n, num_rows=20_000) for n in range(5)], 10**6, [(5, True, 0)]),
         ([overlay(0, num_rows=99_999)], 10**6, []),
         ([overlay(0, num_rows=100_000)], 10**6, [(1, True, 0)]),
         ([overlay(0, num_rows=50)], 100, []),
-        ([overlay(n, kind="deletes") for n in range(9)], 10**6, [(0, False, 9)]),
+        ([overlay(n, kind="deletes") for n in range(5)], 10**6, [(0, False, 5)]),
         ([overlay(n, kind="erased") for n in range(20)], 10**6, []),
     ],
 )

@@ -47,7 +47,7 @@ class CompactionOptions:
     max_segments: int = 14
     min_segments: int = 4
     size_ratio: float = 4.0
-    max_overlays: int = 8
+    max_overlays: int = 4
     overlay_fraction: float = 0.1
     fold_rows: int = 16_384
     dead_fraction: float = 0.125
