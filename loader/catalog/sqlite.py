@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from loader.catalog.connection import check_process
 from loader.catalog.version import VERSION, check_still, open_version
@@ -71,6 +72,31 @@ class _Turn:
         self.end()  # an interrupt came before anybody knew of it
 
 
+class _Connection(sqlite3.Connection):
+    """A connection whose statements end with their transaction.
+
+    A SELECT that was not read to its end keeps SQLite's view of the file open for as long as its cursor lives, which may be as long as an error that
+    refers to it: later transactions would read an old state, and writes be refused as if another process held the lock.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._cursors: list[weakref.ref[sqlite3.Cursor]] = []
+
+    def execute(self, statement: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        made = super().execute(statement, parameters)
+        self._cursors.append(weakref.ref(made))
+        return made
+
+    def end_statements(self) -> None:
+        """Close every cursor that is still there."""
+        cursors, self._cursors = self._cursors, []
+        for reference in cursors:
+            cursor = reference()
+            if cursor is not None:
+                cursor.close()
+
+
 class SqliteCatalog:
     """A connection to a catalog file. Thread-safe: one transaction at a time in a process.
 
@@ -98,7 +124,9 @@ class SqliteCatalog:
         try:
             self._queue_file = os.open(self._queue_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._close_queue = weakref.finalize(self, os.close, self._queue_file)
-            self._connection = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_seconds, check_same_thread=False, cached_statements=256)
+            self._connection = sqlite3.connect(
+                path, isolation_level=None, timeout=busy_timeout_seconds, check_same_thread=False, cached_statements=256, factory=_Connection
+            )
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"cannot open the catalog {path}: {error}") from error
         _open_catalogs.add(self)
@@ -133,6 +161,7 @@ class SqliteCatalog:
                 self._in_transaction = False
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
+                self._connection.end_statements()
 
     @contextlib.contextmanager
     def write(self, table_id: int | None = None, *, durability: str = "strict", as_reader: bool = False) -> Iterator[sqlite3.Connection]:
@@ -156,6 +185,7 @@ class SqliteCatalog:
                 self._in_transaction = False
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
+                self._connection.end_statements()
 
     @contextlib.contextmanager
     def queue(self, table_id: int | None = None) -> Iterator[None]:
