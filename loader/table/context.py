@@ -123,7 +123,7 @@ class TableContext:
                     return
                 time.sleep(random.uniform(0, _PAUSE_SECONDS) * attempt_number)  # timing only: results do not depend on it
             else:
-                with self.catalog.queue(self.spec.id):
+                with self.lock, self.catalog.queue(self.spec.id):  # in the order of every write: a thread that has the lock may wait for the queue
                     if attempt():
                         return
         raise ConflictError(f"table {self.spec.name!r} changed under this commit {_MAX_TRIES} times: the catalog loses its connections, look there first")
