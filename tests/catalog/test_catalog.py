@@ -441,3 +441,26 @@ def test_an_answer_that_was_not_read_to_its_end_holds_nothing_up(lake: Lake, mak
     assert lake.table("samples").to_arrow().num_rows == 20
     lake.table("samples").append(rows(20, 30))
     assert kept and lake.table("samples").to_arrow().num_rows == 30
+
+
+def test_a_collection_that_dies_in_a_dead_writers_files_is_continued(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = create(lake)._context.new_stage()
+    paths = [stage.put(b"never committed") for _ in range(12)]
+    real, left = type(lake.storage.files).delete, [9]
+
+    def dying(self: Any, wanted: Any) -> None:
+        for path in wanted:
+            left[0] -= 1
+            if left[0] < 0:
+                raise StorageError("it died")
+            real(self, [path])
+
+    monkeypatch.setattr(type(lake.storage.files), "delete", dying)
+    later = now_micros() + 2 * STAGED_LEASE_SECONDS * 1_000_000
+    for _ in range(2):
+        with pytest.raises(StorageError, match="it died"):
+            collect(lake.database, lake.storage.files, now=later)
+        left[0] = 9
+    monkeypatch.undo()
+    assert collect(lake.database, lake.storage.files, now=later).expired_stages == 1
+    assert not any(lake.storage.files.exists(path) for path in paths)
