@@ -73,28 +73,26 @@ class _Turn:
 
 
 class _Connection(sqlite3.Connection):
-    """A connection whose statements end with their transaction.
+    """Knows its cursors, so that they end with their transaction.
 
-    A SELECT that was not read to its end keeps SQLite's view of the file open for as long as its cursor lives, which may be as long as an error that
-    refers to it: later transactions would read an old state, and writes be refused as if another process held the lock.
+    A statement that was not read to its end holds the state of the catalog that it began with, past a rollback and for as long as something refers to its
+    cursor, an error's traceback for one: later transactions would read that old state, and be refused to write at once, as if the catalog were locked.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._cursors: list[weakref.ref[sqlite3.Cursor]] = []
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
 
     def execute(self, statement: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        made = super().execute(statement, parameters)
-        self._cursors.append(weakref.ref(made))
-        return made
+        cursor = super().execute(statement, parameters)
+        self._cursors.add(cursor)
+        return cursor
 
     def end_statements(self) -> None:
-        """Close every cursor that is still there."""
-        cursors, self._cursors = self._cursors, []
-        for reference in cursors:
-            cursor = reference()
-            if cursor is not None:
-                cursor.close()
+        """End every statement that ran, read to its end or not."""
+        for cursor in list(self._cursors):
+            cursor.close()
+        self._cursors.clear()
 
 
 class SqliteCatalog:
@@ -159,9 +157,7 @@ class SqliteCatalog:
                 yield self._connection
             finally:
                 self._in_transaction = False
-                if self._connection.in_transaction:
-                    self._connection.execute("rollback")
-                self._connection.end_statements()
+                self._end()
 
     @contextlib.contextmanager
     def write(self, table_id: int | None = None, *, durability: str = "strict", as_reader: bool = False) -> Iterator[sqlite3.Connection]:
@@ -183,9 +179,7 @@ class SqliteCatalog:
                 self._connection.execute("commit")
             finally:
                 self._in_transaction = False
-                if self._connection.in_transaction:
-                    self._connection.execute("rollback")
-                self._connection.end_statements()
+                self._end()
 
     @contextlib.contextmanager
     def queue(self, table_id: int | None = None) -> Iterator[None]:
@@ -205,6 +199,13 @@ class SqliteCatalog:
                 self._queue_depth -= 1
                 if self._queue_depth == 0:
                     self._leave_queue()
+
+    def _end(self) -> None:
+        """Roll back whatever is open, statements too."""
+        self._connection.end_statements()
+        if self._connection.in_transaction:
+            self._connection.execute("rollback")
+            self._connection.end_statements()
 
     def outcome(self, table_id: int) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """A transaction that sees what became of a lost write: here none outlives its statement."""
