@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from loader.errors import AlreadyExistsError, NotFoundError, StorageError, TruncatedSegmentError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ MAX_PAUSE_SECONDS = 5.0
 READ_SECONDS = 30  # of one request; at most MAX_REQUEST_BYTES come
 PUT_SECONDS = 300  # of one upload, whatever its size
 CONNECT_SECONDS = 5
+ALIGNMENT = 16
 logger = logging.getLogger(__name__)
 _memory_stores: dict[str, ObjectStore] = {}
 _memory_lock = threading.Lock()
@@ -152,7 +155,13 @@ def ranges(store: ObjectStore, path: str, wanted: Sequence[tuple[int, int]], whe
             raise TruncatedSegmentError(
                 f"{where} ends at byte {end:,}, before byte {stop:,} that the catalog counts on: the file was cut off, restore it from a backup"
             )
-    return buffers
+    return [_aligned(buffer) for buffer in buffers]
+
+
+def _aligned(buffer: memoryview) -> memoryview:
+    """The bytes where an array of any type may begin, as those of a local file are; obstore gives them wherever they came to lie."""
+    address = np.frombuffer(buffer, np.uint8).ctypes.data if buffer.nbytes else 0
+    return buffer if address % ALIGNMENT == 0 else memoryview(bytearray(buffer))
 
 
 def _again(call: Callable[[], T], refused: str, *, past_end: bool = False) -> T:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import loader
-from loader.errors import CatalogBusyError, ConflictError, KeyExistsError, SnapshotNotFoundError, StorageError, UnknownOutcomeError
+from loader.errors import CatalogBusyError, ConflictError, KeyExistsError, NotFoundError, SnapshotNotFoundError, StorageError, UnknownOutcomeError
 from scripts.soak_table_model import digest, operation, write
 from tests.faults import FaultyStorage, Rates, break_catalog
 
@@ -30,8 +30,9 @@ INLINE_BYTES = 1500  # of a commit packed in the catalog; larger ones make files
 LEASE_SECONDS = 20
 ROW_GROUP_ROWS = 40  # of a segment that gets one
 KEEP_SECONDS = 4.0  # before a snapshot expires
+GRACE_SECONDS = 10.0
 PATIENCE = 60  # tries of one write under faults
-PASSING = (StorageError, UnknownOutcomeError, CatalogBusyError, ConflictError)
+PASSING = (StorageError, UnknownOutcomeError, CatalogBusyError, ConflictError, NotFoundError)  # a file that is gone: a write outlasted the grace period
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,7 +231,7 @@ def expirer(work: Work, opened: Opened, log: Log) -> None:
     """Forgets old snapshots and deletes what only they showed, and what the killed have left."""
     while time.time() < work.until:
         try:
-            report = opened.table.expire(older_than=datetime.timedelta(seconds=KEEP_SECONDS), keep=5, grace_seconds=1)
+            report = opened.table.expire(older_than=datetime.timedelta(seconds=KEEP_SECONDS), keep=5, grace_seconds=GRACE_SECONDS)
             log.add("d", "expired", len(report.snapshots))
             collected = opened.lake.collect_garbage()
             log.add("d", "collected", collected.deleted_paths)

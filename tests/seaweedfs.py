@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import itertools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -77,7 +79,7 @@ def start() -> Server:
     options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     command = [str(program), "mini", f"-dir={folder}", f"-s3.config={folder}/identities.json", f"-bucket={BUCKET}", *options, *ports]
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, preexec_fn=_end_with_parent)
     server = Server(process, port, folder)
     deadline = time.monotonic() + READY_SECONDS
     while not _is_ready(port, master):
@@ -87,6 +89,11 @@ def start() -> Server:
             raise RuntimeError(f"seaweedfs did not get ready: {text}")
         time.sleep(0.02)  # until its port is open and it has made the bucket
     return server
+
+
+def _end_with_parent() -> None:
+    """Have Linux kill this process with the one that started it, which may not get to it: workers of pytest-xdist end without a word."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _is_ready(port: int, master: int) -> bool:

@@ -73,12 +73,13 @@ def _collect_stage(catalog: Database, storage: Storage, prefix: str, next_file: 
         ).rowcount
     if not fenced:
         return 0  # its writer lives after all
-    missing, number = 0, next_file
+    missing, end = 0, next_file
     while missing < MAX_STAGED_GAP:
-        path = staged_path(prefix, number)
-        missing = 0 if storage.exists(path) else missing + 1
-        storage.delete([path, path + TEMPORARY_SUFFIX])
-        number += 1
+        missing = 0 if storage.exists(staged_path(prefix, end)) else missing + 1
+        end += 1
+    left = [staged_path(prefix, number) for number in range(next_file, end)]
+    # the last one first: a collection that dies leaves no gap, which the next one would take for the end
+    storage.delete(path for file in reversed(left) for path in (file, file + TEMPORARY_SUFFIX))
     with catalog.write() as connection:
         connection.execute("delete from staged where prefix = ?", (prefix,))
     return 1

@@ -426,3 +426,41 @@ def test_a_lost_answer_is_looked_up(lake: Lake, monkeypatch: pytest.MonkeyPatch)
     snapshot = table.append(rows(3, 6))
     monkeypatch.undo()
     assert snapshot.id == 2 and len(table.history()) == 2 and table.to_arrow().num_rows == 6
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_an_answer_that_was_not_read_to_its_end_holds_nothing_up(lake: Lake, make_lake: Callable[..., Lake], kind: str) -> None:
+    """An error may keep a cursor alive for long: what comes after it sees the present state, and may write."""
+    create(lake).append(rows(0, 10))
+    kept = []
+    with pytest.raises(StorageError, match="broke"), getattr(lake.database, kind)() as connection:
+        kept.append(connection.execute("select bucket from buckets"))
+        raise StorageError("it broke")
+    with make_lake(busy_timeout_seconds=1) as other:
+        other.table("samples").append(rows(10, 20))
+    assert lake.table("samples").to_arrow().num_rows == 20
+    lake.table("samples").append(rows(20, 30))
+    assert kept and lake.table("samples").to_arrow().num_rows == 30
+
+
+def test_a_collection_that_dies_in_a_dead_writers_files_is_continued(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = create(lake)._context.new_stage()
+    paths = [stage.put(b"never committed") for _ in range(12)]
+    real, left = type(lake.storage.files).delete, [9]
+
+    def dying(self: Any, wanted: Any) -> None:
+        for path in wanted:
+            left[0] -= 1
+            if left[0] < 0:
+                raise StorageError("it died")
+            real(self, [path])
+
+    monkeypatch.setattr(type(lake.storage.files), "delete", dying)
+    later = now_micros() + 2 * STAGED_LEASE_SECONDS * 1_000_000
+    for _ in range(2):
+        with pytest.raises(StorageError, match="it died"):
+            collect(lake.database, lake.storage.files, now=later)
+        left[0] = 9
+    monkeypatch.undo()
+    assert collect(lake.database, lake.storage.files, now=later).expired_stages == 1
+    assert not any(lake.storage.files.exists(path) for path in paths)

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +31,13 @@ def test_reads_back_ranges_in_the_order_asked(storage: Storage) -> None:
     assert [bytes(part) for part in storage.read_ranges("a/b/c.bin", ranges)] == [data[at : at + size] for at, size in ranges]
     assert storage.size("a/b/c.bin") == len(data)
     assert bytes(storage.section("a/b/c.bin", 256, 100).read_ranges([(1, 3)])[0]) == data[257:260]
+
+
+def test_what_was_read_may_be_taken_for_an_array_of_any_type(storage: Storage) -> None:
+    storage.put("x", bytes(range(256)) * 40)
+    for start in range(1, 70, 3):
+        (part,) = storage.read_ranges("x", [(start, 999)])
+        assert bytes(part[:3]) == bytes([start, start + 1, start + 2]) and np.frombuffer(part, np.uint8).ctypes.data % 16 == 0
 
 
 def test_a_path_is_written_once(storage: Storage) -> None:
