@@ -16,6 +16,7 @@ from loader.segment.key_index import Keys
 
 if TYPE_CHECKING:
     from loader.table.context import TableContext
+    from loader.table.files import Stage
 
 
 class Write:
@@ -25,6 +26,7 @@ class Write:
         context: The table.
         offsets: What it consumed from a source.
         commit_id: Its name; None for one of its own.
+        files: Where its files go; default the table's stage.
 
     Attributes:
         is_keyed: It names rows by their keys alone; a write that does not is committed alone.
@@ -36,8 +38,9 @@ class Write:
 
     is_keyed = True
 
-    def __init__(self, context: TableContext, *, offsets: SourceOffsets | None, commit_id: str | None) -> None:
+    def __init__(self, context: TableContext, *, offsets: SourceOffsets | None, commit_id: str | None, files: Stage | None = None) -> None:
         self.context, self.offsets, self.commit_id = context, offsets, commit_id or os.urandom(16).hex()
+        self.files = context.stage if files is None else files
         self.is_named = commit_id is not None or offsets is not None
         self.keys = Keys(np.zeros(0, np.uint64), None)
         self.num_bytes = 0
