@@ -27,7 +27,8 @@ T = TypeVar("T")
 RETRY_SECONDS = 60.0  # after this a failure is final
 FIRST_PAUSE_SECONDS = 0.05
 MAX_PAUSE_SECONDS = 5.0
-REQUEST_SECONDS = 120  # of one request, whatever its size
+READ_SECONDS = 30  # of one request; at most MAX_REQUEST_BYTES come
+PUT_SECONDS = 300  # of one upload, whatever its size
 CONNECT_SECONDS = 5
 logger = logging.getLogger(__name__)
 _memory_stores: dict[str, ObjectStore] = {}
@@ -38,7 +39,7 @@ _NEVER_SENT = "builder error"
 _REASON = re.compile(r"<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>")
 
 
-def open_store(url: str) -> ObjectStore:
+def open_store(url: str, request_seconds: int = READ_SECONDS) -> ObjectStore:
     """The store of a url; credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …) or the machine's role.
 
     Raises:
@@ -54,8 +55,8 @@ def open_store(url: str) -> ObjectStore:
     if "@" in parts.netloc or parts.query:
         place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise ValueError(f"the location {place} holds credentials or options: give them in the environment (AWS_ACCESS_KEY_ID, …), where no log shows them")
-    retry: RetryConfig = {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=REQUEST_SECONDS)}
-    client: ClientConfig = {"timeout": f"{REQUEST_SECONDS}s", "connect_timeout": f"{CONNECT_SECONDS}s"}
+    retry: RetryConfig = {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=request_seconds)}
+    client: ClientConfig = {"timeout": f"{request_seconds}s", "connect_timeout": f"{CONNECT_SECONDS}s"}
     if os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"):  # given options replace those of the environment
         client["allow_http"] = True
     try:

@@ -365,6 +365,7 @@ class ObjectStorage(Storage):
     def __init__(self, url: str) -> None:
         super().__init__(url.rstrip("/"))
         self._store = object_store.open_store(url)
+        self._uploads = object_store.open_store(url, object_store.PUT_SECONDS)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.url.startswith("memory:"):
@@ -373,7 +374,7 @@ class ObjectStorage(Storage):
 
     def put(self, path: str, data: Buffer, *, sync: bool = True) -> None:
         self._check_process()
-        object_store.put_new(self._store, check_path(path), bytes(data), f"{self.url}/{path}")
+        object_store.put_new(self._uploads, check_path(path), bytes(data), f"{self.url}/{path}")
 
     def size(self, path: str) -> int:
         self._check_process()

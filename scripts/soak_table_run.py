@@ -23,8 +23,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from scripts.soak_table_workers import LEASE_SECONDS, Log, Work, main
 from tests.table import processes
 
-STUCK_SECONDS = 90.0  # without a line in its log, a process is stuck
-STOP_SECONDS = 90.0  # a process may take so long to end its last piece of work
+STUCK_SECONDS = 150.0  # without a line in its log, a process is stuck
+STOP_SECONDS = 150.0  # a process may take so long to end its last piece of work
 POLL_SECONDS = 0.05
 PRELOADED = ("loader.lake", "loader.catalog.sqlite", "loader.catalog.postgres", "loader.scan.predicate", "psycopg", "obstore", "pyarrow.compute")
 
@@ -54,6 +54,7 @@ class Herd:
         roles = {"w": settings.writers, "c": settings.compactors, "r": settings.readers, "e": 1}
         self.lives = {f"{role}{number}": 0 for role, count in roles.items() for number in range(count)}
         self.running: dict[str, int] = {}
+        self.since: dict[str, float] = {}  # when its life began
         self.problems: list[str] = []
         self.kills = 0
 
@@ -71,6 +72,7 @@ class Herd:
             plant=settings.plant,
         )
         self.lives[name] += 1
+        self.since[name] = time.time()
         self.running[name] = processes.start(lambda: main(work))
 
     def kill(self, name: str) -> None:
@@ -94,7 +96,8 @@ class Herd:
         """A process whose log stands still is stuck: its stacks are written, it is killed, and that is a problem."""
         for name, child in list(self.running.items()):
             path = self.settings.folder / name
-            if path.exists() and time.time() - path.stat().st_mtime > STUCK_SECONDS:
+            seen = max(self.since[name], path.stat().st_mtime if path.exists() else 0.0)
+            if time.time() - seen > STUCK_SECONDS:
                 self._give_up(name, child, f"{name} was stuck for {STUCK_SECONDS:.0f} s")
 
     def _give_up(self, name: str, child: int, problem: str) -> None:

@@ -6,6 +6,7 @@ saw these contents at snapshot S, `d WHAT N` something was done N times, `p TEXT
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import faulthandler
@@ -25,7 +26,7 @@ from scripts.soak_table_model import digest, operation, write
 from tests.faults import FaultyStorage, Rates, break_catalog
 
 TABLE = "soak"
-INLINE_BYTES = 6000  # of a commit in the catalog; larger ones make files
+INLINE_BYTES = 1500  # of a commit packed in the catalog; larger ones make files
 LEASE_SECONDS = 20
 ROW_GROUP_ROWS = 40  # of a segment that gets one
 KEEP_SECONDS = 4.0  # before a snapshot expires
@@ -123,9 +124,11 @@ class Opened:
         raise last
 
     def report(self, log: Log) -> None:
+        """Note the faults that came since the last time; as often as it can be killed."""
         for counts in self.counts:
             for what, count in counts.items():
                 log.add("d", f"fault:{what.replace(' ', '-')}", count)
+            counts.clear()
 
 
 def writer(work: Work, opened: Opened, log: Log) -> None:
@@ -134,6 +137,7 @@ def writer(work: Work, opened: Opened, log: Log) -> None:
     turn = 0 if not turns else int(turns[-1][1]) + (turns[-1][0] != "i")
     while time.time() < work.until:
         commit_id = f"{work.seed}-{work.name}-{turn}"
+        opened.report(log)
         log.add("i", turn)
         log.add(*_write(opened, commit_id, turn, log))
         if opened.rng.random() < 0.03:  # the same write again is the same commit
@@ -155,8 +159,8 @@ def _write(opened: Opened, commit_id: str, turn: int, log: Log) -> tuple[Any, ..
             reasons.append(str(error))
         except PASSING as error:
             log.add("d", "retry", 1)
-            reasons.append(str(error))
-    raise RuntimeError(f"write {commit_id} ({operation(commit_id).kind}) did not end in {PATIENCE} tries: {reasons[0]}; … {reasons[-3:]}")
+            reasons.append(f"{error} ({error.__cause__})")
+    raise RuntimeError(f"write {commit_id} ({operation(commit_id).kind}) did not end in {PATIENCE} tries: {collections.Counter(reasons)}")
 
 
 def compactor(work: Work, opened: Opened, log: Log) -> None:
@@ -171,6 +175,7 @@ def compactor(work: Work, opened: Opened, log: Log) -> None:
             opened.reopen()
         except PASSING:
             log.add("d", "retry", 1)
+        opened.report(log)
         time.sleep(0.05 * opened.rng.random())
 
 
@@ -194,6 +199,8 @@ def _read(work: Work, opened: Opened, log: Log) -> None:
         seen = None
         for _ in range(3):
             read = opened.table.to_arrow(snapshot=pin.snapshot_id).to_pylist()
+            opened.report(log)
+            log.add("d", "reads", 1)
             keys = [row["key"] for row in read]
             if len(set(keys)) != len(keys):
                 log.problem(f"snapshot {pin.snapshot_id}: {len(keys) - len(set(keys))} keys stand twice")
@@ -232,6 +239,7 @@ def expirer(work: Work, opened: Opened, log: Log) -> None:
             opened.reopen()
         except PASSING:
             log.add("d", "retry", 1)
+        opened.report(log)
         time.sleep(0.3)
 
 

@@ -1,6 +1,7 @@
 """How an older catalog becomes the present one: for each version, the statements that lead to the next, understood by SQLite and PostgreSQL alike.
 
-A migration only adds: a Headrace that knows the older version refuses the newer catalog by name, and nothing that was written is read differently.
+A migration adds, and drops at most what no version ever wrote or read: nothing that was written is lost or read differently. A Headrace that knows the
+older version refuses the newer catalog by name.
 A process that had the catalog open when it was migrated is refused its next write. It may go on reading, and holding its pins, unless the newer version also
 writes what the older would read wrong: that step ends with `update catalog_version set reads_since = <its version>`.
 """
@@ -14,7 +15,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "create table repairs (id text not null primary key, table_id bigint, repaired_at bigint not null, code text not null, what text not null)",
         "alter table catalog_version add column reads_since integer not null default 1",
     ),
-    3: (  # packs of sealed segments; the table that is dropped was never written
+    3: (  # packs of sealed segments; the table and the column that are dropped were never written
         "drop table segment_stats",
         "alter table segments drop column stats_group",
         "alter table segments add column stats bytea",

@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from loader.catalog.connection import check_process
 from loader.catalog.version import VERSION, check_still, open_version
@@ -71,6 +72,29 @@ class _Turn:
         self.end()  # an interrupt came before anybody knew of it
 
 
+class _Connection(sqlite3.Connection):
+    """Knows its cursors, so that they end with their transaction.
+
+    A statement that was not read to its end holds the state of the catalog that it began with, past a rollback and for as long as something refers to its
+    cursor, an error's traceback for one: later transactions would read that old state, and be refused to write at once, as if the catalog were locked.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
+
+    def execute(self, statement: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        cursor = super().execute(statement, parameters)
+        self._cursors.add(cursor)
+        return cursor
+
+    def end_statements(self) -> None:
+        """End every statement that ran, read to its end or not."""
+        for cursor in list(self._cursors):
+            cursor.close()
+        self._cursors.clear()
+
+
 class SqliteCatalog:
     """A connection to a catalog file. Thread-safe: one transaction at a time in a process.
 
@@ -98,7 +122,9 @@ class SqliteCatalog:
         try:
             self._queue_file = os.open(self._queue_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._close_queue = weakref.finalize(self, os.close, self._queue_file)
-            self._connection = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_seconds, check_same_thread=False, cached_statements=256)
+            self._connection = sqlite3.connect(
+                path, isolation_level=None, timeout=busy_timeout_seconds, check_same_thread=False, cached_statements=256, factory=_Connection
+            )
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"cannot open the catalog {path}: {error}") from error
         _open_catalogs.add(self)
@@ -131,8 +157,7 @@ class SqliteCatalog:
                 yield self._connection
             finally:
                 self._in_transaction = False
-                if self._connection.in_transaction:
-                    self._connection.execute("rollback")
+                self._end()
 
     @contextlib.contextmanager
     def write(self, table_id: int | None = None, *, durability: str = "strict", as_reader: bool = False) -> Iterator[sqlite3.Connection]:
@@ -154,8 +179,7 @@ class SqliteCatalog:
                 self._connection.execute("commit")
             finally:
                 self._in_transaction = False
-                if self._connection.in_transaction:
-                    self._connection.execute("rollback")
+                self._end()
 
     @contextlib.contextmanager
     def queue(self, table_id: int | None = None) -> Iterator[None]:
@@ -175,6 +199,13 @@ class SqliteCatalog:
                 self._queue_depth -= 1
                 if self._queue_depth == 0:
                     self._leave_queue()
+
+    def _end(self) -> None:
+        """Roll back whatever is open, statements too."""
+        self._connection.end_statements()
+        if self._connection.in_transaction:
+            self._connection.execute("rollback")
+            self._connection.end_statements()
 
     def outcome(self, table_id: int) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """A transaction that sees what became of a lost write: here none outlives its statement."""

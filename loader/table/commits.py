@@ -7,18 +7,19 @@ prepared and encoded in one go, which is most of what they cost.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loader.catalog.commit import LeaseLostError, Outcome, Stale, commit_group
 from loader.catalog.records import CommitPlan, Snapshot
-from loader.errors import HeadraceError
+from loader.errors import ConflictError, HeadraceError
 from loader.segment.key_index import Keys
 from loader.table.writes import Write
 
@@ -61,7 +62,7 @@ class Commits:
                 oldest = queue[0]
             except IndexError:
                 break
-            oldest.future.exception()
+            wait([oldest.future])  # one that its caller gave up too, once its turn comes
         with self._starting:
             if self._background is None:
                 self._background = ThreadPoolExecutor(1, thread_name_prefix=f"headrace-commits-{self._context.spec.name}")
@@ -105,6 +106,8 @@ class Commits:
             for write in left:  # this thread is interrupted, the others' writes are not: they may be committed already
                 write.is_named = True
             self._queue.extendleft(reversed(left))
+            if self._background is not None:
+                self._background.submit(self._drain)  # of those that nobody waits for yet
             raise
 
     def _take(self, taken: list[Write]) -> None:
@@ -142,6 +145,8 @@ class Commits:
         def attempt(write: Write) -> bool:
             try:
                 plan = write.attempt()
+                if isinstance(plan, CommitPlan):
+                    stage.check_kept(plan)
             except HeadraceError as error:
                 found = write.refused(error)
                 if found is None:
@@ -169,7 +174,8 @@ class Commits:
             stage.forget()
         stage.committed([plans[write] for write in group])
         for write, outcome in zip(group, outcomes, strict=True):
-            self._settle(write, plans[write], outcome)
+            if not (isinstance(outcome, ConflictError) and _follows_another(write, left)):
+                self._settle(write, plans[write], outcome)
         return [write for write in left if not write.future.done()]
 
     def _settle(self, write: Write, plan: CommitPlan, outcome: Outcome) -> None:
@@ -188,10 +194,22 @@ def _is_new(write: Write) -> bool:
     """Whether the write is to be committed; it is not where it was before, or where its caller has given it up."""
     if not write.future.running() and not write.future.set_running_or_notify_cancel():
         return False
-    known = write.known()
+    try:
+        known = write.known()
+    except ConflictError:
+        return True  # its offsets may go on from those of a write before it: the commit says
     if known is not None:
         write.future.set_result(known)
     return known is None
+
+
+def _follows_another(write: Write, left: Sequence[Write]) -> bool:
+    """Whether a write before it, that is still to be committed, has offsets of the same source: its own may go on from there."""
+    if write.offsets is None:
+        return False
+    earlier = itertools.takewhile(lambda one: one is not write, left)
+    source = (write.offsets.pipeline, write.offsets.source)
+    return any(one.offsets is not None and (one.offsets.pipeline, one.offsets.source) == source and not one.future.done() for one in earlier)
 
 
 def _by_kind(writes: Sequence[Write]) -> list[tuple[type[Write], list[Write]]]:

@@ -35,7 +35,7 @@ MEMORY_BYTES = 1 << 30
 
 @dataclasses.dataclass(kw_only=True)
 class TableContext:
-    """Shared state of a handle's writes; `lock` makes them one at a time in a process. A write holds about `memory_bytes`, whatever its input."""
+    """Shared state of a handle's writes; `lock` makes them one at a time in a process. A write holds about `memory_bytes` of its input, overwrite and backfill apart."""
 
     spec: TableSpec
     catalog: Database
@@ -123,7 +123,7 @@ class TableContext:
                     return
                 time.sleep(random.uniform(0, _PAUSE_SECONDS) * attempt_number)  # timing only: results do not depend on it
             else:
-                with self.lock, self.catalog.queue(self.spec.id):  # in this order: whoever leads here has the lock, and may wait for the queue
+                with self.lock, self.catalog.queue(self.spec.id):  # in the order of every write: a thread that has the lock may wait for the queue
                     if attempt():
                         return
         raise ConflictError(f"table {self.spec.name!r} changed under this commit {_MAX_TRIES} times: the catalog loses its connections, look there first")

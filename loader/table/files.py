@@ -88,6 +88,16 @@ class Stage:
         """Whether a plan names files of this stage that are not committed yet."""
         return bool(self._unused) and not plan.paths().isdisjoint(self._unused)
 
+    def check_kept(self, plan: CommitPlan) -> None:
+        """Refuse a plan with files that were forgotten when the lease was found to be lost, before the plan's turn came.
+
+        Raises:
+            LeaseLostError: It names a file that this stage does not hold.
+        """
+        lost = sorted(path for path in plan.paths() if path not in self._unused and not path.startswith(INLINE_PREFIX))
+        if lost:
+            raise LeaseLostError(f"this writer's lease on {lost[0]} ran out before it committed, and its files were collected: repeat the write")
+
     def settle(self, connection: Connection) -> None:
         """Count all files written so far as accounted for, in the transaction that refers to them.
 

@@ -9,7 +9,7 @@ import logging
 
 from loader.catalog import sealing
 from loader.catalog.connection import Database
-from loader.errors import StorageError
+from loader.errors import HeadraceError
 
 logger = logging.getLogger(__name__)
 EVERY_SNAPSHOTS = 64  # each has one writer, so one of all writers looks
@@ -42,7 +42,7 @@ class Sealer:
         self._is_due, self._segments = False, 0
         try:
             self.run(PACKS_A_COMMIT)
-        except StorageError as error:  # the catalog is busy, full or away: the write that was acknowledged stays so
+        except HeadraceError as error:  # the catalog is busy, full or away: the write that was acknowledged stays so
             logger.debug("the segments of table %d are packed later: %s", self._table_id, error)
 
     def run(self, max_packs: int | None = None) -> int:

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+import loader
 from loader import failpoints
 from loader.errors import AlreadyExistsError, StorageError
 from loader.table.export import ExportOptions
+from tests.table import processes
 from tests.table.samples import create, labels, rows
 
 SMALL = ExportOptions(file_bytes=1, row_group_rows=100)
@@ -64,6 +66,29 @@ def test_a_stopped_export_goes_on_at_its_snapshot(lake: Any, tmp_path: Path, at:
     assert report.files_written == len(report.files) - at and report.num_rows == want.num_rows
     assert parquet.read_table(tmp_path / "out").cast(table.schema.to_arrow()).equals(want)
     assert table.export(tmp_path / "out", options=SMALL).files_written == 0, "a finished export is written again"
+
+
+def test_a_killed_export_goes_on(catalog: str | None, tmp_path: Path) -> None:
+    with loader.connect(tmp_path / "lake", catalog=catalog) as lake:
+        filled(lake)
+    passed: list[int] = []
+
+    def kill() -> None:
+        passed.append(1)
+        if len(passed) == 3:
+            processes.kill_self()
+
+    def work() -> None:
+        with failpoints.armed("export.part", kill):
+            loader.connect(tmp_path / "lake", catalog=catalog, create=False).table("samples").export(tmp_path / "out", options=SMALL)
+
+    assert processes.wait(processes.start(work)) == -9
+    assert not (tmp_path / "out" / "_headrace.json").exists()
+    with loader.connect(tmp_path / "lake", catalog=catalog, create=False) as lake:
+        table = lake.table("samples")
+        report = table.export(tmp_path / "out", options=SMALL)
+        assert report.files_written < len(report.files)
+        assert parquet.read_table(tmp_path / "out").cast(table.schema.to_arrow()).equals(table.to_arrow())
 
 
 def test_another_export_in_the_same_place_is_refused(lake: Any, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def repeated(call: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_acknowledged_writes_are_there_once_whatever_fails(make_lake: Callable[..., Lake], monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 4000)
+    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 1000)
     rng = random.Random(seed)
     clean = make_lake()
     clean.create_table("t", SCHEMA, primary_key=["key"], bucket_by=["user"], buckets=2, cluster_by=["ts"], time_column="ts", partition_by="day", merge=MERGE)

@@ -14,6 +14,8 @@ import pytest
 
 import loader
 from loader import Snapshot, SourceOffsets, failpoints
+from loader.catalog.commit import STAGED_LEASE_SECONDS, LeaseLostError, now_micros
+from loader.catalog.garbage import collect
 from loader.errors import ConflictError, FencedError, KeyExistsError, SchemaError, StorageError
 from loader.table.append import Append
 from loader.table.commits import together
@@ -119,6 +121,72 @@ def test_offsets_go_on_inside_a_group_and_replays_are_answered(lake: Any) -> Non
     assert isinstance(futures[4].exception(), FencedError)
     assert table.offsets("pipe", "events") == {"0": 9}
     assert table.view().num_rows == 9
+
+
+def test_offsets_of_writes_on_their_way_go_on_whatever_round_each_is_committed_in(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 16 * 1024)  # the second writes a file, and so is committed alone
+    table = create(lake)
+
+    def append(start: int, stop: int) -> Callable[[], Future[Snapshot]]:
+        return lambda: table.append_async(rows(start, stop), offsets=SourceOffsets("pipe", "events", {0: (start, stop)}, epoch=1))
+
+    append(0, 5)().result()
+    futures, _ = queued(table, append(5, 9), append(9, 5000), append(5000, 5004), append(5004, 5009), append(6000, 6001))
+    for future in futures[:4]:
+        future.result()
+    assert isinstance(futures[4].exception(), ConflictError)
+    assert table.offsets("pipe", "events") == {"0": 5009}
+    assert table.view().num_rows == 5009
+
+
+def test_what_lost_its_lease_before_its_turn_came_is_refused(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stood still for longer than its lease, with two writes of one group staged: the files of both are collected."""
+    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 0)
+    table = create(lake)
+
+    def collected() -> None:
+        failpoints._armed.pop("append.resolved", None)
+        collect(lake.database, lake.storage.files, now=now_micros() + 2 * STAGED_LEASE_SECONDS * 1_000_000)
+
+    with failpoints.armed("append.resolved", collected):
+        futures, _ = queued(table, lambda: table.append_async(rows(0, 10)), lambda: table.append_async(rows(10, 20)))
+    assert [type(future.exception()) for future in futures] == [LeaseLostError, LeaseLostError]
+    assert table.to_arrow().num_rows == 0
+    assert table.append(rows(0, 20)).num_rows == 20
+    assert table.to_arrow().num_rows == 20
+
+
+def test_a_write_that_was_given_up_does_not_stop_those_behind_it(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.table.commits.MAX_QUEUED", 1)
+    table, done = create(lake), list[Future[Snapshot]]()
+    waiting = threading.Thread(target=lambda: done.append(table.append_async(rows(1, 2))))
+    with table._context.lock:
+        assert table.append_async(rows(0, 1)).cancel()
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive(), "it waits for its place"
+    waiting.join()
+    assert done[0].result().num_rows == 1
+
+
+def test_after_an_interrupted_append_those_in_the_background_are_committed(lake: Any) -> None:
+    table, go_on = create(lake), threading.Event()
+    table.append_async(rows(0, 1)).result()
+    background = table._context.commits._background
+    assert background is not None
+    background.submit(go_on.wait)
+
+    def interrupt() -> None:
+        failpoints._armed.pop("append.resolved")
+        go_on.set()
+        background.submit(lambda: None).result()  # by now it has seen that others took the write along
+        raise KeyboardInterrupt
+
+    with failpoints.armed("append.resolved", interrupt):
+        future = table.append_async(rows(1, 2))
+        with pytest.raises(KeyboardInterrupt):
+            table.append(rows(2, 3))
+    assert future.result(timeout=20).num_rows == 2
 
 
 def test_threads_that_append_and_patch_lose_nothing(lake: Any) -> None:

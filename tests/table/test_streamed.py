@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import loader
 from loader import failpoints
 from loader.catalog.commit import STAGED_LEASE_SECONDS, now_micros
 from loader.catalog.garbage import collect
-from loader.errors import KeyExistsError, SchemaError
+from loader.errors import CatalogBusyError, KeyExistsError, SchemaError
 from loader.segment.key_index import Keys
 from loader.table.parts import parts_of
 from loader.table.spill import KeySpill
+from loader.table.streamed import StreamedAppend
 from tests.table import processes
 from tests.table.samples import SCHEMA, create, labels, rows
 
@@ -107,6 +109,45 @@ def test_others_write_in_between(small: Any, make_lake: Callable[..., Any]) -> N
     with failpoints.armed("append.resolved", interfere), pytest.raises(KeyExistsError, match="item 700"):
         table.append(reader(rows(0, 1000)))
     assert sorted(table.to_arrow(["item"])["item"].to_pylist()) == [700, 2000, 2001]
+
+
+def test_beside_small_appends_of_its_own_process_it_comes_to_its_turn(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the queue of writers once others came between too often, and needs the handle's lock, which another thread has that waits for the queue."""
+    monkeypatch.setattr("loader.table.context.OPTIMISTIC_TRIES", 0)
+    table, is_in_queue, has_lock, resolve = create(small), threading.Event(), threading.Event(), StreamedAppend._resolved
+
+    def resolved(self: StreamedAppend) -> Any:
+        is_in_queue.set()
+        has_lock.wait(1)
+        return resolve(self)
+
+    def prepared() -> None:
+        if threading.current_thread().name == "small":
+            has_lock.set()
+            is_in_queue.wait(1)
+
+    monkeypatch.setattr(StreamedAppend, "_resolved", resolved)
+    threads = [
+        threading.Thread(target=lambda: table.append(reader(rows(0, 1000))), daemon=True),
+        threading.Thread(target=lambda: table.append(rows(2000, 2001)), daemon=True, name="small"),
+    ]
+    with failpoints.armed("append.prepared", prepared):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert table.view().num_rows == 1001
+
+
+@pytest.mark.parametrize("afterwards", ["loader.table.files.Stage.close", "loader.table.sealer.Sealer.run"])
+def test_once_it_is_committed_nothing_makes_it_fail(small: Any, monkeypatch: pytest.MonkeyPatch, afterwards: str) -> None:
+    def busy(*_: Any) -> None:
+        raise CatalogBusyError("another process is writing")
+
+    monkeypatch.setattr("loader.table.sealer.EVERY_SEGMENTS", 1)
+    monkeypatch.setattr(afterwards, busy)
+    assert create(small).append(reader(rows(0, 1000)), on_conflict="trust").num_rows == 1000
 
 
 def test_the_same_commit_again_is_the_first_one(small: Any) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 import loader
 from loader import failpoints
+from loader.catalog.commit import SchemaChangedError
 from loader.errors import ColumnNotFoundError, KeyExistsError, SchemaError
 from loader.lake import Lake
 from loader.table.table import Table
@@ -219,3 +221,20 @@ def test_what_is_wrong_is_named(lake: Lake) -> None:
     with pytest.raises(ColumnNotFoundError, match="colour"):
         table.delete("colour = 'red'")
     assert table.history() == []
+
+
+def test_a_write_that_is_refused_leaves_the_catalog_free_for_the_next(lake: Any, make_lake: Callable[..., Any]) -> None:
+    """Its error, which the caller may keep, holds no question open that was not read to its end: on SQLite that would keep an old state of the catalog."""
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 10))
+
+    def evolve() -> None:
+        failpoints._armed.pop("upsert.staged")
+        other.add_column(pa.field("score", pa.float32()))
+
+    with failpoints.armed("upsert.staged", evolve), pytest.raises(SchemaChangedError) as kept:
+        table.upsert(rows(3, 4).set_column(2, "ts", pa.array([0]).cast(pa.timestamp("s"))))
+    assert kept.value.__traceback__ is not None
+    other = make_lake().table("samples")
+    other.append(rows(10, 20).append_column("score", pa.nulls(10, pa.float32())))
+    assert lake.table("samples").append(rows(20, 21).append_column("score", pa.nulls(1, pa.float32()))).num_rows == 21
