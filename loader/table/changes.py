@@ -19,7 +19,7 @@ from loader.table.rows import Data, key_words
 from loader.table.streamed_changes import Change, Progress, StreamedChange
 from loader.table.upsert import Upsert, given_columns
 
-_ORDER = "__order"  # of operands on their way
+_ORDER = "__order_of_operands"  # of operands on their way
 
 
 def patch(

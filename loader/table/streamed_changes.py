@@ -90,7 +90,7 @@ class StreamedChange(Write):
             return done
         finally:
             ranges.close()
-            stage.close()
+            self.give_back(stage)
 
     def _attempt(self, ranges: KeyRanges, stage: Stage) -> CommitPlan | Stale:
         for number in range(len(ranges)):
@@ -104,7 +104,11 @@ class StreamedChange(Write):
             self._done[number] = plan
             failpoints.hit("streamed.resolved")
         refs = self._read()
-        return Stale("inputs") if refs is None else together([done.plan for done in self._done.values()], self, refs)
+        if refs is None:
+            return Stale("inputs")
+        whole = together([done.plan for done in self._done.values()], self, refs)
+        stage.check_kept(whole)
+        return whole
 
     def _resolve(self, number: int, rows: pa.Table, stage: Stage) -> _Resolved | Stale:
         """Bring a range to the head; it is written where something about it changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -17,6 +18,8 @@ from loader.segment.key_index import Keys
 if TYPE_CHECKING:
     from loader.table.context import TableContext
     from loader.table.files import Stage
+
+logger = logging.getLogger(__name__)
 
 
 class Write:
@@ -81,6 +84,13 @@ class Write:
         """Give it an error, unless it has its answer."""
         if not self.future.done():
             self.future.set_exception(error)
+
+    def give_back(self, stage: Stage) -> None:
+        """Close a stage of its own; what the write came to does not hang on it, for a lease that is not given back runs out."""
+        try:
+            stage.close()
+        except HeadraceError as error:
+            logger.warning("write to %s: its lease is left to run out: %s", self.context.spec.name, error)
 
     def run(self) -> Snapshot:
         """Commit it, alone or with the writes of other threads."""
