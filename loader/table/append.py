@@ -56,7 +56,11 @@ class Append(Write):
             return
         for number, (write, (first, last)) in enumerate(zip(writes, itertools.pairwise(prepared.section_bounds), strict=True)):
             births = Births(context, prepared.part(number))
-            births.place(encoded[first:last])
+            try:
+                births.place(encoded[first:last])
+            except Exception as error:  # noqa: BLE001 (the caller of the write gets it)
+                write.fail(error)
+                continue
             write._born(births)
         failpoints.hit("append.staged")
 

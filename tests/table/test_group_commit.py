@@ -16,7 +16,7 @@ import loader
 from loader import Snapshot, SourceOffsets, failpoints
 from loader.catalog.commit import STAGED_LEASE_SECONDS, LeaseLostError, now_micros
 from loader.catalog.garbage import collect
-from loader.errors import ConflictError, FencedError, KeyExistsError, SchemaError, StorageError
+from loader.errors import ConflictError, FencedError, KeyExistsError, SchemaError, StorageError, StorageFullError
 from loader.table.append import Append
 from loader.table.commits import together
 from loader.table.patch import Patch
@@ -154,6 +154,19 @@ def test_what_lost_its_lease_before_its_turn_came_is_refused(lake: Any, monkeypa
     assert table.to_arrow().num_rows == 0
     assert table.append(rows(0, 20)).num_rows == 20
     assert table.to_arrow().num_rows == 20
+
+
+def test_a_file_that_cannot_be_written_is_the_error_of_its_own_append(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.table.files.INLINE_BYTES", 16 * 1024)
+    table = create(lake)
+
+    def full(*_: Any) -> str:
+        raise StorageFullError("no space left")
+
+    monkeypatch.setattr("loader.table.files.Stage.put", full)
+    futures, _ = queued(table, lambda: table.append_async(rows(0, 5)), lambda: table.append_async(rows(5, 5000)), lambda: table.append_async(rows(5000, 5004)))
+    assert [type(future.exception()) for future in futures] == [type(None), StorageFullError, type(None)]
+    assert table.view().num_rows == 9
 
 
 def test_a_write_that_was_given_up_does_not_stop_those_behind_it(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
