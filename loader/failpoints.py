@@ -26,6 +26,8 @@ NAMES = (
     "upsert.staged",
     "delete.resolved",
     "delete.staged",
+    "streamed.spilled",
+    "streamed.resolved",
     "commit.begun",
     "commit.written",
     "commit.committed",

@@ -301,7 +301,7 @@ def connect(
         create: Make the lake if it is not there. With False, a missing lake is an error.
         busy_timeout_seconds: How long a writer waits for other processes' commits.
         lookup_cache_bytes: What look-ups of one table keep of it in memory, its keys (13.5 bytes each, at most 512 MiB) aside.
-        memory_bytes: What an append may hold of its input, its copies and its encoded form, about; larger inputs are stored in parts, as one commit.
+        memory_bytes: What an append, patch, upsert or delete may hold of its input, about, copies and encoded form included; larger inputs go in parts.
 
     Raises:
         NotFoundError: There is no lake and `create` is False.

@@ -104,6 +104,12 @@ def bucket_of(keys: Keys, buckets: int) -> npt.NDArray[np.int64]:
     return (((mix(keys.low + _BUCKET_SEED) >> _HALF) * np.uint64(buckets)) >> _HALF).astype(np.int64)
 
 
+def spread(keys: Keys) -> U64:
+    """A word for each key, the same for equal keys, evenly spread; in the order of the buckets, and keys that share their low word are apart too."""
+    low = mix(keys.low + _BUCKET_SEED)
+    return low if keys.high is None else (low >> _HALF << _HALF) | (mix(keys.high + _BUCKET_SEED) >> _HALF)
+
+
 def signed(word: int) -> int:
     """A key word as the signed number of the same order, for SQL's integers."""
     return word - (1 << 63)

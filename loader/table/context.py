@@ -35,7 +35,7 @@ MEMORY_BYTES = 1 << 30
 
 @dataclasses.dataclass(kw_only=True)
 class TableContext:
-    """Shared state of a handle's writes; `lock` makes them one at a time in a process. An append holds about `memory_bytes`, whatever its input."""
+    """Shared state of a handle's writes; `lock` makes them one at a time in a process. An append or a change by key holds about `memory_bytes`."""
 
     spec: TableSpec
     catalog: Database

@@ -6,7 +6,6 @@ Owns both ways of finding and the writing of vectors. A retry looks again only w
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,15 +14,13 @@ import pyarrow as pa
 
 from loader import failpoints
 from loader.catalog.read import load_head, load_view
-from loader.catalog.records import DELETES, CommitPlan, NewOverlay, Snapshot, SnapshotView, SourceOffsets
+from loader.catalog.records import DELETES, CommitPlan, NewOverlay, SnapshotView, SourceOffsets
 from loader.segment.key_index import Keys
 from loader.storage import Storage
 from loader.table.context import TableContext
 from loader.table.files import Stage, place
 from loader.table.keys import Hits, Resolution
-from loader.table.lookup import KeyValues, key_table
 from loader.table.reading import live_rows, predicate_of, state_of
-from loader.table.rows import Data, as_table, key_words
 from loader.table.segments import encode_overlays
 from loader.table.writes import Write
 
@@ -91,11 +88,11 @@ class Matches:
 class DeleteKeys(Write):
     """One delete of rows by their keys. Keys that the table does not have are counted and passed over."""
 
-    def __init__(self, context: TableContext, keys: Keys, *, offsets: SourceOffsets | None, commit_id: str | None) -> None:
-        super().__init__(context, offsets=offsets, commit_id=commit_id)
+    def __init__(self, context: TableContext, keys: Keys, *, offsets: SourceOffsets | None, commit_id: str | None, files: Stage | None = None) -> None:
+        super().__init__(context, offsets=offsets, commit_id=commit_id, files=files)
         self.keys = keys
         self.buckets = context.key_buckets(self.keys)
-        self.vectors = DeletionVectors(context.stage)
+        self.vectors = DeletionVectors(self.files)
         self.resolution = Resolution(self.keys)
 
     def attempt(self) -> CommitPlan:
@@ -147,15 +144,6 @@ class DeleteWhere(Write):
             offsets=self.offsets,
             summary={"rows_deleted": sum(overlay.num_deleted for overlay in overlays)},
         )
-
-
-def delete(context: TableContext, keys_or_where: Data | KeyValues, *, offsets: SourceOffsets | None, commit_id: str | None) -> Snapshot:
-    """See `Table.delete`."""
-    if isinstance(keys_or_where, str) and not os.fspath(keys_or_where).endswith(".parquet"):
-        return DeleteWhere(context, keys_or_where, offsets=offsets, commit_id=commit_id).run()
-    is_data = isinstance(keys_or_where, pa.RecordBatchReader | str | os.PathLike)
-    keys = key_words(context.spec, key_table(context.spec, as_table(keys_or_where) if is_data else keys_or_where, "a delete from"))
-    return DeleteKeys(context, keys, offsets=offsets, commit_id=commit_id).run()
 
 
 def head_view(context: TableContext) -> SnapshotView:

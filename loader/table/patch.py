@@ -99,10 +99,10 @@ class Patch(Write):
         watermark: int | None,
         offsets: SourceOffsets | None,
         commit_id: str | None,
+        files: Stage | None = None,
     ) -> None:
-        if on_missing not in ON_MISSING:
-            raise ValueError(f"on_missing is 'hold' (keep the label until its row comes) or 'drop', not {on_missing!r}")
-        super().__init__(context, offsets=offsets, commit_id=commit_id)
+        check_on_missing(on_missing)
+        super().__init__(context, offsets=offsets, commit_id=commit_id, files=files)
         self.on_missing, self.watermark = on_missing, watermark
         spec, table = context.spec, as_table(data)
         names = patched_columns(spec, table, columns, order)
@@ -116,7 +116,7 @@ class Patch(Write):
         self.operands = as_operands(spec, keyed.select(names).combine_chunks())
         self.buckets = context.key_buckets(self.keys)
         self.resolution = Resolution(self.keys)
-        self.vectors = PatchVectors(context.stage, self.operands, self.column_ids, self.orders)
+        self.vectors = PatchVectors(self.files, self.operands, self.column_ids, self.orders)
         self.payload: tuple[str, int, int] | None = None
         self.payload_rows = np.zeros(0, np.int64)
         self.inline: dict[str, bytes] = {}
@@ -156,7 +156,7 @@ class Patch(Write):
         if self.payload is None or not np.isin(missing, self.payload_rows).all():
             self.payload_rows = missing
             orders = None if self.orders is None else self.orders[missing]
-            placed = place([encode_overlay(take(self.operands, missing), self.column_ids, None, orders)], self.context.stage, self.inline)
+            placed = place([encode_overlay(take(self.operands, missing), self.column_ids, None, orders)], self.files, self.inline)
             self.payload = (placed.path, *placed.sections[0])
         path, offset, num_bytes = self.payload
         buckets = bucket_of(self.keys.take(missing), self.context.spec.buckets)
@@ -166,6 +166,12 @@ class Patch(Write):
             keys = pack_keys(self.keys.take(mine), np.searchsorted(self.payload_rows, mine))
             held.append(NewPending(bucket=bucket, path=path, offset=offset, num_bytes=num_bytes, num_held=len(mine), keys=keys, column_ids=self.column_ids))
         return held
+
+
+def check_on_missing(on_missing: str) -> None:
+    """Raise ValueError for a word that means nothing."""
+    if on_missing not in ON_MISSING:
+        raise ValueError(f"on_missing is 'hold' (keep the label until its row comes) or 'drop', not {on_missing!r}")
 
 
 def patched_columns(spec: TableSpec, table: pa.Table, columns: list[str] | None, order: str | None) -> list[str]:

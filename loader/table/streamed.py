@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -17,7 +16,7 @@ import pyarrow as pa
 from loader import failpoints
 from loader.catalog.commit import Stale
 from loader.catalog.records import CommitPlan, NewOverlay, Snapshot, SourceOffsets
-from loader.errors import HeadraceError, KeyExistsError
+from loader.errors import KeyExistsError
 from loader.segment.key_index import Keys
 from loader.table.append import Append, check_on_conflict
 from loader.table.births import Births
@@ -30,7 +29,6 @@ from loader.table.segments import open_segment, read_by_id
 from loader.table.spill import KeySpill
 from loader.table.writes import Write
 
-logger = logging.getLogger(__name__)
 Progress = Callable[[int], None]  # rows stored so far
 
 
@@ -84,14 +82,7 @@ class StreamedAppend(Write):
             return known
         finally:
             self._spill.close()
-            self._close(stage)
-
-    def _close(self, stage: Stage) -> None:
-        """Give the stage back; what the append came to does not hang on it, for a lease that is not given back runs out."""
-        try:
-            stage.close()
-        except HeadraceError as error:
-            logger.warning("append to %s: its lease is left to run out: %s", self.context.spec.name, error)
+            self.give_back(stage)
 
     def _store(self, stage: Stage) -> None:
         for part in self._data:

@@ -13,27 +13,25 @@ from loader.catalog import admin
 from loader.catalog.read import load_offsets, load_snapshots, resolve_snapshot
 from loader.catalog.records import Attribution, Snapshot, SourceOffsets
 from loader.schema import Schema
+from loader.table import changes
 from loader.table import evolve as evolution
 from loader.table.append import Append
 from loader.table.backfill import Backfill
 from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
-from loader.table.delete import delete
 from loader.table.describe import describe
 from loader.table.erasure.proof import ErasureProof
 from loader.table.erasure.run import DEFAULT_DUE, erase
 from loader.table.expire import ExpiryReport, expire
 from loader.table.lookup import KeyValues
 from loader.table.overwrite import Overwrite
-from loader.table.patch import Patch
 from loader.table.reads import Moment, SnapshotLike, TableReads
 from loader.table.row_groups import RowGroupReport, build_row_groups
 from loader.table.rows import Data
 from loader.table.streamed import append
 from loader.table.times import time_value
 from loader.table.ttl import Retention, save_retention
-from loader.table.upsert import Upsert
 
 if TYPE_CHECKING:
     from loader.lake import Lake
@@ -162,6 +160,7 @@ class Table(TableReads):
         watermark: Moment | None = None,
         offsets: SourceOffsets | None = None,
         commit_id: str | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Snapshot:
         """Change columns of rows found by key, each by the column's merge rule.
 
@@ -171,14 +170,14 @@ class Table(TableReads):
             order: A column of `data` (integer, date or timestamp) that orders operands of the rules `last` and `first`, whatever order they
                 arrive in. Operands without an order count as older than those with one, and among themselves go by commit.
             on_missing: "hold" keeps a label whose row has not come until it is appended; "drop" drops it.
-            watermark, offsets, commit_id: As for `append`.
+            watermark, offsets, commit_id, progress: As for `append`; a large input is resolved in ranges of its keys.
 
         Raises:
             SchemaError: The key is missing, or a column decides where rows lie and so cannot change.
             ColumnNotFoundError: A column is not in the table or the data.
             HorizonError: A row is older than the table's `resolve_horizon_seconds`.
         """
-        return Patch(
+        return changes.patch(
             self._writable(),
             data,
             columns=None if columns is None else list(columns),
@@ -187,7 +186,8 @@ class Table(TableReads):
             watermark=self._moment(watermark),
             offsets=offsets,
             commit_id=commit_id,
-        ).run()
+            progress=progress,
+        )
 
     def upsert(
         self,
@@ -197,6 +197,7 @@ class Table(TableReads):
         watermark: Moment | None = None,
         offsets: SourceOffsets | None = None,
         commit_id: str | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Snapshot:
         """Insert rows, or change those whose key is there, each column by its merge rule.
 
@@ -205,27 +206,36 @@ class Table(TableReads):
                 row that is there or on an empty one. A null leaves its column untouched. A key may come several times.
             order: A column of `data` (integer, date or timestamp) that orders operands of the rules `last` and `first`, as for `patch`; it may be a
                 column of the table too.
-            watermark, offsets, commit_id: As for `append`.
+            watermark, offsets, commit_id, progress: As for `append`; a large input is resolved in ranges of its keys.
 
         Raises:
             SchemaError: A column that is needed is missing, does not fit, or a new row would have a null where none may be.
             ColumnNotFoundError: The table has no column of this name.
         """
-        return Upsert(self._writable(), data, order=order, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+        moment = self._moment(watermark)
+        return changes.upsert(self._writable(), data, order=order, watermark=moment, offsets=offsets, commit_id=commit_id, progress=progress)
 
-    def delete(self, keys_or_where: Data | KeyValues, *, offsets: SourceOffsets | None = None, commit_id: str | None = None) -> Snapshot:
+    def delete(
+        self,
+        keys_or_where: Data | KeyValues,
+        *,
+        offsets: SourceOffsets | None = None,
+        commit_id: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Snapshot:
         """Delete rows. Earlier snapshots keep them until they expire; `erase` is what removes them for good.
 
         Args:
             keys_or_where: A SQL boolean expression in text; or the primary keys of rows, in any form that `lookup` takes, or as data with the key's columns
                 (others are not looked at). Keys that the table does not have are passed over.
             offsets, commit_id: As for `append`.
+            progress: Told how many keys are found and stored, after each part of a large input.
 
         Raises:
             SchemaError: A column of the key is missing or holds nulls.
             ColumnNotFoundError: The expression names a column that is not there.
         """
-        return delete(self._writable(), keys_or_where, offsets=offsets, commit_id=commit_id)
+        return changes.delete(self._writable(), keys_or_where, offsets=offsets, commit_id=commit_id, progress=progress)
 
     def overwrite(
         self, data: Data, where: str, *, watermark: Moment | None = None, offsets: SourceOffsets | None = None, commit_id: str | None = None

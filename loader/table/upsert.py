@@ -23,6 +23,7 @@ from loader.segment.layout import SEQUENCE_COLUMN_ID
 from loader.table.births import Births
 from loader.table.context import TableContext
 from loader.table.delete import DeletionVectors, rows_by_segment
+from loader.table.files import Stage
 from loader.table.keys import Hits, Resolution
 from loader.table.merge import NO_ORDER, ORDER_BASE_ID, ORDERED_RULES, Operands, fold, fold_base
 from loader.table.patch import PatchVectors, as_operands, conform_nullable, order_values
@@ -39,13 +40,21 @@ class Upsert(Write):
     """One upsert, from the caller's data to its snapshot. A *group* is a key of the data with all the rows that give it."""
 
     def __init__(
-        self, context: TableContext, data: Data, *, order: str | None, watermark: int | None, offsets: SourceOffsets | None, commit_id: str | None
+        self,
+        context: TableContext,
+        data: Data,
+        *,
+        order: str | None,
+        watermark: int | None,
+        offsets: SourceOffsets | None,
+        commit_id: str | None,
+        files: Stage | None = None,
     ) -> None:
         spec, table = context.spec, as_table(data)
-        super().__init__(context, offsets=offsets, commit_id=commit_id)
+        super().__init__(context, offsets=offsets, commit_id=commit_id, files=files)
         self.spec, self.watermark, self.num_bytes = spec, watermark, table.nbytes
         self.orders = None if order is None else order_values(table, order)
-        names = _given(spec, table, order)
+        names = given_columns(spec, table, order)
         keyed = conform_nullable(table.select([*spec.primary_key, *names]), spec, names)
         self.keys = key_words(spec, keyed)
         self.key_columns = keyed.select(spec.primary_key).combine_chunks()
@@ -54,8 +63,9 @@ class Upsert(Write):
         self.operands = as_operands(spec, keyed.select([name for name in names if name not in self.fixed]).combine_chunks())
         self._group()
         self.buckets = context.key_buckets(self.unique)
-        self.patches = PatchVectors(context.stage, self.operands, tuple(spec.schema.column(name).id for name in self.operands.column_names), self.orders)
-        self.vectors = DeletionVectors(context.stage)
+        self.patches = PatchVectors(self.files, self.operands, tuple(spec.schema.column(name).id for name in self.operands.column_names), self.orders)
+        self.vectors = DeletionVectors(self.files)
+        self._apart = files  # new rows of a large input are files whatever their size
         self.inserts: Births | None = None
         self.inserted = np.zeros(0, np.int64)  # groups, in the order of the inserts' rows
         self.resolution = Resolution(self.unique)
@@ -140,7 +150,7 @@ class Upsert(Write):
         self.inserted = prepared.table[_GROUP].to_numpy()
         prepared = dataclasses.replace(prepared, table=prepared.table.drop_columns([_GROUP]))
         ids = [column.id for column in self.spec.schema] + hidden
-        return Births(self.context, prepared, column_ids=ids, level=1 if hidden else 0)
+        return Births(self.context, prepared, column_ids=ids, level=1 if hidden else 0, stage=self._apart)
 
     def _moved(self, hits: Hits) -> I64:
         """Found groups whose given bucket, cluster or time differs from the stored one."""
@@ -179,7 +189,7 @@ class Upsert(Write):
         table = table.append_column(hidden_name(SEQUENCE_COLUMN_ID), pa.array(sequences))
         prepared = lay_out(self.spec, table, self.unique.take(moved))
         ids = [*(column.id for column in self.spec.schema), *own, SEQUENCE_COLUMN_ID]
-        births = Births(self.context, prepared, column_ids=ids, level=1, sequences=(int(sequences.min()), int(sequences.max())))
+        births = Births(self.context, prepared, column_ids=ids, level=1, sequences=(int(sequences.min()), int(sequences.max())), stage=self._apart)
         births.write()
         return births
 
@@ -247,7 +257,7 @@ class Upsert(Write):
 _GROUP = "__group"
 
 
-def _given(spec: TableSpec, table: pa.Table, order: str | None) -> list[str]:
+def given_columns(spec: TableSpec, table: pa.Table, order: str | None) -> list[str]:
     """The given columns beside the key, those that place a row among them.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -16,6 +17,9 @@ from loader.segment.key_index import Keys
 
 if TYPE_CHECKING:
     from loader.table.context import TableContext
+    from loader.table.files import Stage
+
+logger = logging.getLogger(__name__)
 
 
 class Write:
@@ -25,6 +29,7 @@ class Write:
         context: The table.
         offsets: What it consumed from a source.
         commit_id: Its name; None for one of its own.
+        files: Where its files go; default the table's stage.
 
     Attributes:
         is_keyed: It names rows by their keys alone; a write that does not is committed alone.
@@ -36,8 +41,9 @@ class Write:
 
     is_keyed = True
 
-    def __init__(self, context: TableContext, *, offsets: SourceOffsets | None, commit_id: str | None) -> None:
+    def __init__(self, context: TableContext, *, offsets: SourceOffsets | None, commit_id: str | None, files: Stage | None = None) -> None:
         self.context, self.offsets, self.commit_id = context, offsets, commit_id or os.urandom(16).hex()
+        self.files = context.stage if files is None else files
         self.is_named = commit_id is not None or offsets is not None
         self.keys = Keys(np.zeros(0, np.uint64), None)
         self.num_bytes = 0
@@ -78,6 +84,13 @@ class Write:
         """Give it an error, unless it has its answer."""
         if not self.future.done():
             self.future.set_exception(error)
+
+    def give_back(self, stage: Stage) -> None:
+        """Close a stage of its own; what the write came to does not hang on it, for a lease that is not given back runs out."""
+        try:
+            stage.close()
+        except HeadraceError as error:
+            logger.warning("write to %s: its lease is left to run out: %s", self.context.spec.name, error)
 
     def run(self) -> Snapshot:
         """Commit it, alone or with the writes of other threads."""
