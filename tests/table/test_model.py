@@ -9,6 +9,7 @@ import tempfile
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -171,6 +172,7 @@ class SharedTableMachine(TableMachine):
 
 
 TestTable = TableMachine.TestCase
-TestTable.settings = settings(max_examples=25, stateful_step_count=14, deadline=None, derandomize=True)
+pytestmark = pytest.mark.timeout(600)  # every example ends with the doctor reading all of it
+TestTable.settings = settings(max_examples=12, stateful_step_count=14, deadline=None, derandomize=True)
 TestSharedTable = SharedTableMachine.TestCase
-TestSharedTable.settings = settings(max_examples=10, stateful_step_count=14, deadline=None, derandomize=True)
+TestSharedTable.settings = settings(max_examples=6, stateful_step_count=14, deadline=None, derandomize=True)
