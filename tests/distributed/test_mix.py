@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import loader
 from loader.distributed import RayBatchStream, RayBlockStream
+from loader.distributed.shard import shards
 from tests.train.sample_table import TENSOR_COLUMNS, as_rows, create
 
 pytest.importorskip("torch")
@@ -43,3 +45,11 @@ def test_actors_that_fetch_or_decode_give_the_batches_of_the_rank(ray_cluster: N
     with decoded:
         decoded.load_state_dict(json.loads(json.dumps(expected[1][2])))
         assert contents(decoded) == expected[2:]
+
+
+def test_a_worker_of_ray_train_makes_its_loader_of_plain_data(scan: Any) -> None:
+    plan = scan.plan()
+    _, second = shards("train", pickle.loads(pickle.dumps(plan.fetch_spec())), world_size=2, nodes=None, actors=None)
+    with make(scan, rank=1) as here, second.loader(global_batch_size=24, window_rows=64, canonical_shards=8, remainder="pad") as there:
+        assert contents(there) == contents(here)
+    plan.release()

@@ -157,9 +157,10 @@ def test_a_state_takes_the_snapshot_of_every_source_and_is_refused_by_other_mixe
     ]:
         with loader.DataLoader(scan, global_batch_size=20) as other, pytest.raises(StateMismatchError, match=field):
             other.load_state_dict(state)
-    with loader.DataLoader(pair[0].scan(columns=["id"]), global_batch_size=20) as single, make(pair, 20) as other:
-        with pytest.raises(StateMismatchError, match="table: state 'samples', loader None|does not fit"):
-            other.load_state_dict(single.state_dict())
+    with loader.DataLoader(pair[0].scan(columns=["id"]), global_batch_size=20) as single:
+        plain = single.state_dict()
+    with make(pair, 20) as other, pytest.raises(StateMismatchError, match="table: state 'samples', loader None"):
+        other.load_state_dict(plain)
     for table in pair:
         with lake.database.read() as connection:
             assert active_pins(connection, table.spec) == []
