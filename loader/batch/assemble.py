@@ -50,6 +50,12 @@ class BatchArrays:
     inverses: dict[int, npt.NDArray[np.int64]] = dataclasses.field(default_factory=dict)
     buffers: dict[int, tuple[Array, int]] = dataclasses.field(default_factory=dict)
 
+    @property
+    def num_bytes(self) -> int:
+        """What the arrays take."""
+        arrays = [*self.fixed, *self.wide.values(), *self.validity.values(), *self.inverses.values(), self.blocks, self.rows]
+        return sum(array.nbytes for array in arrays) + sum(values.nbytes + offsets.nbytes for values, offsets in self.lists.values())
+
     def fixed_column(self, index: int, place: tuple[int, int] | None) -> Array:
         """[rows], from row `place[1]` of matrix `place[0]`, or [rows, values a row]."""
         return self.wide[index] if place is None else np.asarray(self.fixed[place[0]][place[1]])

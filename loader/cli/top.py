@@ -49,11 +49,12 @@ def _key(values: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _table(shown: Sequence[Mapping[str, Any]], before: Mapping[tuple[int, int], Mapping[str, Any]]) -> Table:
-    """A line a loader; speeds since the last look, or since its start."""
+    """A line a loader; speeds since the last look, or since its start. `ahead`: batches and blocks that may be ready before they are asked for."""
     table = Table(box=None, pad_edge=False)
     for name, justify in (("process", "right"), ("loader", "left"), ("rank", "right"), ("samples", "right"), ("samples/s", "right"), ("MB/s read", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("waits", justify="right")
+    for name in ("retries", "ahead", "waits"):
+        table.add_column(name, justify="right")
     table.add_column("for")
     for values in shown:
         then = before.get(_key(values), {})
@@ -70,6 +71,8 @@ def _table(shown: Sequence[Mapping[str, Any]], before: Mapping[tuple[int, int], 
             f"{values['rows']:,}",
             f"{(values['rows'] - then.get('rows', 0)) / seconds:,.0f}" if seconds else "",
             f"{(values['encoded_bytes'] - then.get('encoded_bytes', 0)) / seconds / 1e6:,.1f}" if seconds else "",
+            f"{values['storage']['retries']:,}",
+            f"{values['batches_ahead']} + {values['blocks_ahead']} blocks",
             f"[{'red' if share > 0.05 else 'green'}]{share:.1%}[/]",
             ", ".join(f"{stage} {waited[stage] / seconds:.1%}" for stage in stages) if seconds else "",
         )

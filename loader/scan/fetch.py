@@ -24,6 +24,7 @@ from loader.catalog.records import SegmentRef, SnapshotView
 from loader.errors import CorruptSegmentError, NotFoundError, StorageError, StorageFullError
 from loader.scan.adapt import default_chunk, is_narrower, widened_chunk
 from loader.scan.columns import ReadColumn
+from loader.scan.counts import FetchCounts, FetchMeter
 from loader.scan.encoded import BlockPatch, Dictionaries, EncodedBlock, FetchRequest, empty_slab
 from loader.segment.checksum import crc32c
 from loader.segment.layout import ALIGNMENT
@@ -122,8 +123,9 @@ class BlockFetcher:
         self._storage = storage
         self._columns = tuple(columns)
         self._locate = locate
-        self._readers = _Cache[tuple[str, int, int], SegmentReader](CACHED_SEGMENTS)
-        self._folds = _Cache[tuple[int, ...], "Resolved"](CACHED_SEGMENTS)
+        self.meter = FetchMeter()
+        self._readers = _Cache[tuple[str, int, int], SegmentReader](CACHED_SEGMENTS, self.meter)
+        self._folds = _Cache[tuple[int, ...], "Resolved"](CACHED_SEGMENTS, self.meter)
         self._moved: dict[int, SegmentRef] = {}
 
     def fetch(self, request: FetchRequest, empty: Empty | None = None) -> EncodedBlock:
@@ -176,14 +178,24 @@ class BlockFetcher:
             dictionaries=dictionaries,
         )
 
+    def _read(self, action: Callable[[], T]) -> T:
+        """Call the store, again where it refused; counted."""
+        start_seconds = time.perf_counter()
+        try:
+            return retry(action, lost=lambda: self.meter.add(FetchCounts(retries=1)))
+        finally:
+            self.meter.add(FetchCounts(reads=1, read_seconds=time.perf_counter() - start_seconds))
+
     def reader(self, path: str, offset: int, num_bytes: int) -> SegmentReader:
         """The opened segment at a section of a stored object."""
-        return self._readers.get((path, offset, num_bytes), lambda: retry(functools.partial(SegmentReader, self._storage.section(path, offset, num_bytes))))
+        return self._readers.get(
+            (path, offset, num_bytes), lambda: self._read(functools.partial(SegmentReader, self._storage.section(path, offset, num_bytes)))
+        )
 
     def fold(self, ref: SegmentRef) -> Resolved:
         """The patches and deletes of a segment, for the columns read."""
         ids = [column.id for column in self._columns]
-        return self._folds.get(state_of(ref), lambda: retry(functools.partial(fold, self._view, ref, ids, self._storage)))
+        return self._folds.get(state_of(ref), lambda: self._read(functools.partial(fold, self._view, ref, ids, self._storage)))
 
     def sources(self, ref: SegmentRef) -> dict[tuple[str, int, int], list[int]]:
         """Which section holds which columns (as indices): the newest column file that has it, else the segment, if that has it."""
@@ -225,9 +237,11 @@ class BlockFetcher:
             parts = [slab[offsets[i] : offsets[i] + num_bytes[i]] for i in members]
             ranges = [(offset + int(chunk["offset"]), int(chunk["num_bytes"])) for chunk in chunks]
             read = functools.partial(self._storage.read_ranges_into, coalesce_gap_bytes=GAP_BYTES, max_request_bytes=MAX_REQUEST_BYTES)
-            retry(functools.partial(read, path, ranges, parts))
+            self._read(functools.partial(read, path, ranges, parts))
+            start_seconds = time.perf_counter()
             for index, chunk, part in zip(members, chunks, parts, strict=True):
                 self._verify(place, path, index, chunk, part)
+            self.meter.add(FetchCounts(checksum_seconds=time.perf_counter() - start_seconds))
         behind = slice(present.size, None)
         return slab, offsets, num_bytes, Dictionaries(offsets=starts[behind], num_bytes=sizes[behind], of_column=of_column) if shared else None
 
@@ -241,7 +255,7 @@ class BlockFetcher:
             reader, members = self.reader(*section), [index for index in columns if index not in made]
             records, numbers = reader.dictionaries([self._columns[index].id for index in members])
             of_column[members] = np.where(numbers >= 0, numbers + len(shared), -1)
-            shared += retry(functools.partial(reader.shared.data, records, verify=True))
+            shared += self._read(functools.partial(reader.shared.data, records, verify=True))
         return shared, of_column
 
     def _split_chunks(
@@ -254,7 +268,7 @@ class BlockFetcher:
             reader = self.reader(path, offset, size)
             narrow = [index for index in columns if is_narrower(reader, self._columns[index])]
             rows = range(place.row_start, place.row_start + place.num_rows)
-            made |= {index: retry(functools.partial(widened_chunk, reader, self._columns[index], rows)) for index in narrow}
+            made |= {index: self._read(functools.partial(widened_chunk, reader, self._columns[index], rows)) for index in narrow}
             members = [index for index in columns if index not in narrow]
             stored.append((path, offset, members, reader.chunks([self._columns[i].id for i in members], [place.block])[:, 0]))
         known = {index for columns in sources.values() for index in columns}
@@ -286,8 +300,15 @@ class BlockFetcher:
         return patches
 
 
-def retry(action: Callable[[], T], *, attempts: int = ATTEMPTS, delay_seconds: float = FIRST_DELAY_SECONDS, sleep: Callable[[float], None] = time.sleep) -> T:
-    """Call `action` again where the store refused, after a growing, jittered pause. What cannot get better is raised at once."""
+def retry(
+    action: Callable[[], T],
+    *,
+    attempts: int = ATTEMPTS,
+    delay_seconds: float = FIRST_DELAY_SECONDS,
+    sleep: Callable[[float], None] = time.sleep,
+    lost: Callable[[], None] = lambda: None,
+) -> T:
+    """Call `action` again where the store refused, after a growing, jittered pause; `lost` is called each time. What cannot get better is raised at once."""
     for attempt in range(attempts):
         try:
             return action()
@@ -297,6 +318,7 @@ def retry(action: Callable[[], T], *, attempts: int = ATTEMPTS, delay_seconds: f
             if attempt == attempts - 1:
                 error.add_note(f"after {attempts} attempts")
                 raise
+            lost()
             sleep(delay_seconds * 2**attempt * (0.5 + random.random()))
     raise AssertionError("unreachable")
 
@@ -307,8 +329,9 @@ K = TypeVar("K")
 class _Cache(Generic[K, T]):
     """The values used last; each is made once even when several threads ask for it."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, meter: FetchMeter) -> None:
         self._size = size
+        self._meter = meter
         self._lock = threading.Lock()
         self._values: OrderedDict[K, T] = OrderedDict()
         self._making: dict[K, threading.Lock] = {}
@@ -316,6 +339,7 @@ class _Cache(Generic[K, T]):
     def get(self, key: K, make: Callable[[], T]) -> T:
         with self._lock:
             if key in self._values:
+                self._meter.add(FetchCounts(cache_hits=1))
                 self._values.move_to_end(key)
                 return self._values[key]
             own = self._making.setdefault(key, threading.Lock())
@@ -323,6 +347,7 @@ class _Cache(Generic[K, T]):
             with self._lock:
                 if key in self._values:
                     return self._values[key]
+            self._meter.add(FetchCounts(cache_misses=1))
             value = make()
             with self._lock:
                 self._values[key] = value

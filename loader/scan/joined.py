@@ -14,6 +14,7 @@ import numpy.typing as npt
 from loader.catalog.records import SnapshotView
 from loader.errors import SchemaError
 from loader.scan.columns import LabelFill, ReadColumn
+from loader.scan.counts import FetchMeter
 from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.scan.fetch import BlockPlace, Empty, OpensPlan
 from loader.scan.mixed_order import AnyLayout
@@ -113,6 +114,10 @@ class JoinedPlan(abc.ABC):
     def fetcher(self) -> JoinedFetcher:
         """The fetcher of the blocks in this process; one, so that what it opened stays open."""
         return self._fetcher
+
+    def meters(self) -> list[FetchMeter]:
+        """What counts the fetching of the blocks in this process."""
+        return [meter for part in self.parts for meter in part.meters()]
 
     @functools.cached_property
     def _fetcher(self) -> JoinedFetcher:

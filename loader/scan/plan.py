@@ -27,6 +27,7 @@ from loader.errors import CatalogBusyError, StateMismatchError
 from loader.scan import order as ordering
 from loader.scan.columns import LabelFill, ReadColumn, read_columns
 from loader.scan.condition import Condition
+from loader.scan.counts import FetchMeter
 from loader.scan.decoded import decode
 from loader.scan.encoded import FetchRequest
 from loader.scan.facts import Facts
@@ -158,6 +159,10 @@ class Plan:
     def fetcher(self) -> BlockFetcher:
         """The fetcher of the plan's blocks in this process; one, so that what it opened stays open."""
         return self._fetcher
+
+    def meters(self) -> list[FetchMeter]:
+        """What counts the fetching of the plan's blocks in this process."""
+        return [self._fetcher.meter]
 
     @functools.cached_property
     def _fetcher(self) -> BlockFetcher:

@@ -14,6 +14,7 @@ from loader.errors import HeadraceError
 from loader.scan.encoded import EncodedBlock, FetchRequest
 
 MAX_AHEAD = 256
+MAX_REQUESTS = 32  # at a time, where a slow store asks for more than the usual threads
 
 
 @runtime_checkable
@@ -33,6 +34,7 @@ class ThreadBlockStream:
         threads: Requests at a time.
         prefetch_bytes: Bytes of blocks fetched or being fetched and not yet taken. One block is always allowed.
         interrupt: Called when the stream is closed, before its threads are waited for: ends what `fetch` may wait for.
+        ahead: Blocks ahead at most, now; each may be a request of its own, so that more of them hide a slow store. Default what fits, `threads` at a time.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ThreadBlockStream:
         threads: int = 2,
         prefetch_bytes: int = 64 << 20,
         interrupt: Callable[[], None] = lambda: None,
+        ahead: Callable[[], int] | None = None,
     ) -> None:
         if threads < 1 or prefetch_bytes < 1:
             raise ValueError(f"threads is {threads} and prefetch_bytes is {prefetch_bytes}; both must be at least 1")
@@ -49,15 +52,17 @@ class ThreadBlockStream:
         self._threads = threads
         self._prefetch_bytes = prefetch_bytes
         self._interrupt = interrupt
+        self._ahead = ahead
+        self._workers = threads if ahead is None else max(threads, MAX_REQUESTS)
 
     def open(self, requests: Iterable[FetchRequest]) -> Iterator[EncodedBlock]:
         pending: deque[tuple[FetchRequest, Future[EncodedBlock]]] = deque()
         source, taken_blocks, taken_bytes = iter(requests), 0, 0
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="headrace-fetch")
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="headrace-fetch")
         try:
             while True:
                 usual_bytes = taken_bytes // taken_blocks if taken_blocks else self._prefetch_bytes // (2 * self._threads)
-                while not pending or (len(pending) < MAX_AHEAD and self._held_bytes(pending, usual_bytes) + usual_bytes <= self._prefetch_bytes):
+                while not pending or (len(pending) < self._most() and self._held_bytes(pending, usual_bytes) + usual_bytes <= self._prefetch_bytes):
                     request = next(source, None)
                     if request is None:
                         break
@@ -73,6 +78,10 @@ class ThreadBlockStream:
         finally:
             self._interrupt()
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _most(self) -> int:
+        """Blocks that may be ahead now."""
+        return MAX_AHEAD if self._ahead is None else min(self._ahead(), MAX_AHEAD)
 
     @staticmethod
     def _held_bytes(pending: Iterable[tuple[FetchRequest, Future[EncodedBlock]]], usual_bytes: int) -> int:

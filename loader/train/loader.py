@@ -27,9 +27,10 @@ from loader.train import metrics
 from loader.train.batch_stream import BatchJob, BatchStream
 from loader.train.device_memory import plan_device_memory
 from loader.train.device_pipeline import pinned_fetch
+from loader.train.flow import QUEUE_BYTES, Flow
 from loader.train.images import Images, ImageStage, image_columns
-from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
-from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, layout_of, run
+from loader.train.options import HostMemory, LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
+from loader.train.pipeline import ENDED, Prefetcher, Work, layout_of, run
 from loader.train.renewal import Renewal
 from loader.train.state import LoaderState
 from loader.train.stats import LoaderStats, StageClock, StatsRecorder, nvtx_ranges
@@ -134,6 +135,8 @@ class DataLoader:
         self._images = images
         self._process = os.getpid()
         self._recorder = StatsRecorder()
+        self._memory: HostMemory | None = None
+        self._flow: Flow | None = None
         self._pool = BufferPool()
         self._runtime: Runtime | None = None
         self._device: BatchDevice | None = None
@@ -178,7 +181,7 @@ class DataLoader:
             if self._runtime is None:
                 self._runtime = open_device(options.device, needed_bytes=memory.slab_bytes + memory.heap_bytes)
         if options.decode != "actor" and self._runtime is None:
-            check_memory(self.plan, order, options)
+            self._memory = check_memory(self.plan, order, options)
 
     def _open_device(self) -> BatchDevice | None:
         """The memory of this loader on its GPU: allocated with the first iteration, and used by all."""
@@ -231,21 +234,28 @@ class DataLoader:
             job=self.job() if options.decode == "actor" else None,
             images=self._image_stage,
             device=device,
+            window_bytes=None if self._memory is None else self._memory.window_bytes,
         )
+        flow = self._begin_flow()
         stream = self._open_stream(device)
         self._stop()
         self._recorder.begin()
-        prefetcher = Prefetcher(lambda: run(work, stream, clock, self._recorder), name="headrace-batches", ahead=QUEUED_BATCHES, clock=clock)
+        prefetcher = Prefetcher(lambda: run(work, stream, clock, self._recorder), name="headrace-batches", ahead=flow.batches, clock=clock)
         self._prefetcher, self._clock = prefetcher, clock
         try:
-            for _ in range(work.num_batches):
+            for number in range(work.num_batches):
+                queued = prefetcher.queued
                 with self._recorder.blocked(clock):
                     made = prefetcher.get()
                     made.hand_over()
                 if self._prefetcher is not prefetcher:
                     raise RuntimeError(ENDED)
                 self._position = min(self._position + options.global_batch_size, self.plan.num_rows)
-                self._recorder.handed_over(made.num_samples, made.bad_records)
+                seconds = self._recorder.handed_over(made.num_samples, made.bad_records)
+                if number:  # the first batch has to be waited for
+                    flow.taken(self._recorder.waited, seconds, queued=queued, num_bytes=made.num_bytes)
+                    prefetcher.deepen(flow.batches)
+                self._recorder.note_queued_bytes(prefetcher.queued * made.num_bytes)
                 self._watch.look()
                 batch = made.batch
                 del made
@@ -255,15 +265,27 @@ class DataLoader:
             if self._prefetcher is prefetcher:
                 self._stop()
 
+    def _begin_flow(self) -> Flow:
+        """How far ahead this loader works; what one iteration learned serves the next."""
+        if self._flow is None:
+            queue_bytes = QUEUE_BYTES if self._memory is None else self._memory.queue_bytes
+            self._flow = Flow(threads=self.options.threads, queue_bytes=queue_bytes, fixed=self._runtime is not None)
+        self._flow.begin()
+        return self._flow
+
     def _open_stream(self, device: BatchDevice | None) -> BlockStream | BatchStream:
         given, on_actors = self._stream, self.options.decode == "actor"
+        if given is None and not on_actors:
+            for meter in self.plan.meters():
+                self._recorder.count(meter)
         if given is None and on_actors:
             given = require("loader.distributed", extra="ray").RayBatchStream
         if given is None and device is not None:
             fetch, slabs = pinned_fetch(self.plan.fetcher(), device.slabs), device.slabs
             return ThreadBlockStream(fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes, interrupt=slabs.interrupt)
         if given is None:
-            return ThreadBlockStream(self.plan.fetcher().fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes)
+            fetch, options = self.plan.fetcher().fetch, self.options
+            return ThreadBlockStream(fetch, threads=options.threads, prefetch_bytes=options.prefetch_bytes, ahead=self._begin_flow().wanted_blocks)
         stream = given if not isinstance(given, type) and isinstance(given, BlockStream | BatchStream) else given(self.plan.fetch_spec())
         if isinstance(stream, BatchStream) is not on_actors:
             wanted = "a stream of batches (loader.distributed.RayBatchStream)" if on_actors else "a stream of blocks (loader.distributed.RayBlockStream)"
@@ -355,7 +377,8 @@ class DataLoader:
 
     def stats(self) -> LoaderStats:
         """What was read, and for what share of its time the consumer waited, by stage."""
-        return self._recorder.snapshot(self._clock)
+        flow, stats = self._flow, self._recorder.snapshot(self._clock)
+        return stats if flow is None else dataclasses.replace(stats, batches_ahead=flow.batches, blocks_ahead=flow.blocks)
 
     def _stop(self) -> None:
         """End the iteration under way, if there is one."""

@@ -46,21 +46,37 @@ class LoaderCollector:
                 ("pipeline_seconds", "The loader thread's time, by stage.", ["stage"]),
                 ("blocks", "Blocks fetched.", []),
                 ("encoded_bytes", "Bytes of their chunks, as stored.", []),
+                ("storage_reads", "Calls of the store by this process.", []),
+                ("storage_retries", "Those that the store lost or refused and that were made again.", []),
+                ("cache_hits", "Footers and folded patches that were still there.", []),
+                ("cache_misses", "Those that were read.", []),
                 ("bad_records", "Values that were left out by policy.", ["column"]),
             )
         }
-        peak = core.GaugeMetricFamily("headrace_loader_peak_window_bytes", "Largest decoded size of all windows held at once.", labels=labels)
+        gauges = [
+            core.GaugeMetricFamily(f"headrace_loader_{name}", text, labels=labels)
+            for name, text in (
+                ("peak_window_bytes", "Largest decoded size of all windows held at once."),
+                ("peak_queued_bytes", "Largest size of all batches that waited for the trainer at once."),
+                ("batches_ahead", "Batches that may wait for the trainer now."),
+                ("blocks_ahead", "Blocks that may be fetched ahead now."),
+            )
+        ]
         for loader, number in list(_loaders.items()):
             stats, values = loader.stats(), [loader.plan.table, str(loader.options.rank), str(number)]
             plain = (("batches", stats.batches), ("samples", stats.rows), ("seconds", stats.seconds), ("blocks", stats.blocks))
-            for name, value in (*plain, ("encoded_bytes", stats.encoded_bytes)):
+            storage = stats.storage
+            calls = (("storage_reads", storage.reads), ("storage_retries", storage.retries))
+            caches = (("cache_hits", storage.cache_hits), ("cache_misses", storage.cache_misses))
+            for name, value in (*plain, ("encoded_bytes", stats.encoded_bytes), *calls, *caches):
                 counters[name].add_metric(values, value)
             parts = {"blocked_seconds": stats.blocked_seconds, "pipeline_seconds": stats.pipeline_seconds, "bad_records": stats.bad_records}
             for name, found in parts.items():
                 for key, value in found.items():
                     counters[name].add_metric([*values, key], value)
-            peak.add_metric(values, stats.peak_window_bytes)
-        yield from (*counters.values(), peak)
+            for gauge, size in zip(gauges, (stats.peak_window_bytes, stats.peak_queued_bytes, stats.batches_ahead, stats.blocks_ahead), strict=True):
+                gauge.add_metric(values, size)
+        yield from (*counters.values(), *gauges)
 
 
 class _Quiet(WSGIRequestHandler):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loader.batch.batch import TENSOR_OUTPUTS
 from loader.extras import require
 from loader.scan.order import REMAINDERS, Order
+from loader.train.flow import QUEUE_BYTES
 
 if TYPE_CHECKING:
     from loader.scan.mix import AnyPlan, AnyScan
@@ -113,8 +114,21 @@ def window_memory(plan: AnyPlan, order: Order, world_size: int) -> tuple[int, in
     return order.shards // math.gcd(order.shards, world_size) + 1, plan.window_rows(order)
 
 
-def check_memory(plan: AnyPlan, order: Order, options: LoaderOptions) -> None:
-    """Refuse a set-up whose windows cannot fit, with the arithmetic.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostMemory:
+    """How a limit for host memory divides.
+
+    Attributes:
+        window_bytes: For decoded windows.
+        queue_bytes: For batches that are made and not taken.
+    """
+
+    window_bytes: int
+    queue_bytes: int
+
+
+def check_memory(plan: AnyPlan, order: Order, options: LoaderOptions) -> HostMemory:
+    """Refuse a set-up whose windows cannot fit, with the arithmetic; what they leave is for batches.
 
     Raises:
         ValueError: They cannot.
@@ -129,6 +143,8 @@ def check_memory(plan: AnyPlan, order: Order, options: LoaderOptions) -> None:
             f"windows need {windows} × {rows:,} rows × {row_bytes:,.0f} bytes = {windows * rows * row_bytes / 2**30:,.2f} GiB on this rank, and {name} is "
             f"{limit / 2**30:,.2f} GiB: lower window_rows ({order.window_rows:,}) or canonical_shards ({order.shards}), or read fewer columns"
         )
+    left = int(limit - windows * rows * row_bytes)
+    return HostMemory(window_bytes=limit - min(left, QUEUE_BYTES), queue_bytes=min(left, QUEUE_BYTES))
 
 
 def available_bytes() -> int:

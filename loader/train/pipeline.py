@@ -26,6 +26,7 @@ from loader.scan.decoded import Arena, decode
 from loader.scan.encoded import EncodedBlock
 from loader.scan.order import Window
 from loader.scan.stream import BlockStream
+from loader.train.ahead import WindowsAhead
 from loader.train.batch_stream import BatchStream, check_part, merge_parts
 from loader.train.device_pipeline import make_device_arrays
 from loader.train.stats import StageClock, StatsRecorder
@@ -51,12 +52,14 @@ class Made:
         num_samples: Samples in it.
         hand_over: Called in the consumer's thread before it gets the batch.
         bad_records: Values in it that mean nothing and were left out, by column.
+        num_bytes: Of its arrays in host memory.
     """
 
     batch: Any
     num_samples: int
     hand_over: Callable[[], None]
     bad_records: Mapping[str, int]
+    num_bytes: int = 0
 
 
 def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, recorder: StatsRecorder) -> Iterator[Made]:
@@ -88,15 +91,26 @@ def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, record
                         if output in SHAPED:
                             batch = batch.shaped(output)
                 hand_over = functools.partial(arrays.hand_over, batch)
-            yield Made(batch=batch, num_samples=arrays.num_samples, hand_over=hand_over, bad_records=bad)
+            held = arrays.num_bytes if isinstance(arrays, BatchArrays) else 0
+            yield Made(batch=batch, num_samples=arrays.num_samples, hand_over=hand_over, bad_records=bad, num_bytes=held)
             del batch, arrays, hand_over
 
 
 def make_arrays(work: Work, stream: BlockStream, clock: StageClock, recorder: StatsRecorder) -> Generator[BatchArrays, None, None]:
     """The batches of one rank as arrays: blocks decoded, shuffled and assembled."""
     blocks = stream.open(work.requests())
+    fill = _Fill(work, blocks, StageClock(), recorder)
+    ahead = WindowsAhead(
+        work.windows(),
+        fill.window,
+        may_fill=lambda: windows.has_room and (work.window_bytes is None or windows.held_bytes + fill.largest_bytes <= work.window_bytes),
+        filled=lambda data: recorder.note_window_bytes(windows.held_bytes + data.num_bytes),
+        clock=fill.clock,
+        waiting=clock,
+    )
+    fill.check = ahead.check
+    windows = HeldWindows(work.windows(), ahead.take, lambda data: data.num_bytes, recorder.note_window_bytes)
     try:
-        windows = HeldWindows(work.windows(), _Fill(work, blocks, clock, recorder).window, lambda data: data.num_bytes, recorder.note_window_bytes)
         for index in range(work.num_batches):
             work.renew()
             slices = work.slices(index)
@@ -105,9 +119,11 @@ def make_arrays(work: Work, stream: BlockStream, clock: StageClock, recorder: St
                 arrays = assemble(work.batch_layout.columns, parts, pad_to=work.pad_to, threads=work.threads, pool=work.pool)
             del parts
             windows.release(slices)
+            ahead.look()
             yield arrays
             del arrays
     finally:
+        ahead.close()
         _close(blocks)
 
 
@@ -142,26 +158,37 @@ def _close(items: Iterator[Any]) -> None:
 
 
 class _Fill:
-    """Decodes the blocks of windows as they arrive, then permutes."""
+    """Decodes the blocks of windows as they arrive, then permutes.
+
+    Attributes:
+        clock: What it is at.
+        largest_bytes: Of the windows so far.
+        check: Called between blocks; raises where the window is no longer wanted.
+    """
 
     def __init__(self, work: Work, blocks: Iterator[EncodedBlock], clock: StageClock, recorder: StatsRecorder) -> None:
-        self._work, self._clock = work, clock
+        self._work, self.clock = work, clock
+        self.largest_bytes = 0
+        self.check: Callable[[], None] = lambda: None
         self._arrivals = Arrivals(work, blocks, clock, recorder)
         self._arena = Arena()
 
     def window(self, window: Window) -> WindowData:
-        work, clock = self._work, self._clock
+        work, clock = self._work, self.clock
         with clock.stage("shuffle"):
             blocks, heads, tails = work.layout.pieces(window)
             fill = WindowFill(work.batch_layout.columns, *work.layout.draw(window), len(blocks), threads=work.threads, pool=work.pool)
         for head, tail in zip(heads.tolist(), tails.tolist(), strict=True):
+            self.check()
             block = self._arrivals.next()
             with clock.stage("decode"):
                 decoded = self._decode(block)
             with clock.stage("shuffle"):
                 fill.add(block.request.block, block.selected_rows(), decoded, head, tail)
         with clock.stage("shuffle"):
-            return fill.finish()
+            filled = fill.finish()
+        self.largest_bytes = max(self.largest_bytes, filled.num_bytes)
+        return filled
 
     def _decode(self, block: EncodedBlock) -> list[DecodedColumn]:
         plan = self._work.plan
@@ -225,6 +252,17 @@ class Prefetcher:
         if kind == "error":
             raise value
         raise StopIteration
+
+    @property
+    def queued(self) -> int:
+        """Items made and not yet taken."""
+        return self._queue.qsize()
+
+    def deepen(self, ahead: int) -> None:
+        """Make so many items ahead from now on."""
+        with self._queue.mutex:
+            self._queue.maxsize = ahead
+            self._queue.not_full.notify()
 
     def close(self) -> bool:
         """Stop the thread and wait for it, for as long as a store may be slow. Whoever still waits for an item, or asks for one later, is told.

@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-STAGES = ("plan", "read", "copy", "decode", "shuffle", "assembly", "images", "transform", "hand_over")
+from loader.scan.counts import FetchCounts, FetchMeter
+
+STAGES = ("plan", "read", "checksum", "copy", "decode", "shuffle", "assembly", "images", "transform", "hand_over")
 
 
 class StageClock:
@@ -30,6 +32,21 @@ class StageClock:
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._stage = "plan"
         self._since = time.perf_counter()
+        self._other: StageClock | None = None
+        self._other_before: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def waiting_for(self, other: StageClock) -> Iterator[None]:
+        """Charge the time inside to the stages that another thread is in meanwhile, by its own clock."""
+        with self._lock:
+            self._charge()
+            self._other, self._other_before = other, other.seconds()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._charge()
+                self._other = None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -46,17 +63,27 @@ class StageClock:
 
     def _switch(self, name: str) -> str:
         with self._lock:
-            now = time.perf_counter()
-            self._seconds[self._stage] += now - self._since
-            before, self._stage, self._since = self._stage, name, now
+            self._charge()
+            before, self._stage = self._stage, name
             return before
+
+    def _charge(self) -> None:
+        """Add the time since the last call to whom it belongs."""
+        now = time.perf_counter()
+        if self._other is None:
+            self._seconds[self._stage] += now - self._since
+        else:
+            seconds = self._other.seconds()
+            for name in STAGES:
+                self._seconds[name] += seconds[name] - self._other_before[name]
+            self._other_before = seconds
+        self._since = now
 
     def seconds(self) -> dict[str, float]:
         """Totals up to now, the stage under way included."""
         with self._lock:
-            totals = dict(self._seconds)
-            totals[self._stage] += time.perf_counter() - self._since
-            return totals
+            self._charge()
+            return dict(self._seconds)
 
 
 def nvtx_ranges() -> tuple[Callable[[str], Any], Callable[[], Any]] | None:
@@ -76,11 +103,15 @@ class LoaderStats:
         rows: Samples in them.
         seconds: From the first request for a batch to the last one handed over, over all epochs.
         blocked_seconds: Part of it in which the consumer waited, by the stage it waited for.
-        pipeline_seconds: What the pipeline's thread did in all, by stage; `hand_over` is waiting for the consumer.
+        pipeline_seconds: What the thread that makes batches did or waited for, by stage; `hand_over` is waiting for the consumer.
         blocks: Blocks fetched.
         encoded_bytes: Bytes of their chunks, as stored.
         peak_window_bytes: Largest decoded size of all windows held at once.
         bad_records: Values that mean nothing, in batches handed over, by column: broken images that the policy "skip" left out.
+        storage: What fetching in this process did: calls of the store, retries, caches. Ray's fetch actors count apart.
+        batches_ahead: Batches that may wait for the consumer now; it grows while the consumer is kept waiting.
+        blocks_ahead: Blocks that may be fetched ahead now, likewise.
+        peak_queued_bytes: Largest size of all batches that waited at once, reckoned by the batch handed over.
     """
 
     batches: int = 0
@@ -92,6 +123,15 @@ class LoaderStats:
     encoded_bytes: int = 0
     peak_window_bytes: int = 0
     bad_records: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    storage: FetchCounts = dataclasses.field(default_factory=FetchCounts)
+    batches_ahead: int = 0
+    blocks_ahead: int = 0
+    peak_queued_bytes: int = 0
+
+    @property
+    def trainer_seconds(self) -> float:
+        """The consumer's own time: what it did not wait."""
+        return max(self.seconds - sum(self.blocked_seconds.values()), 0.0)
 
     @property
     def samples_per_second(self) -> float:
@@ -106,7 +146,13 @@ class LoaderStats:
         """JSON-able, shares included."""
         values = dataclasses.asdict(self)
         shares = {stage: seconds / self.seconds if self.seconds else 0.0 for stage, seconds in self.blocked_seconds.items()}
-        return {**values, "samples_per_second": self.samples_per_second, "blocked_share": self.blocked_share, "blocked_share_by_stage": shares}
+        return {
+            **values,
+            "samples_per_second": self.samples_per_second,
+            "blocked_share": self.blocked_share,
+            "blocked_share_by_stage": shares,
+            "trainer_share": self.trainer_seconds / self.seconds if self.seconds else 0.0,
+        }
 
 
 class StatsRecorder:
@@ -116,6 +162,9 @@ class StatsRecorder:
         self.blocks = 0
         self.encoded_bytes = 0
         self.peak_window_bytes = 0
+        self.peak_queued_bytes = 0
+        self.waited: dict[str, float] = {}
+        self._meters: list[FetchMeter] = []
         self._batches = 0
         self._rows = 0
         self._seconds = 0.0
@@ -128,6 +177,20 @@ class StatsRecorder:
         """All windows that are held take so much."""
         self.peak_window_bytes = max(self.peak_window_bytes, num_bytes)
 
+    def note_queued_bytes(self, num_bytes: int) -> None:
+        """All batches that wait take so much."""
+        self.peak_queued_bytes = max(self.peak_queued_bytes, num_bytes)
+
+    def count(self, meter: FetchMeter) -> None:
+        """Take a fetcher's counts in."""
+        if all(known is not meter for known in self._meters):
+            self._meters.append(meter)
+
+    @property
+    def storage(self) -> FetchCounts:
+        """Counts of all fetchers that were taken in."""
+        return sum((meter.counts for meter in self._meters), FetchCounts())
+
     def begin(self) -> None:
         """An iteration begins."""
         self._last = time.perf_counter()
@@ -139,19 +202,24 @@ class StatsRecorder:
         try:
             yield
         finally:
-            for stage, seconds in clock.seconds().items():
-                if seconds > before[stage]:
-                    self._blocked[stage] = self._blocked.get(stage, 0.0) + seconds - before[stage]
+            self.waited = {stage: seconds - before[stage] for stage, seconds in clock.seconds().items() if seconds > before[stage]}
+            share = self.storage.checksum_share
+            if share and "read" in self.waited:  # whoever waits for a block waits for what the fetching threads do
+                self.waited |= {"read": self.waited["read"] * (1 - share), "checksum": self.waited["read"] * share}
+            for stage, seconds in self.waited.items():
+                self._blocked[stage] = self._blocked.get(stage, 0.0) + seconds
 
-    def handed_over(self, rows: int, bad: Mapping[str, int]) -> None:
-        """A batch reaches the consumer, with some bad records by column."""
+    def handed_over(self, rows: int, bad: Mapping[str, int]) -> float:
+        """A batch reaches the consumer, with some bad records by column. Returns the seconds since the one before."""
         for column, count in bad.items():
             self._bad[column] = self._bad.get(column, 0) + count
         now = time.perf_counter()
-        self._seconds += now - (self._last if self._last is not None else now)
+        passed = now - (self._last if self._last is not None else now)
+        self._seconds += passed
         self._last = now
         self._batches += 1
         self._rows += rows
+        return passed
 
     def end(self, clock: StageClock) -> None:
         """An iteration ends."""
@@ -172,4 +240,6 @@ class StatsRecorder:
             encoded_bytes=self.encoded_bytes,
             peak_window_bytes=self.peak_window_bytes,
             bad_records=dict(self._bad),
+            storage=self.storage,
+            peak_queued_bytes=self.peak_queued_bytes,
         )

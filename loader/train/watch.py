@@ -31,18 +31,20 @@ CURES = {
 }
 
 
-def advice(waited: Mapping[str, float], seconds: float) -> str | None:
+def advice(waited: Mapping[str, float], seconds: float, *, retries: int = 0) -> str | None:
     """The cause and the cure in a line, where more than 5% of a trainer's time went into waiting.
 
     Args:
         waited: Seconds by the stage that was waited for.
         seconds: Of the trainer in all.
+        retries: Calls of the store that were made again meanwhile.
     """
     total = sum(waited.values())
     if seconds <= 0 or total / seconds <= WAITS_SHARE:
         return None
     stage = max(waited, key=lambda name: waited[name])
-    return f"the trainer waited {total / seconds:.0%} of the last {seconds:.0f} s, {waited[stage] / total:.0%} of it for {stage}: {CURES[stage]}"
+    lost = f" ({retries} reads were lost and tried again)" if retries and stage == "read" else ""
+    return f"the trainer waited {total / seconds:.0%} of the last {seconds:.0f} s, {waited[stage] / total:.0%} of it for {stage}{lost}: {CURES[stage]}"
 
 
 class Watch:
@@ -84,7 +86,7 @@ class Watch:
 
     def _warn(self, before: LoaderStats, stats: LoaderStats, now: float) -> None:
         waited = {stage: seconds - before.blocked_seconds.get(stage, 0.0) for stage, seconds in stats.blocked_seconds.items()}
-        found = advice(waited, stats.seconds - before.seconds)
+        found = advice(waited, stats.seconds - before.seconds, retries=stats.storage.retries - before.storage.retries)
         if found is not None and (self._warned_at is None or now - self._warned_at >= REPEAT_SECONDS):
             self._warned_at = now
             logger.warning("%s, rank %d: %s", self._labels["loader"], self._labels["rank"], found)

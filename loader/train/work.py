@@ -44,6 +44,7 @@ class Work:
         job: What another process is asked for, where it makes the batches.
         device: Where blocks are decoded and batches made; None is the CPU.
         images: Decodes image columns, where there are any.
+        window_bytes: Limit for windows on the host; none is filled before it is needed where that would pass it.
     """
 
     plan: AnyPlan
@@ -62,6 +63,7 @@ class Work:
     job: BatchJob | None = None
     device: BatchDevice | None = None
     images: ImageStage | None = None
+    window_bytes: int | None = None
 
     @property
     def pad_to(self) -> int:
