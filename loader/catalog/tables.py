@@ -259,6 +259,21 @@ pins = Table(
     sqlite_autoincrement=True,  # a number is never used again
 )
 
+follow_ends = Table(
+    "follow_ends",  # where the increments of followed tables end, as the ranks of each run agreed
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("table_id", ForeignKey("tables.id"), nullable=False),
+    Column("stream", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),  # where the increment begins, exclusive
+    Column("until", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),  # increment, flush, over
+    Column("pin_id", BigInteger),
+    Column("made_at", BigInteger, nullable=False),
+    Index("follow_ends_since", "table_id", "stream", "since", "kind", unique=True),
+    sqlite_autoincrement=True,  # a number is never used again
+)
+
 selections = Table(
     "selections",
     metadata,
