@@ -16,6 +16,7 @@ from loader.catalog.records import TableSpec
 INCREMENT, FLUSH, OVER = "increment", "flush", "over"
 KEPT_PINS = 4
 KEPT_SECONDS = 7 * 24 * 3600
+FORGETS_EVERY = 256
 PIN_SECONDS = 24 * 3600
 
 
@@ -47,8 +48,8 @@ class Head:
 
 
 def last_mark(connection: Connection, table_id: int, stream: str) -> int:
-    """A number past which every mark of a stream is newer than now; streams that ended before go on."""
-    row = connection.execute("select max(id) from follow_ends where table_id = ? and stream = ?", (table_id, stream)).fetchone()
+    """The number of a stream's newest mark: one past it is newer than now, so that a stream that ended before goes on."""
+    row = connection.execute("select max(number) from follow_ends where table_id = ? and stream = ?", (table_id, stream)).fetchone()
     return int(row[0] or 0)
 
 
@@ -63,7 +64,7 @@ def load_end(connection: Connection, table_id: int, stream: str, since: int) -> 
 def is_over(connection: Connection, table_id: int, stream: str, since: int, after_mark: int) -> bool:
     """Whether a stream was told, after a mark, to be over where an increment ended."""
     row = connection.execute(
-        "select id from follow_ends where table_id = ? and stream = ? and since = ? and kind = ? and id > ?", (table_id, stream, since, OVER, after_mark)
+        "select 1 from follow_ends where table_id = ? and stream = ? and since = ? and kind = ? and number > ?", (table_id, stream, since, OVER, after_mark)
     ).fetchone()
     return row is not None
 
@@ -90,8 +91,9 @@ def propose(connection: Connection, spec: TableSpec, stream: str, since: int, en
     if agreed is not None:
         return agreed
     pin = add_pin(connection, spec, end.until, f"follow {stream}", PIN_SECONDS)
-    _mark(connection, spec.id, stream, since, end.until, FLUSH if end.is_flush else INCREMENT, pin.id)
-    _forget(connection, spec.id, stream)
+    number = last_mark(connection, spec.id, stream) + 1
+    _mark(connection, spec.id, stream, since, end.until, FLUSH if end.is_flush else INCREMENT, number, pin.id)
+    _forget(connection, spec.id, stream, number)
     return end
 
 
@@ -99,24 +101,25 @@ def propose_over(connection: Connection, table_id: int, stream: str, since: int)
     """Say that a stream is over where an increment ended; returns whether it is: not if the next increment is agreed already."""
     if load_end(connection, table_id, stream, since) is not None:
         return False
+    number = last_mark(connection, table_id, stream) + 1  # before the last one goes: no number comes twice
     connection.execute("delete from follow_ends where table_id = ? and stream = ? and kind = ?", (table_id, stream, OVER))
-    _mark(connection, table_id, stream, since, since, OVER, None)
+    _mark(connection, table_id, stream, since, since, OVER, number, None)
     return True
 
 
-def _mark(connection: Connection, table_id: int, stream: str, since: int, until: int, kind: str, pin_id: int | None) -> None:
+def _mark(connection: Connection, table_id: int, stream: str, since: int, until: int, kind: str, number: int, pin_id: int | None) -> None:
     connection.execute(
-        "insert into follow_ends (table_id, stream, since, until, kind, pin_id, made_at) values (?, ?, ?, ?, ?, ?, ?)",
-        (table_id, stream, since, until, kind, pin_id, now_micros()),
+        "insert into follow_ends (table_id, stream, since, kind, until, number, pin_id, made_at) values (?, ?, ?, ?, ?, ?, ?, ?)",
+        (table_id, stream, since, kind, until, number, pin_id, now_micros()),
     )
 
 
-def _forget(connection: Connection, table_id: int, stream: str) -> None:
-    """Let go of pins a few increments back, and of what nobody asks for after a week: a state that old agrees on new ends."""
-    pinned = connection.execute(
-        "select id, pin_id from follow_ends where table_id = ? and stream = ? and pin_id is not null order by id desc", (table_id, stream)
-    ).fetchall()
-    for mark, pin_id in pinned[KEPT_PINS:]:
+def _forget(connection: Connection, table_id: int, stream: str, number: int) -> None:
+    """Let go of pins a few increments back, and now and then of what nobody asks for after a week: a state that old agrees on new ends."""
+    old = "table_id = ? and stream = ? and number between ? and ? and pin_id is not null"
+    span = (table_id, stream, number - 4 * KEPT_PINS, number - KEPT_PINS)
+    for (pin_id,) in connection.execute(f"select pin_id from follow_ends where {old}", span).fetchall():
         release_pin(connection, pin_id)
-        connection.execute("update follow_ends set pin_id = null where id = ?", (mark,))
-    connection.execute("delete from follow_ends where table_id = ? and made_at < ?", (table_id, now_micros() - KEPT_SECONDS * 1_000_000))
+    connection.execute(f"update follow_ends set pin_id = null where {old}", span)
+    if number % FORGETS_EVERY == 0:
+        connection.execute("delete from follow_ends where table_id = ? and made_at < ?", (table_id, now_micros() - KEPT_SECONDS * 1_000_000))
