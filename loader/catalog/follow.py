@@ -14,7 +14,7 @@ from loader.catalog.connection import Connection
 from loader.catalog.records import TableSpec
 
 INCREMENT, FLUSH, OVER = "increment", "flush", "over"
-KEPT_PINS = 4
+KEPT_PINS = 8
 KEPT_SECONDS = 7 * 24 * 3600
 FORGETS_EVERY = 256
 PIN_SECONDS = 24 * 3600

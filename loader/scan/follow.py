@@ -1,10 +1,10 @@
 """Follow mode: after a snapshot's rows, those that later snapshots added, increment by increment. Owns the settings and the plan of an increment.
 
-An increment holds the rows offered at its end and not at its beginning (`since.py`): each row comes once, judged by `where` as it is when it comes. Rows that fill no
-whole batch are carried: they open the next increment, from the snapshot that offered them. So nothing is dropped between increments, and every increment but
-the last is a whole number of global batches, laid out, dealt and resumed as any plan:
+An increment holds the rows offered at its end and not at its beginning (`since.py`): each row comes once, judged by `where` as it is when it comes. Rows
+that fill no whole batch are carried: they open the next increment, from the snapshot that offered them. So nothing is dropped between increments, and every
+increment but the last is a whole number of global batches, laid out, dealt and resumed as any plan:
 
-    increment k   carried rows of k - 1, then the new blocks in a keyed order; cut to N_k, a multiple of the global batch; the rest, all of them new, is carried on
+    increment k   carried rows of k - 1, then the new blocks in a keyed order; cut to N_k, a multiple of the global batch; the rest, all new, is carried on
 
 Where increments end is agreed through the catalog (`catalog/follow.py`), when they end is decided in `train/follow.py`.
 """

@@ -34,8 +34,8 @@ from loader.scan.fetch import BlockFetcher, BlockPlace, FetchSpec, OpensPlan
 from loader.scan.order import Layout, Order
 from loader.scan.predicate import parse
 from loader.scan.prune import Pruned, patched, possible_blocks, within
-from loader.scan.since import Since
 from loader.scan.selection import BLOCK_KEY, Selection, selection_hash
+from loader.scan.since import Since
 from loader.table.times import closed_limit
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def make_plan(scan: Scan) -> Plan:
 
 
 def open_view(scan: Scan) -> SnapshotView:
-    """The snapshot that a scan reads, or what of it the scan's predicate can need. What came since another is read off the handle's own, which follows the head."""
+    """The snapshot that a scan reads, or what of it the scan's predicate can need; to find what came since another, the handle brings its own view forward."""
     if scan.since is not None:
         return scan.table.view(scan.snapshot)
 
@@ -434,7 +434,7 @@ class _Counter:
                 mask &= ~deleted[rows]
         if item.is_whole:
             return mask
-        times = None
+        times: FixedColumn | None = None
         place = BlockPlace(ref=item.ref, block=item.block, row_start=item.row_start, num_rows=item.num_rows, selected=None)
         decoded = decode(self._fetcher.fetch_place(FetchRequest(sequence=0, shard=0, block=item.block), place), self._read, label=self._label)
         names = [column.name for column in self._read]
@@ -442,8 +442,9 @@ class _Counter:
             arrays = [to_arrow(column, read.type) for column, read in zip(decoded, self._read, strict=True)]
             mask &= self._predicate.mask(pa.table(arrays, names=names))
         if self._last_time is not None and self._time is not None:
-            times = decoded[names.index(self._time.name)]
-            assert isinstance(times, FixedColumn)
+            column = decoded[names.index(self._time.name)]
+            assert isinstance(column, FixedColumn)
+            times = column
             mask &= times.values <= self._last_time
             if times.validity is not None:
                 mask &= times.validity != 0

@@ -1,7 +1,7 @@
-"""Rows that an earlier snapshot did not have to offer: by commit sequence, and by the watermark where only closed rows are read. Pure but for one hidden column.
+"""Rows that an earlier snapshot did not offer: by commit sequence, and by the watermark where only closed rows are read.
 
-A row is offered at a snapshot if it was committed by then and, with `closed_before`, its attribution window was closed by then. Compaction keeps the commit sequence of
-each row, so it makes nothing new; a patch neither. Only the sequences of segments that hold rows from both sides are read, and only where a block is counted.
+A row is offered at a snapshot if it was committed by then and, with `closed_before`, its attribution window was closed by then. Compaction keeps the commit
+sequence of each row, so it makes nothing new; nor does a patch. Sequences are read only of segments that hold rows of both sides, block by block.
 """
 
 from __future__ import annotations

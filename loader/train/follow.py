@@ -1,6 +1,7 @@
 """A run's way through a followed table: which increment is next, when it is worth taking, what is pinned, and how far behind the head it is.
 
-Owns no batch and no order: it gives a loader one plan after another (`scan/follow.py`). Every rank asks for the next plan by itself, and the catalog makes them agree.
+Owns no batch and no order: it gives a loader one plan after another (`scan/follow.py`). Every rank asks for the next plan by itself, and the catalog makes them
+agree.
 """
 
 from __future__ import annotations
@@ -123,9 +124,8 @@ class Follower:
         if over:
             waiting.is_over = True
             return self._rest(plan)
-        ends_here = self._must_end(waiting)
-        mine = None if ends_here else self._decide(plan, head, waiting)
-        if mine is None and not ends_here:
+        mine = None if self._must_end() else self._decide(plan, head, waiting)
+        if mine is None and not self._must_end() and not self._is_idle(waiting):
             return None
         with self._lake.database.write(table_id, as_reader=True) as connection:
             if mine is not None:
@@ -170,10 +170,12 @@ class Follower:
             return None
         return End(until=waiting.counted_at, is_flush=is_flush)
 
-    def _must_end(self, waiting: _Waiting) -> bool:
-        settings = self._settings
-        idle = settings.idle_seconds is not None and self._clock() - (waiting.idle_from or waiting.began) >= settings.idle_seconds
-        return idle or self._stopped.is_set() or (settings.end is not None and datetime.datetime.now(datetime.UTC) >= settings.end)
+    def _must_end(self) -> bool:
+        return self._stopped.is_set() or (self._settings.end is not None and datetime.datetime.now(datetime.UTC) >= self._settings.end)
+
+    def _is_idle(self, waiting: _Waiting) -> bool:
+        since = waiting.began if waiting.idle_from is None else waiting.idle_from
+        return self._settings.idle_seconds is not None and self._clock() - since >= self._settings.idle_seconds
 
     def _rest(self, plan: FollowPlan) -> FollowPlan | None:
         """What is still carried where the stream is over, as one more batch; None where it waits for whoever resumes."""
@@ -332,3 +334,16 @@ def stream_name(follow: Follow, options: LoaderOptions) -> str:
     words = torch.tensor(list(made.bytes), dtype=torch.int64, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
     distributed.broadcast(words, src=0)
     return str(uuid.UUID(bytes=bytes(words.tolist())))
+
+
+def check_follow(stream: Any) -> None:
+    """Refuse a stream that was made for one plan.
+
+    Raises:
+        ValueError: It was.
+    """
+    if stream is not None and not callable(stream):
+        raise ValueError(
+            f"stream is a {type(stream).__name__} of one plan, and follow reads one plan after another: give what makes a stream, such as "
+            "stream=loader.distributed.RayBlockStream"
+        )
