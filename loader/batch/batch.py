@@ -42,6 +42,7 @@ class BatchLayout:
         block_row_starts: int64 [blocks], first row of each block in its segment.
         output: `numpy` gives arrays, `arrow` a record batch, the others torch tensors.
         images: Binary columns that are to hold pixels (`Batch.put`).
+        block_sources: Of a mix, int64 [blocks], the source of each block.
     """
 
     columns: Columns
@@ -50,6 +51,7 @@ class BatchLayout:
     block_row_starts: npt.NDArray[np.int64]
     output: str = "dict"
     images: frozenset[str] = frozenset()
+    block_sources: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
@@ -247,6 +249,14 @@ class Batch(Mapping[str, Any]):
         """int64 [samples, 2]: (segment id, row of the segment) of every sample, by which it can be accounted for."""
         blocks = self._arrays.blocks
         return np.stack([self._layout.block_segments[blocks], self._layout.block_row_starts[blocks] + self._arrays.rows], axis=1)
+
+    @property
+    def source(self) -> Any:
+        """int64 [rows], from which source of a mix each row comes, numbered as in `loader.mix`; 0 without a mix, -1 where a row is padding."""
+        sources = np.full(self.num_rows, -1, np.int64)
+        blocks, of = on_host(self._arrays.blocks), self._layout.block_sources
+        sources[: self.num_samples] = 0 if of is None else of[blocks[: self.num_samples]]
+        return self._convert(self._arrays.placed(sources))
 
     def put(self, name: str, value: Any, present: npt.NDArray[np.bool_]) -> None:
         """Give a column its value before anybody asks for it, and its validity: for what a loader makes of bytes.

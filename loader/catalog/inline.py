@@ -11,24 +11,25 @@ from typing import Any
 import pyarrow as pa
 
 from loader.catalog.connection import Database
+from loader.catalog.kept import READ_CACHE_BYTES, Kept
 from loader.catalog.records import INLINE_PREFIX
 from loader.errors import NotFoundError, StorageError
 from loader.storage import COALESCE_GAP_BYTES, MAX_REQUEST_BYTES, Buffer, Range, Storage, StoredObject
 
 INLINE_CACHE_BYTES = 64 * 1024 * 1024
-_PACKED = b"HRZSTD1\0"
-_ZSTD = pa.Codec("zstd", 1)
+_CODECS = {b"HRZLZ41\0": pa.Codec("lz4_raw"), b"HRZSTD1\0": pa.Codec("zstd", 1)}  # by what such bytes begin with; zstd is what older ones wrote
+_PACKED = b"HRZLZ41\0"
 
 
 def pack(data: Buffer) -> bytes:
     """Bytes as they lie in the catalog: small segments are mostly the same headers again and again."""
-    packed: bytes = _ZSTD.compress(data, asbytes=True)
+    packed: bytes = _CODECS[_PACKED].compress(data, asbytes=True)
     return _PACKED + memoryview(data).nbytes.to_bytes(8, "little") + packed
 
 
 def unpacked_bytes(stored: bytes) -> int | None:
     """Bytes of what was packed; None where nothing was."""
-    return int.from_bytes(stored[8:16], "little") if stored.startswith(_PACKED) else None
+    return int.from_bytes(stored[8:16], "little") if stored[:8] in _CODECS else None
 
 
 def unpack(stored: bytes) -> bytes:
@@ -41,7 +42,7 @@ def unpack(stored: bytes) -> bytes:
     if num_bytes is None:
         return stored
     try:
-        return bytes(_ZSTD.decompress(stored[16:], num_bytes, asbytes=True))
+        return bytes(_CODECS[stored[:8]].decompress(stored[16:], num_bytes, asbytes=True))
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{len(stored)} bytes that lie in the catalog do not unpack: {error}") from error
 
@@ -52,12 +53,16 @@ class LakeStorage(Storage):
     Attributes:
         files: The files alone.
         catalog: What the inline paths are read from.
+        kept: Footers and folded overlays that reads of any table have in memory.
     """
 
-    def __init__(self, files: Storage, catalog: Database, reopen: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+    def __init__(
+        self, files: Storage, catalog: Database, reopen: tuple[Callable[..., Any], tuple[Any, ...]], *, read_cache_bytes: int = READ_CACHE_BYTES
+    ) -> None:
         super().__init__(files.url)
         self.files = files
         self.catalog = catalog
+        self.kept = Kept(read_cache_bytes)
         self._reopen = reopen
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, bytes] = OrderedDict()
@@ -99,8 +104,9 @@ class LakeStorage(Storage):
                 raise StorageError(f"{path} has {data.nbytes} bytes and was read at ({offset}, {num_bytes})")
         return [data[offset : offset + num_bytes] for offset, num_bytes in ranges]
 
-    def forget_inline(self) -> None:
-        """Let go of what of the catalog's bytes is in memory."""
+    def forget(self) -> None:
+        """Let go of rows, and bytes of the catalog, that are in memory."""
+        self.kept.clear()
         with self._lock:
             self._cache.clear()
             self._cached_bytes = 0

@@ -38,5 +38,8 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "create index erasures_table on erasures (table_id)",
         "update catalog_version set reads_since = 6",  # an older reader would show the blank rows that an erasure leaves
     ),
+    6: (  # segments of bucket -1 hold rows of all buckets: an older reader that looks for a bucket would pass them over
+        "update catalog_version set reads_since = 7",
+    ),
 }
 CATALOG_VERSION = FIRST_VERSION + len(MIGRATIONS)

@@ -24,12 +24,14 @@ from loader.catalog.version import origin
 from loader.decode.arrow import to_arrow
 from loader.decode.result import FixedColumn
 from loader.errors import CatalogBusyError, StateMismatchError
+from loader.scan import order as ordering
 from loader.scan.columns import LabelFill, ReadColumn, read_columns
 from loader.scan.condition import Condition
 from loader.scan.decoded import decode
 from loader.scan.encoded import FetchRequest
 from loader.scan.facts import Facts
-from loader.scan.fetch import BlockFetcher, BlockPlace, FetchSpec
+from loader.scan.fetch import BlockFetcher, BlockPlace, FetchSpec, OpensPlan
+from loader.scan.order import Layout, Order
 from loader.scan.predicate import parse
 from loader.scan.prune import Pruned, patched, possible_blocks, within
 from loader.scan.selection import BLOCK_KEY, Selection, selection_hash
@@ -110,6 +112,40 @@ class Plan:
             selected=self.bits.get(block),
         )
 
+    def lay_out(self, order: Order) -> Layout:
+        """The blocks in the order of an epoch."""
+        return ordering.lay_out(self.blocks["selected"], order)
+
+    def window_rows(self, order: Order) -> int:
+        """Rows of a window at most."""
+        return ordering.most_window_rows(self.num_rows, int(self.blocks["selected"].max(initial=0)), order)
+
+    @property
+    def block_sources(self) -> None:
+        """Of a mix, the source of each block."""
+        return None
+
+    @property
+    def shard_blocks(self) -> int:
+        """Blocks that the canonical shards divide among them."""
+        return self.num_blocks
+
+    def label_of(self, block: int) -> LabelFill | None:
+        """How null labels of a block of the plan read."""
+        return self.label
+
+    def state(self) -> dict[str, Any]:
+        """What a loader's state says of what is read; plain values."""
+        return {
+            "table": self.table,
+            "snapshot": self.snapshot,
+            "columns": list(self.columns),
+            "where": self.where,
+            "closed_before": self.closed_before,
+            "selection": self.selection_hash,
+            "num_rows": self.num_rows,
+        }
+
     def renew(self) -> None:
         """Hold the snapshot for another day; a `DataLoader` does it every hour in which it makes batches."""
         self.scan.table.lake.renew(self.pin, PIN_SECONDS)
@@ -168,12 +204,16 @@ class Plan:
         return (decoded / rows, stored / rows) if rows else (0.0, 0.0)
 
 
-def open_plan(spec: FetchSpec) -> Plan:
+def open_plan(spec: FetchSpec | OpensPlan) -> Any:
     """Make a plan again anywhere, from plain data; the selection comes from the catalog, and the first plan's own pin holds the snapshot.
+
+    A spec of several scans opens itself, and each of them here.
 
     Raises:
         StateMismatchError: The lake gives another plan than the one the spec was made of.
     """
+    if not isinstance(spec, FetchSpec):
+        return spec.open()
     connect = importlib.import_module("loader").connect  # the package imports us
     table = connect(spec.location, catalog=spec.catalog, create=False).table(spec.table)
     plan: Plan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before).plan()
@@ -186,7 +226,7 @@ def open_plan(spec: FetchSpec) -> Plan:
     return plan
 
 
-def open_fetcher(spec: FetchSpec) -> BlockFetcher:
+def open_fetcher(spec: FetchSpec | OpensPlan) -> Any:
     """The fetcher of a plan, anywhere. Raises as `open_plan`."""
     return open_plan(spec).fetcher()
 

@@ -62,6 +62,11 @@ class Scan:
         text = None if where is None else parse(where, schema.to_arrow()).text
         return cls(table=table, columns=names, where=text, snapshot=snapshot, closed_before=_closed_before(table, closed_before))
 
+    @property
+    def sources(self) -> tuple[Scan, ...]:
+        """The scans of single tables that it is made of."""
+        return (self,)
+
     def at(self, snapshot: int) -> Scan:
         """The same scan of a given snapshot."""
         return dataclasses.replace(self, snapshot=snapshot)

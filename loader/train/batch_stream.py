@@ -16,8 +16,7 @@ from loader.batch.assemble import BatchArrays, Part
 from loader.batch.gather import LENGTH_SHIFT
 from loader.batch.window import ListWindow, WindowData
 from loader.errors import HeadraceError
-from loader.scan import order as ordering
-from loader.scan.order import Order
+from loader.scan.order import Order, ShardSlice
 from loader.train.options import LoaderOptions
 
 MAX_POOL_VALUES = 2**32
@@ -108,18 +107,24 @@ def check_part(job: BatchJob, number: int, part: PartBatch) -> None:
         )
 
 
-def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch]) -> list[Part[WindowData]]:
+def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch], pieces: Sequence[ShardSlice]) -> list[Part[WindowData]]:
     """A batch's parts as the slices of which the rank would have assembled it: shard by shard.
+
+    Args:
+        job: The rank's.
+        number: Of the batch.
+        parts: In the order of parts.
+        pieces: The rank's slices of the batch.
 
     Raises:
         HeadraceError: A part has too few or too many rows.
     """
-    options, (start, stop) = job.options, job.bounds(number)
+    options, (start, _) = job.options, job.bounds(number)
     windows = [as_window(part.arrays) for part in parts]
     taken = [0] * len(parts)
     slices = []
-    for piece in ordering.rank_slices(job.order.shards, start, stop, options.rank, options.world_size):
-        index = (piece.shard - options.rank) // options.world_size % len(parts) if len(parts) > 1 else 0
+    for piece in pieces:
+        index = (piece.shard - options.rank) // options.world_size % len(parts) if len(parts) > 1 else 0  # parts divide the shards: so of lanes too
         slices.append(Part(window=windows[index], start=taken[index], stop=taken[index] + piece.num_rows))
         taken[index] += piece.num_rows
     if taken != [window.num_rows for window in windows]:

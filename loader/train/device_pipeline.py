@@ -17,9 +17,9 @@ from loader.batch.device_window import DeviceWindow, DeviceWindowFill
 from loader.decode.slabs import PinnedSlabs
 from loader.errors import CorruptSegmentError
 from loader.kernels.native import NO_ERROR
-from loader.scan import order as ordering
 from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.scan.fetch import BlockFetcher
+from loader.scan.joined import JoinedFetcher
 from loader.scan.order import ShardSlice, Window
 from loader.scan.stream import BlockStream
 from loader.train.stats import StageClock, StatsRecorder
@@ -27,7 +27,7 @@ from loader.train.windows import HeldWindows
 from loader.train.work import Arrivals, Work
 
 
-def pinned_fetch(fetcher: BlockFetcher, slabs: PinnedSlabs) -> Callable[[FetchRequest], EncodedBlock]:
+def pinned_fetch(fetcher: BlockFetcher | JoinedFetcher, slabs: PinnedSlabs) -> Callable[[FetchRequest], EncodedBlock]:
     """A fetch that reads straight into pinned slabs, which are handed out in the order of the requests."""
 
     def fetch(request: FetchRequest) -> EncodedBlock:
@@ -48,7 +48,7 @@ def make_device_arrays(work: Work, device: BatchDevice, stream: BlockStream, clo
         before: tuple[BatchUnderWay, list[ShardSlice]] | None = None
         for index in range(work.num_batches):
             work.renew()
-            slices = ordering.rank_slices(work.layout.order.shards, *work.bounds(index), work.rank, work.world_size)
+            slices = work.slices(index)
             begun = maker.begin(slices)
             if before is not None:
                 yield maker.finish(*before)
@@ -102,8 +102,8 @@ class _Maker:
         """Copy the blocks of a window as they arrive, then put its decoding on the device."""
         work, clock = self._work, self._clock
         with clock.stage("shuffle"):
-            blocks = ordering.window_pieces(work.layout, window)[0]
-            self._filling = DeviceWindowFill(self._device, self._columns, *ordering.window_draw(work.layout, window), work.plan.label)
+            blocks = work.layout.pieces(window)[0]
+            self._filling = DeviceWindowFill(self._device, self._columns, *work.layout.draw(window), work.plan.label_of(int(blocks[0])))
         for _ in blocks.tolist():
             block = self._arrivals.next()
             with clock.stage("copy"):

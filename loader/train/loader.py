@@ -18,10 +18,10 @@ from loader.errors import ForkedProcessError, StateMismatchError
 from loader.extras import require
 from loader.kernels.runtime import Runtime
 from loader.scan import order as ordering
-from loader.scan.fetch import FetchSpec
-from loader.scan.order import Layout, Order
-from loader.scan.plan import Plan
-from loader.scan.scan import Scan
+from loader.scan.fetch import FetchSpec, OpensPlan
+from loader.scan.mix import AnyPlan, AnyScan
+from loader.scan.mixed_order import AnyLayout
+from loader.scan.order import Order
 from loader.scan.stream import BlockStream, ThreadBlockStream
 from loader.train import metrics
 from loader.train.batch_stream import BatchJob, BatchStream
@@ -36,7 +36,7 @@ from loader.train.stats import LoaderStats, StageClock, StatsRecorder, nvtx_rang
 from loader.train.watch import Watch
 
 Transform = Callable[[Any], Any]
-StreamFactory = Callable[[FetchSpec], BlockStream | BatchStream]
+StreamFactory = Callable[[FetchSpec | OpensPlan], BlockStream | BatchStream]
 
 
 class DataLoader:
@@ -46,7 +46,7 @@ class DataLoader:
     next epoch, in another order. Every rank gets the same number of batches.
 
     Args:
-        scan: What to read: `table.scan(…)`.
+        scan: What to read: `table.scan(…)`, or several of them by weights: `loader.mix([…])`.
         global_batch_size: Rows of a batch over all ranks; a multiple of `world_size`.
         shuffle: "windows" permutes blocks, then rows inside windows; "blocks" blocks only; "full" all rows of a shard; "none" keeps the table's order inside
             each canonical shard. True is "windows", False "none".
@@ -84,7 +84,7 @@ class DataLoader:
 
     def __init__(
         self,
-        scan: Scan,
+        scan: AnyScan,
         *,
         global_batch_size: int,
         shuffle: str | bool = "windows",
@@ -145,9 +145,9 @@ class DataLoader:
         self._scan = scan
         self._watch = Watch(self.plan.table, metrics.count_in(self), own_rank, own_world, self.stats)
 
-    def _adopt(self, scan: Scan, order: Order | None = None) -> None:
+    def _adopt(self, scan: AnyScan, order: Order | None = None) -> None:
         """Plan a scan and check that this loader can run it."""
-        self.plan: Plan = scan.plan()
+        self.plan: AnyPlan = scan.plan()
         self._renewal = Renewal(self.plan.renew)
         self._scan = scan
         try:
@@ -165,7 +165,7 @@ class DataLoader:
                 f"the plan has {self.plan.num_rows:,} rows and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no batch: "
                 "lower it, select more rows, or use remainder='pad' or 'uneven'"
             )
-        self._layout_cache: Layout | None = None
+        self._layout_cache: AnyLayout | None = None
         self._check_memory(self._order)
         device = "cpu" if self._runtime is None else self._runtime.device
         self._image_stage = ImageStage(self._batch_layout, images, device=device, threads=self.options.threads) if images else None
@@ -186,9 +186,9 @@ class DataLoader:
             self._device = BatchDevice(self._runtime, plan_device_memory(self.plan, self._order, self.options))
         return self._device
 
-    def _layout(self) -> Layout:
+    def _layout(self) -> AnyLayout:
         if self._layout_cache is None or self._layout_cache.order.epoch != self._epoch:
-            self._layout_cache = ordering.lay_out(self.plan.blocks["selected"], dataclasses.replace(self._order, epoch=self._epoch))
+            self._layout_cache = self.plan.lay_out(dataclasses.replace(self._order, epoch=self._epoch))
         return self._layout_cache
 
     def __len__(self) -> int:
@@ -303,18 +303,7 @@ class DataLoader:
 
     def _state(self) -> LoaderState:
         layout = self._layout()
-        return LoaderState(
-            table=self.plan.table,
-            snapshot=self.plan.snapshot,
-            columns=self.plan.columns,
-            where=self.plan.where,
-            closed_before=self.plan.closed_before,
-            selection=self.plan.selection_hash,
-            num_rows=self.plan.num_rows,
-            order=layout.order,
-            plan=layout.fingerprint(),
-            position=self._position,
-        )
+        return LoaderState(content=self.plan.state(), order=layout.order, plan=layout.fingerprint(), position=self._position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where a state was saved, at any world size, batch size and prefetch depth.
@@ -332,8 +321,9 @@ class DataLoader:
             order = dataclasses.replace(order, shards=saved.order.shards)
         before = vars(self).copy()
         try:
-            if saved.table == self.plan.table and self._scan.snapshot is None and saved.snapshot != self.plan.snapshot:
-                self._adopt(self._scan.at(saved.snapshot), order)
+            scan = saved.snapshots_for(self._scan, self.plan.state())
+            if scan is not None:
+                self._adopt(scan, order)
             elif order != self._order:
                 self._check_memory(order)
                 self._order = order
