@@ -227,7 +227,13 @@ def apply(connection: Connection, step: ErasureStep, *, grace_seconds: float) ->
     )
     connection.execute("update tables set head = ?, erased_in = ? where id = ?", (new, new, spec.id))
     # the new places too: what was to lie there may have been forgotten meanwhile
-    throw_away(connection, spec.id, sorted({move.section.path for move in step.moves} | step.new_paths), reason=f"erasure {step.erasure_id}", grace_seconds=grace_seconds)
+    throw_away(
+        connection,
+        spec.id,
+        sorted({move.section.path for move in step.moves} | step.new_paths),
+        reason=f"erasure {step.erasure_id}",
+        grace_seconds=grace_seconds,
+    )
     return new
 
 

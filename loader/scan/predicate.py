@@ -98,8 +98,7 @@ def _tree(text: str) -> Any:
         where = f" near {details[0]['highlight']!r}" if details[0].get("highlight") else ""
         raise ValueError(f"where {text!r} is not a SQL expression{where}; {ALLOWED}") from None
     query = statements[0]
-    parts = {name for name, part in query.args.items() if part} if isinstance(query, exp.Select) else set()
-    if len(statements) > 1 or parts != {"expressions", "where"}:
+    if len(statements) > 1 or not isinstance(query, exp.Select) or {name for name, part in query.args.items() if part} != {"expressions", "where"}:
         raise ValueError(f"where {text!r} is more than one SQL expression; {ALLOWED}")
     return query.args["where"].this
 
