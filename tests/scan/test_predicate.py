@@ -147,9 +147,7 @@ def test_a_column_may_be_called_as_a_statement_begins(name):
         assert parse(parse(text, table.schema).text, table.schema).columns == parse(text, table.schema).columns
 
 
-@pytest.mark.parametrize(
-    "text", ["a = 1; b = 2", "a = 1 order by b", "a = 1 limit 3", "a = 1 union select 2", "a = 1) or (b = 2", "", "select 1"]
-)
+@pytest.mark.parametrize("text", ["a = 1; b = 2", "a = 1 order by b", "a = 1 limit 3", "a = 1 union select 2", "a = 1) or (b = 2", "", "select 1"])
 def test_one_expression_is_all_that_a_text_may_hold(text):
     with pytest.raises(ValueError, match="allowed are: = <>"):
         parse(text, TABLE.schema)
