@@ -17,7 +17,7 @@ from typing import Any
 from loader.catalog import follow as ends
 from loader.catalog.follow import End, Head
 from loader.catalog.read import load_snapshot
-from loader.errors import CatalogBusyError, HeadraceError, StateMismatchError
+from loader.errors import CatalogBusyError, HeadraceError, SnapshotNotFoundError, StateMismatchError
 from loader.extras import require
 from loader.scan.follow import Follow, FollowPlan, Increment, carried_ranges
 from loader.scan.order import Order
@@ -151,8 +151,13 @@ class Follower:
 
     def _take(self, plan: FollowPlan, agreed: End, waiting: _Waiting) -> FollowPlan | None:
         """The increment up to an agreed end; None where it is too small to be one, and becomes part of the next."""
-        found = self._plan_until(plan, agreed.until, is_flush=agreed.is_flush and self._options.remainder != "drop")
-        waiting.cursor, waiting.moved = 2 * agreed.until, True
+        waiting.moved = True
+        try:
+            found = self._plan_until(plan, agreed.until, is_flush=agreed.is_flush and self._options.remainder != "drop")
+        except SnapshotNotFoundError:  # of an older run of this name: it is gone for every rank
+            waiting.cursor = 2 * agreed.until
+            return None
+        waiting.cursor = 2 * agreed.until
         if found.num_rows and found.is_ready:
             self._plans[found.increment.number] = found.now
             self._let_go(found.increment.number)
