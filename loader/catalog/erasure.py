@@ -123,6 +123,11 @@ class ErasureStep:
     inline: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     pending_buckets: Sequence[int] = ()
 
+    @property
+    def new_paths(self) -> set[str]:
+        """Where it puts sections and vectors."""
+        return {move.path for move in self.moves if move.path is not None} | {mark.path for mark in self.marks}
+
 
 def load_erasures(connection: Connection, table_id: int, prefix: str = "") -> list[Erasure]:
     """Requests of a table whose id begins with `prefix`, oldest first."""
@@ -221,7 +226,14 @@ def apply(connection: Connection, step: ErasureStep, *, grace_seconds: float) ->
         "update buckets set pending_changed_in = ? where table_id = ? and bucket = ?", [(new, spec.id, bucket) for bucket in step.pending_buckets]
     )
     connection.execute("update tables set head = ?, erased_in = ? where id = ?", (new, new, spec.id))
-    throw_away(connection, spec.id, sorted({move.section.path for move in step.moves}), reason=f"erasure {step.erasure_id}", grace_seconds=grace_seconds)
+    # the new places too: what was to lie there may have been forgotten meanwhile
+    throw_away(
+        connection,
+        spec.id,
+        sorted({move.section.path for move in step.moves} | step.new_paths),
+        reason=f"erasure {step.erasure_id}",
+        grace_seconds=grace_seconds,
+    )
     return new
 
 
