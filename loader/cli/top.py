@@ -56,6 +56,7 @@ def _table(shown: Sequence[Mapping[str, Any]], before: Mapping[tuple[int, int], 
     for name in ("retries", "ahead", "waits"):
         table.add_column(name, justify="right")
     table.add_column("for")
+    table.add_column("behind", justify="right")
     for values in shown:
         then = before.get(_key(values), {})
         seconds = values["seconds"] - then.get("seconds", 0.0)
@@ -75,5 +76,6 @@ def _table(shown: Sequence[Mapping[str, Any]], before: Mapping[tuple[int, int], 
             f"{values['batches_ahead']} + {values['blocks_ahead']} blocks",
             f"[{'red' if share > 0.05 else 'green'}]{share:.1%}[/]",
             ", ".join(f"{stage} {waited[stage] / seconds:.1%}" for stage in stages) if seconds else "",
+            f"{values['behind_rows']:,} rows, {values['behind_seconds']:,.0f} s" if values.get("behind_rows") is not None else "",
         )
     return table

@@ -16,7 +16,8 @@ from typing import Any
 
 from loader.scan.counts import FetchCounts, FetchMeter
 
-STAGES = ("plan", "read", "checksum", "copy", "decode", "shuffle", "assembly", "images", "transform", "hand_over")
+STAGES = ("plan", "follow", "read", "checksum", "copy", "decode", "shuffle", "assembly", "images", "transform", "hand_over")
+MAX_METERS = 16
 
 
 class StageClock:
@@ -107,6 +108,8 @@ class LoaderStats:
         blocks: Blocks fetched.
         encoded_bytes: Bytes of their chunks, as stored.
         peak_window_bytes: Largest decoded size of all windows held at once.
+        behind_rows: With `follow`, rows that were committed and not handed over yet; see `loader.train.follow.Lag`.
+        behind_seconds: With `follow`, since the oldest of them was committed.
         bad_records: Values that mean nothing, in batches handed over, by column: broken images that the policy "skip" left out.
         storage: What fetching in this process did: calls of the store, retries, caches. Ray's fetch actors count apart.
         batches_ahead: Batches that may wait for the consumer now; it grows while the consumer is kept waiting.
@@ -127,6 +130,8 @@ class LoaderStats:
     batches_ahead: int = 0
     blocks_ahead: int = 0
     peak_queued_bytes: int = 0
+    behind_rows: int | None = None
+    behind_seconds: float | None = None
 
     @property
     def trainer_seconds(self) -> float:
@@ -165,6 +170,7 @@ class StatsRecorder:
         self.peak_queued_bytes = 0
         self.waited: dict[str, float] = {}
         self._meters: list[FetchMeter] = []
+        self._ended = FetchCounts()
         self._batches = 0
         self._rows = 0
         self._seconds = 0.0
@@ -184,12 +190,14 @@ class StatsRecorder:
     def count(self, meter: FetchMeter) -> None:
         """Take a fetcher's counts in."""
         if all(known is not meter for known in self._meters):
+            if len(self._meters) == MAX_METERS:  # one that follows a table has a fetcher an increment
+                self._ended += self._meters.pop(0).counts
             self._meters.append(meter)
 
     @property
     def storage(self) -> FetchCounts:
         """Counts of all fetchers that were taken in."""
-        return sum((meter.counts for meter in self._meters), FetchCounts())
+        return sum((meter.counts for meter in self._meters), self._ended)
 
     def begin(self) -> None:
         """An iteration begins."""
