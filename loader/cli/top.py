@@ -15,6 +15,7 @@ from loader.cli.output import JsonOption
 from loader.train.board import read_board
 
 REFRESH_SECONDS = 1.0
+WIDE = 110
 NOBODY = "no loader of this user runs on this machine: start one (headrace train, or loader.DataLoader in a program)"
 
 
@@ -48,12 +49,13 @@ def _key(values: Mapping[str, Any]) -> tuple[int, int]:
     return int(values["pid"]), int(values["number"])
 
 
-def _table(shown: Sequence[Mapping[str, Any]], before: Mapping[tuple[int, int], Mapping[str, Any]]) -> Table:
-    """A line a loader; speeds since the last look, or since its start. `ahead`: batches and blocks that may be ready before they are asked for."""
+def _table(shown: Sequence[Mapping[str, Any]], before: Mapping[tuple[int, int], Mapping[str, Any]], *, wide: bool | None = None) -> Table:
+    """A line a loader; speeds since the last look, or since its start. Where there is room, retries too, and batches and blocks ahead."""
+    wide = output.console.width >= WIDE if wide is None else wide
     table = Table(box=None, pad_edge=False)
     for name, justify in (("process", "right"), ("loader", "left"), ("rank", "right"), ("samples", "right"), ("samples/s", "right"), ("MB/s read", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name in ("retries", "ahead", "waits"):
+    for name in (*(("retries", "ahead") if wide else ()), "waits"):
         table.add_column(name, justify="right")
     table.add_column("for")
     table.add_column("behind", justify="right")
@@ -72,8 +74,7 @@ def _table(shown: Sequence[Mapping[str, Any]], before: Mapping[tuple[int, int], 
             f"{values['rows']:,}",
             f"{(values['rows'] - then.get('rows', 0)) / seconds:,.0f}" if seconds else "",
             f"{(values['encoded_bytes'] - then.get('encoded_bytes', 0)) / seconds / 1e6:,.1f}" if seconds else "",
-            f"{values['storage']['retries']:,}",
-            f"{values['batches_ahead']} + {values['blocks_ahead']} blocks",
+            *((f"{values['storage']['retries']:,}", f"{values['batches_ahead']}+{values['blocks_ahead']}") if wide else ()),
             f"[{'red' if share > 0.05 else 'green'}]{share:.1%}[/]",
             ", ".join(f"{stage} {waited[stage] / seconds:.1%}" for stage in stages) if seconds else "",
             f"{values['behind_rows']:,} rows, {values['behind_seconds']:,.0f} s" if values.get("behind_rows") is not None else "",

@@ -64,7 +64,7 @@ class Flow:
         """
         self._largest_bytes = max(self._largest_bytes, num_bytes)
         self._lowest = min(self._lowest, queued)
-        if sum(waited.values()) > WAITED_SHARE * seconds:
+        if not queued and sum(waited.values()) > WAITED_SHARE * seconds:
             self._calm, self._lowest = 0, MAX_BATCHES
             self.batches *= 2
             if sum(waited.get(stage, 0.0) for stage in FETCHING) > sum(waited.values()) / 2:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 import loader
+from loader.cli.top import _table
 from loader.errors import StorageError
 from loader.scan import fetch
 from loader.scan.counts import FetchCounts
-from loader.scan.fetch import BlockFetcher
 from loader.scan.order import Window
 from loader.train import stats as stats_module
 from loader.train.ahead import WindowsAhead
+from loader.train.board import read_board
 from loader.train.flow import CALM_BATCHES, FIRST_BATCHES, Flow
 from loader.train.stats import StageClock
 from tests.train import sample_table
@@ -41,7 +42,8 @@ def culprit(stats):
 
 
 def test_a_slow_store_is_the_culprit_and_more_is_fetched_ahead(table, monkeypatch):
-    monkeypatch.setattr(BlockFetcher, "_read", lambda self, action: (time.sleep(DELAY_SECONDS), action())[1])
+    real = fetch.retry
+    monkeypatch.setattr(fetch, "retry", lambda action, **options: (time.sleep(DELAY_SECONDS), real(action, **options))[1])
     with make(table) as batches:
         first = batches._begin_flow().blocks
         for _ in range(2):
@@ -169,12 +171,11 @@ def test_counts_add_up():
     assert total.checksum_share == 0.25
 
 
-def test_the_board_shows_retries_and_depths(table, tmp_path: Path, monkeypatch, capsys):
-    from loader.cli.app import run
-
+def test_the_board_shows_retries_and_depths(table, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HEADRACE_BOARD", str(tmp_path))
     with make(table) as batches:
-        next(iter(batches))
-        assert run(["top", "--once"]) == 0
-    shown = capsys.readouterr().out
-    assert "retries" in shown and "2 + 2 blocks" in shown
+        iterator = iter(batches)
+        next(iterator)
+        shown = _table(read_board(), {}, wide=True)
+    cells = {column.header: list(column.cells) for column in shown.columns}
+    assert cells["retries"] == ["0"] and cells["ahead"] == ["2+2"]
