@@ -17,8 +17,9 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("ray.train")
-for package in ("aiohttp", "aiohttp_cors", "colorful", "opencensus"):  # of ray[default], without which there is no job server
-    pytest.importorskip(package)
+pytest.importorskip("aiohttp_cors")  # of ray[default], without which there is no job server
+pytest.importorskip("colorful")
+pytest.importorskip("opencensus")
 
 from ray_jobs import audit
 from ray_jobs.training import journal
