@@ -77,12 +77,14 @@ class Layout:
         blocks: int64 [B], index of each range's block in the plan's list.
         first: int64 [B], first ordinal of each range; 0 but for ranges that an earlier increment began.
         starts: int64 [B + 1], where each range starts; the last is N.
+        shard_starts: int64 [C + 1], where each shard starts; None cuts them equal within one row, as positions are dealt. A source of a mix has its own.
     """
 
     order: Order
     blocks: Int64Array
     first: Int64Array
     starts: Int64Array
+    shard_starts: Int64Array | None = None
 
     @property
     def num_rows(self) -> int:
@@ -92,6 +94,22 @@ class Layout:
         """A hash of which ranges lie where; equal on every host for the same plan and order."""
         arrays = (self.blocks, self.first, self.starts)
         return hashlib.blake2b(b"".join(array.astype("<i8").tobytes() for array in arrays), digest_size=16).hexdigest()
+
+    def slices(self, position: int, stop: int, rank: int, world_size: int) -> list[ShardSlice]:
+        """A rank's part of positions [position, stop), shard by shard."""
+        return rank_slices(self.order.shards, position, stop, rank, world_size)
+
+    def windows(self, position: int, rank: int, world_size: int, stop: int | None = None) -> Iterator[Window]:
+        """The windows a rank needs for positions [position, stop), in the order in which it needs them."""
+        return rank_windows(self, position, rank, world_size, stop)
+
+    def pieces(self, window: Window) -> tuple[Int64Array, Int64Array, Int64Array]:
+        """The pieces of a window: block of the plan, first ordinal, one past the last ordinal; int64 [pieces] each."""
+        return window_pieces(self, window)
+
+    def draw(self, window: Window) -> tuple[Int64Array, Int64Array]:
+        """The rows of a window in the order of yielding: (piece, ordinal in the piece's block), int64 [rows] each."""
+        return window_draw(self, window)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,8 +175,17 @@ def lay_out(block_rows: npt.ArrayLike, order: Order, *, first: npt.ArrayLike | N
     return Layout(order=order, blocks=kept.astype(np.int64), first=begin[kept], starts=starts)
 
 
+def cut(layout: Layout, num_rows: int) -> Layout:
+    """The first rows of a layout; what is left of them lies in no shard."""
+    starts = layout.starts.clip(None, num_rows)
+    kept = np.flatnonzero(np.diff(starts))
+    return dataclasses.replace(layout, blocks=layout.blocks[kept], first=layout.first[kept], starts=np.append(starts[kept], min(num_rows, layout.num_rows)))
+
+
 def shard_bounds(layout: Layout, shard: int) -> tuple[int, int]:
     """Laid-out rows [low, high) of a shard; sizes are what the deal gives: ceil((N - shard) / C)."""
+    if layout.shard_starts is not None:
+        return int(layout.shard_starts[shard]), int(layout.shard_starts[shard + 1])
     each, extra = divmod(layout.num_rows, layout.order.shards)
     low = shard * each + min(shard, extra)
     return low, low + each + (shard < extra)
@@ -211,6 +238,12 @@ def window_draw(layout: Layout, window: Window) -> tuple[Int64Array, Int64Array]
     piece, begin = piece[drawn], begin[drawn]
     row = np.arange(window.num_rows) + np.repeat(begin - (np.cumsum(length) - length), length)
     return np.repeat(piece, length), row
+
+
+def most_window_rows(num_rows: int, block_rows: int, order: Order) -> int:
+    """Rows of a window at most, of a plan of so many rows whose largest block has `block_rows`."""
+    shard_rows = -(-num_rows // order.shards)
+    return shard_rows if order.mode == "full" else min(shard_rows, (order.window_rows if order.permutes_rows else 0) + block_rows)
 
 
 def rank_shards(shards: int, rank: int, world_size: int) -> range:

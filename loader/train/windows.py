@@ -56,8 +56,11 @@ class HeldWindows(Generic[W]):
 
     def release(self, slices: Sequence[ShardSlice]) -> None:
         """Let go of windows that no batch after these slices needs."""
-        for piece in slices:
-            self._release(piece.shard, piece.start + piece.num_rows * piece.step)
+        after: dict[int, int] = {}
+        for piece in slices:  # rows of a shard come in ascending order, whatever the slices of a batch
+            after[piece.shard] = max(after.get(piece.shard, 0), piece.start + (piece.num_rows - 1) * piece.step + 1)
+        for shard, row in after.items():
+            self._release(shard, row)
 
     def close(self) -> None:
         """Let go of all."""

@@ -91,15 +91,18 @@ class Work:
                 sequence += 1
 
 
-def layout_of(plan: Plan, output: str, unique: Sequence[str] = (), images: Collection[str] = ()) -> BatchLayout:
+def layout_of(plan: Plan, output: str, unique: Sequence[str] = (), images: Collection[str] = (), pad_groups: int = 0) -> BatchLayout:
     """What all batches of a plan share; `unique` names list columns that come unexpanded, `images` binary columns that become pixels."""
     return BatchLayout(
         columns=Columns.of(plan.read, unique),
-        names=plan.columns,
+        names=plan.columns if plan.weights is None else (*plan.columns, plan.weights.column),
         block_segments=plan.blocks["segment_id"].astype(np.int64),
         block_row_starts=plan.row_starts,
         output=output,
         images=frozenset(images),
+        weights=plan.weights,
+        groups=plan.groups,
+        pad_groups=pad_groups,
     )
 
 
