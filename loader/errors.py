@@ -24,6 +24,7 @@ HeadraceError
 │   ├── UnknownOutcomeError      the answer was lost and could not be looked up
 │   └── CatalogBusyError         another process holds the catalog's write lock
 ├── StateMismatchError           loader state that belongs to another plan
+├── StreamTimeoutError           nothing came from Ray for longer than the time-out
 ├── DeviceError                  the GPU, its driver or a kernel cannot be used
 │   └── DeviceMemoryError        the device has no room
 ├── MissingDependencyError       an optional package is not installed
@@ -138,6 +139,10 @@ class CatalogBusyError(CommitError):
 
 class StateMismatchError(HeadraceError):
     """Loader state that belongs to another table, snapshot, selection or order."""
+
+
+class StreamTimeoutError(HeadraceError):
+    """Nothing came from Ray's actors for longer than the stream's time-out; says what is waited for, and what the cluster has."""
 
 
 class DeviceError(HeadraceError):

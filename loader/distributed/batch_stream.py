@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from loader.distributed.batch_wire import unpack
 from loader.distributed.decode_actors import DecodeActor, DecodeSpec, describe_runs
-from loader.distributed.execution import start_rows
+from loader.distributed.execution import TIMEOUT_SECONDS, start_rows
 from loader.distributed.lane import Lane
 from loader.distributed.read import Read
 from loader.extras import require
@@ -37,6 +37,7 @@ class RayBatchStream:
         cpus_per_actor: Logical CPUs an actor reserves; it decodes with `threads` of the loader's options.
         gpus_per_actor: Share of a GPU an actor reserves; above 0 it decodes there, and sends host batches all the same.
         resources: More options for the actors, as for `ray.remote`: `resources`, `label_selector`, `memory`.
+        timeout_seconds: Longest wait for a batch. It covers actors that start or are replaced, and nodes that come.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -53,17 +54,20 @@ class RayBatchStream:
         cpus_per_actor: float = 0.0,
         gpus_per_actor: float = 0.0,
         resources: Mapping[str, Any] | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         require("ray.data", extra="ray")
-        if min(num_actors, prefetch_bytes, prefetch_batches, batches_per_task) < 1 or min(cpus_per_actor, gpus_per_actor) < 0:
+        if min(num_actors, prefetch_bytes, prefetch_batches, batches_per_task) < 1 or min(cpus_per_actor, gpus_per_actor) < 0 or timeout_seconds <= 0:
             raise ValueError(
                 f"num_actors {num_actors}, prefetch_bytes {prefetch_bytes}, prefetch_batches {prefetch_batches} and batches_per_task {batches_per_task} "
-                f"must be at least 1, cpus_per_actor {cpus_per_actor} and gpus_per_actor {gpus_per_actor} not negative"
+                f"must be at least 1, cpus_per_actor {cpus_per_actor} and gpus_per_actor {gpus_per_actor} not negative, "
+                f"timeout_seconds {timeout_seconds} positive"
             )
         self._spec, self._num_actors, self._batches_per_task = spec, num_actors, batches_per_task
         self._prefetch_bytes, self._prefetch_batches = prefetch_bytes, prefetch_batches
         self._device = "cuda" if gpus_per_actor else "cpu"
         self._remote_options = {"num_cpus": cpus_per_actor, **({"num_gpus": gpus_per_actor} if gpus_per_actor else {}), **(resources or {})}
+        self._timeout_seconds = timeout_seconds
         self._lanes: list[Lane[PartBatch]] = []
         self._specs: list[DecodeSpec] = []
 
@@ -83,7 +87,9 @@ class RayBatchStream:
         """
         self._set_lanes(job)
         check = functools.partial(check_part, job)
-        parts = [lane.open(describe_runs(job, self._batches_per_task), job.num_batches, check) for lane in self._lanes]
+        step, start = job.options.global_batch_size, job.position
+        runs = describe_runs(job, self._batches_per_task)
+        parts = [lane.open(runs, job.num_batches, check, lambda number: f"the batch at position {start + number * step:,}") for lane in self._lanes]
         return self._batches(parts)
 
     def close(self) -> None:
@@ -99,7 +105,9 @@ class RayBatchStream:
         if specs != self._specs:
             self.close()
             self._specs = specs
-            self._lanes = [Lane(functools.partial(self._start, spec), "batches") for spec in specs]
+            self._lanes = [
+                Lane(functools.partial(self._start, spec), "batches", timeout_seconds=self._timeout_seconds, asked=self._remote_options) for spec in specs
+            ]
 
     def _batches(self, parts: Sequence[Iterator[PartBatch]]) -> Iterator[Sequence[PartBatch]]:
         with contextlib.ExitStack() as stack:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from loader.distributed.datasource import make_datasource
 from loader.extras import require
 
+TIMEOUT_SECONDS = 600.0  # a cluster that adds nodes takes minutes
 TASKS_IN_FLIGHT = 2  # an actor's next task waits at the actor, not at the scheduler
 ROW_BY_ROW_BYTES = 1  # a block is given out as soon as it holds this much: rows are large, and somebody waits for them
 
@@ -54,6 +55,19 @@ def start_rows(
             **options,
         )
     return functools.partial(rows.iter_batches, batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def describe_cluster(asked: Mapping[str, Any]) -> str:
+    """What an actor asks for, and what there is: for the error of whoever waits in vain."""
+    ray = require("ray", extra="ray")
+    wants = ", ".join(f"{name} {value}" for name, value in sorted(asked.items())) or "nothing"
+    try:
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        total, free = ray.cluster_resources(), ray.available_resources()
+    except Exception as error:  # noqa: BLE001 (the error it is part of matters more)
+        return f"an actor asks for {wants}, and the cluster does not answer ({error})"
+    shown = [f"{name} {free.get(name, 0.0):g} free of {total[name]:g}" for name in sorted(total) if not name.startswith(("node:", "object_store", "memory"))]
+    return f"an actor asks for {wants}; the cluster has {len(alive)} nodes, {', '.join(shown) or 'without any resource'}"
 
 
 def _context(ray_data: Any, prefetch_bytes: int, row_by_row: bool) -> Any:

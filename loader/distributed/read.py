@@ -43,14 +43,18 @@ class Read(Generic[T]):
         self._thread = threading.Thread(target=self._drive, args=(start,), name="headrace-ray-read", daemon=True)
         self._thread.start()
 
-    def take(self) -> T | None:
+    def take(self, timeout_seconds: float | None = None) -> T | None:
         """The next item in the order of the rows, None after the last.
 
         Raises:
             HeadraceError: What an actor raised, as it raised it; any other error of Ray as it is.
+            TimeoutError: Nothing came for so long.
         """
         while (item := next(self._items, None)) is None:
-            rows = self._queue.get()
+            try:
+                rows = self._queue.get(timeout=timeout_seconds)
+            except queue.Empty:
+                raise TimeoutError(f"nothing for {timeout_seconds:g} s") from None
             if isinstance(rows, _End):
                 self._queue.put(rows)
                 if rows.error is None:

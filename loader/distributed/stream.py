@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from loader.distributed.actors import FetchActor, Fetcher
 from loader.distributed.datasource import describe
-from loader.distributed.execution import start_rows
+from loader.distributed.execution import TIMEOUT_SECONDS, start_rows
 from loader.distributed.lane import Lane
 from loader.distributed.read import Read
 from loader.distributed.wire import unpack
@@ -35,7 +35,8 @@ class RayBlockStream:
         prefetch_blocks: Blocks held ready in this process.
         blocks_per_task: Blocks that one Ray task fetches; more saves scheduling where blocks are small.
         cpus_per_actor: Logical CPUs an actor reserves. 0 by default: actors wait for storage, and must start even where the ranks hold every CPU.
-        resources: More options for the actors, as for `ray.remote`: `resources`, `label_selector`, `memory`.
+        resources: More options for the actors, as for `ray.remote`: `resources`, `label_selector`, `memory`, which also say on what hosts they may be.
+        timeout_seconds: Longest wait for a block. It covers actors that start or are replaced, and nodes that come.
         make_fetcher: How an actor makes it.
 
     Raises:
@@ -52,19 +53,22 @@ class RayBlockStream:
         blocks_per_task: int = 1,
         cpus_per_actor: float = 0.0,
         resources: Mapping[str, Any] | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
         make_fetcher: Callable[[Any], Fetcher] = open_fetcher,
     ) -> None:
         require("ray.data", extra="ray")
-        if min(num_actors, prefetch_bytes, prefetch_blocks, blocks_per_task) < 1 or cpus_per_actor < 0:
+        if min(num_actors, prefetch_bytes, prefetch_blocks, blocks_per_task) < 1 or cpus_per_actor < 0 or timeout_seconds <= 0:
             raise ValueError(
                 f"num_actors {num_actors}, prefetch_bytes {prefetch_bytes}, prefetch_blocks {prefetch_blocks} and blocks_per_task {blocks_per_task} "
-                f"must be at least 1, cpus_per_actor {cpus_per_actor} not negative"
+                f"must be at least 1, cpus_per_actor {cpus_per_actor} not negative, timeout_seconds {timeout_seconds} positive"
             )
         self._spec, self._make_fetcher = spec, make_fetcher
         self._num_actors, self._blocks_per_task = num_actors, blocks_per_task
         self._prefetch_bytes, self._prefetch_blocks = prefetch_bytes, prefetch_blocks
         self._remote_options = {"num_cpus": cpus_per_actor, **(resources or {})}
-        self._lane: Lane[EncodedBlock] = Lane(lambda descriptors: self._start(descriptors), "blocks")
+        self._lane: Lane[EncodedBlock] = Lane(
+            lambda descriptors: self._start(descriptors), "blocks", timeout_seconds=timeout_seconds, asked=self._remote_options
+        )
 
     def expect(self, reads: Iterable[Iterable[FetchRequest]]) -> None:
         """Start fetching at once what will be opened next, one after another: the rest of an epoch, and epochs after it.
@@ -78,9 +82,15 @@ class RayBlockStream:
 
         Raises:
             HeadraceError: A block could not be fetched (the actor's own error), or came out of order.
+            StreamTimeoutError: No block came in time.
         """
         wanted = list(requests)
-        return self._lane.open(describe(wanted), len(wanted), lambda number, block: check_arrival(wanted[number], block))
+        return self._lane.open(
+            describe(wanted),
+            len(wanted),
+            lambda number, block: check_arrival(wanted[number], block),
+            lambda number: f"block {wanted[number].block} of the plan (request {wanted[number].sequence})",
+        )
 
     def close(self) -> None:
         """Stop the actors."""

@@ -54,6 +54,8 @@ class Births:
         self._meetings: list[Meeting] = []
         self._met_overlays: list[NewOverlay] = []
         self._met_inline: dict[str, bytes] = {}
+        self._given_overlays: list[NewOverlay] = []
+        self._given_inline: dict[str, bytes] = {}
         self._dead_overlays: list[NewOverlay] = []
         self._dead_inline: dict[str, bytes] = {}
         self._dead = np.zeros(0, np.int64)
@@ -109,6 +111,28 @@ class Births:
             for (at, meeting, num_rows), (offset, num_bytes) in zip(targets, placed.sections, strict=True)
         ]
 
+    def give(self, operands: pa.Table, column_ids: tuple[int, ...], rows: I64, orders: I64 | None) -> None:
+        """Operands of this very commit for some of the new rows, which count after the labels that waited for them.
+
+        Args:
+            operands: By column.
+            column_ids: Of the columns.
+            rows: Place in `rows` of each operand, sorted; repeats allowed.
+            orders: The order of each, or None.
+        """
+        targets, sections = [], []
+        for at, (_, _, start, stop) in enumerate(self.sections):
+            first, last = np.searchsorted(rows, [start, stop]).tolist()
+            if first < last:
+                targets.append((at, last - first))
+                own = None if orders is None else orders[first:last]
+                sections.append(encode_overlay(operands.slice(first, last - first), column_ids, rows[first:last] - start, own))
+        placed = place(sections, self._stage, self._given_inline)
+        self._given_overlays = [
+            NewOverlay(new_segment=at, path=placed.path, offset=offset, num_bytes=num_bytes, num_rows=num_rows, column_ids=column_ids)
+            for (at, num_rows), (offset, num_bytes) in zip(targets, placed.sections, strict=True)
+        ]
+
     def delete_at_birth(self, dead: I64) -> None:
         """Rows, by their place in `rows`, sorted, that are not to be: another writer was first."""
         if np.array_equal(dead, self._dead):
@@ -150,11 +174,11 @@ class Births:
     @property
     def overlays(self) -> list[NewOverlay]:
         """What the new segments are born with; `new_segment` counts within `segments`."""
-        return self._met_overlays + self._dead_overlays
+        return self._met_overlays + self._given_overlays + self._dead_overlays
 
     @property
     def inline(self) -> dict[str, bytes]:
-        return self._inline | self._met_inline | self._dead_inline
+        return self._inline | self._met_inline | self._given_inline | self._dead_inline
 
     @property
     def met(self) -> dict[int, bytes]:

@@ -78,6 +78,20 @@ class Meeting:
         return EncodedOverlay(data=data, num_rows=last - first)
 
 
+def awaited(waiting: Sequence[PendingRef], keys: Keys, buckets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which of these keys labels wait for; `waiting` and `buckets` as for `meet`."""
+    found = np.zeros(len(keys), bool)
+    for bucket in sorted({ref.bucket for ref in waiting}):
+        mine = np.flatnonzero(buckets == bucket)
+        order = mine[keys.take(mine).order()]
+        run = keys.take(order)
+        for ref in waiting:
+            if ref.bucket == bucket:
+                at = search(run, _left(ref)[0])
+                found[order[at[at >= 0]]] = True
+    return found
+
+
 def meet(waiting: Sequence[PendingRef], keys: Keys, buckets: npt.NDArray[np.int64], storage: Storage) -> list[Meeting]:
     """Which waiting labels belong to these rows.
 
@@ -101,9 +115,8 @@ def meet(waiting: Sequence[PendingRef], keys: Keys, buckets: npt.NDArray[np.int6
 
 
 def _meet_one(ref: PendingRef, run: Keys, order: npt.NDArray[np.int64], storage: Storage) -> Meeting | None:
-    held, held_rows = unpack_keys(ref.keys, ref.num_held)
-    left = np.setdiff1d(np.arange(ref.num_held), np.frombuffer(ref.met or b"", "<u4"))
-    at = search(run, held.take(left))
+    held, held_rows, left = _left(ref)
+    at = search(run, held)
     hit = np.flatnonzero(at >= 0)
     if not len(hit):
         return None
@@ -124,3 +137,10 @@ def _meet_one(ref: PendingRef, run: Keys, order: npt.NDArray[np.int64], storage:
         orders=None if orders is None or (orders == NO_ORDER).all() else orders,
         column_ids=ref.column_ids,
     )
+
+
+def _left(ref: PendingRef) -> tuple[Keys, U32, npt.NDArray[np.int64]]:
+    """The keys of an entry that are not met yet, the rows of all its operands, and which of its keys these are."""
+    held, held_rows = unpack_keys(ref.keys, ref.num_held)
+    left = np.setdiff1d(np.arange(ref.num_held), np.frombuffer(ref.met or b"", "<u4"))
+    return held.take(left), held_rows, left

@@ -1,8 +1,8 @@
 """Upserting rows: a key that exists is an operand patch of the given columns, a new one is inserted, and a row whose place changes is moved.
 
-Every given value is an operand of its column's merge rule, on the row that is there or on an empty one. So an upsert commutes with labels and with other
-upserts of the same key, reads nothing of rows that stay where they are, and a key may come several times. Only a change of bucket, cluster or time
-reads the row, folds it, and puts it in its new place with the order and the commit sequence that it had.
+Every given value is an operand of its column's merge rule, on the row that is there or on an empty one, and is younger than labels that waited for the row. So
+an upsert commutes with labels and with other upserts of the same key, reads nothing of rows that stay where they are, and a key may come several times. Only a
+change of bucket, cluster or time reads the row, folds it, and puts it in its new place with the order and the commit sequence that it had.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from loader.catalog.read import load_segments_by_id
 from loader.catalog.records import CommitPlan, NewOverlay, SegmentRef, SourceOffsets, TableSpec
 from loader.errors import SchemaError
 from loader.schema import conform, take
+from loader.segment.key_index import bucket_of
 from loader.segment.layout import SEQUENCE_COLUMN_ID
+from loader.table import pending
 from loader.table.births import Births
 from loader.table.context import TableContext
 from loader.table.delete import DeletionVectors, rows_by_segment
@@ -68,6 +70,7 @@ class Upsert(Write):
         self._apart = files  # new rows of a large input are files whatever their size
         self.inserts: Births | None = None
         self.inserted = np.zeros(0, np.int64)  # groups, in the order of the inserts' rows
+        self.bare = np.zeros(0, np.int64)  # of these, the groups that labels wait for
         self.resolution = Resolution(self.unique)
 
     def _group(self) -> None:
@@ -133,15 +136,36 @@ class Upsert(Write):
 
     def _insert(self, missing: I64) -> Births | None:
         """The new rows. Those that were encoded before and have come another way since are deleted at birth; others that went make it begin afresh."""
-        if not np.isin(missing, self.inserted).all():
+        keys, context = self.unique.take(missing), self.context
+        buckets = context.key_buckets(keys)
+        awaited = missing[pending.awaited(context.waiting(buckets), keys, bucket_of(keys, self.spec.buckets))]
+        if not (np.isin(missing, self.inserted).all() and np.isin(awaited, self.bare).all()):
+            self.bare = awaited
             table, hidden = self._folded(missing, None)
             self.inserts = self._born(table, hidden, missing)
+            self.inserts.write()
+            self._give(self.inserts)
         if self.inserts is None:
             return None
-        self.inserts.write()
         self.inserts.delete_at_birth(np.flatnonzero(~np.isin(self.inserted, missing)))
-        self.inserts.meet(self.context.key_buckets(self.unique.take(missing)))
+        self.inserts.meet(buckets)
         return self.inserts
+
+    def _give(self, inserts: Births) -> None:
+        """To new rows that labels wait for, what this commit gives of columns in which age decides: as operands, for the labels are older."""
+        names = [name for name in self.operands.column_names if self._is_ordered(name)]
+        if not names or not len(self.bare):
+            return
+        place = np.full(len(self.unique), -1)
+        place[self.inserted] = np.arange(len(self.inserted))
+        mine = np.flatnonzero(np.isin(self.group, self.bare))
+        mine = mine[np.argsort(place[self.group[mine]], kind="stable")]
+        column_ids = tuple(self.spec.schema.column(name).id for name in names)
+        orders = None if self.orders is None else self.orders[mine]
+        inserts.give(take(self.operands.select(names), mine), column_ids, place[self.group[mine]], orders)
+
+    def _is_ordered(self, name: str) -> bool:
+        return self.spec.rule(self.spec.schema.column(name).id) in ORDERED_RULES
 
     def _born(self, table: pa.Table, hidden: list[int], groups: I64) -> Births:
         """Births of these rows, and which group each became."""
@@ -212,6 +236,7 @@ class Upsert(Write):
         """
         spec, arrays, hidden = self.spec, [], {}
         fixed = self._last_fixed(groups)
+        bare = pa.array(np.isin(groups, self.bare)) if base is None and len(self.bare) else None
         for column in spec.schema:
             own = pa.nulls(len(groups), column.type) if base is None else base[column.id]
             if column.name in spec.primary_key:
@@ -227,14 +252,27 @@ class Upsert(Write):
                 if base is None and column.default is not None and own.null_count:
                     empty = np.flatnonzero(own.is_null().to_numpy(zero_copy_only=False))
                     own = scatter(own, empty, column.missing(len(empty)))
+                if bare is not None and own_orders is not None:
+                    own_orders = pa.compute.if_else(bare, pa.scalar(None, pa.int64()), own_orders)
                 arrays.append(own)
                 if own_orders is not None and own_orders.null_count < len(own_orders):
                     hidden[ORDER_BASE_ID + column.id] = own_orders
         names = [column.name for column in spec.schema]
         rows = conform(pa.Table.from_arrays(arrays, names=names), spec.schema)
+        if bare is not None:
+            rows = self._lay_bare(rows, groups)
         for column_id, orders in hidden.items():
             rows = rows.append_column(hidden_name(column_id), orders)
         return rows, list(hidden)
+
+    def _lay_bare(self, rows: pa.Table, groups: I64) -> pa.Table:
+        """Rows without what they are given of `first` columns as operands: as their own value it would be older than every label (`last` ignores it)."""
+        for at, column in enumerate(self.spec.schema):
+            if column.name in self.operands.column_names and self.spec.rule(column.id) == "first":
+                given = self.group[self.operands[column.name].combine_chunks().is_valid().to_numpy(zero_copy_only=False)]
+                gone = np.flatnonzero(np.isin(groups, np.intersect1d(given, self.bare)))
+                rows = rows.set_column(at, rows.field(at), scatter(rows.column(at).combine_chunks(), gone, pa.nulls(len(gone), column.type)))
+        return rows
 
     def _fold_column(self, groups: I64, operands: pa.Array, rule: str, base: pa.Array | None, base_orders: pa.Array | None) -> tuple[pa.Array, pa.Array | None]:
         """One column of groups: its operands folded on the base; and the order of each value, for the rules that have one."""

@@ -1,4 +1,4 @@
-"""The training loader: DataLoader, its state and its statistics. Loaded when first used: what moves blocks to batches needs no catalog."""
+"""The training loader: DataLoader, its state, its statistics and its torchdata node. Loaded when first used: what moves blocks to batches needs no catalog."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loader.train.loader import DataLoader
+    from loader.train.nodes import BatchNode
     from loader.train.stats import LoaderStats
 
-__all__ = ["DataLoader", "LoaderStats"]
-_MODULES = {"DataLoader": "loader.train.loader", "LoaderStats": "loader.train.stats"}
+__all__ = ["BatchNode", "DataLoader", "LoaderStats"]
+_MODULES = {"BatchNode": "loader.train.nodes", "DataLoader": "loader.train.loader", "LoaderStats": "loader.train.stats"}
 
 
 def __getattr__(name: str) -> Any:

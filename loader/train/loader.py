@@ -348,6 +348,21 @@ class DataLoader:
             before["plan"].release()
         self._position = saved.position
 
+    def restart(self, state: Mapping[str, Any]) -> None:
+        """Go on at a state although iteration may have begun, which `load_state_dict` refuses: the next `iter()` begins there, and an iteration under way ends.
+
+        Raises:
+            StateMismatchError: As `load_state_dict`; the loader then stays as it was.
+        """
+        started, self._started = self._started, False
+        try:
+            self.load_state_dict(state)
+        except Exception:
+            self._started = started
+            raise
+        self._stop()
+        self._begun = False
+
     def stats(self) -> LoaderStats:
         """What was read, and for what share of its time the consumer waited, by stage."""
         return self._recorder.snapshot(self._clock)

@@ -14,7 +14,7 @@ from loader.distributed import RayBlockStream
 from loader.distributed import read as reading
 from loader.distributed.read import Read
 from loader.distributed.wire import pack, unpack
-from loader.errors import CorruptSegmentError, HeadraceError
+from loader.errors import CorruptSegmentError, HeadraceError, StreamTimeoutError
 from loader.scan.encoded import EncodedBlock, FetchRequest
 from tests.distributed.fake_blocks import FakeFetcher, expected_slab
 
@@ -89,6 +89,15 @@ def test_an_actors_error_is_the_trainers_error(ray_cluster: None) -> None:
     blocks = make_stream({"corrupt": requests[4].block}).open(requests)
     with pytest.raises(CorruptSegmentError, match=rf"block {requests[4].block}, column 'price': checksum does not hold"):
         list(blocks)
+
+
+def test_a_wait_that_cannot_end_says_for_what(ray_cluster: None) -> None:
+    requests = make_requests(3)
+    blocks = make_stream({}, resources={"resources": {"nowhere": 1.0}}, timeout_seconds=0.5).open(requests)
+    with pytest.raises(
+        StreamTimeoutError, match=rf"nothing for 0\.5 s: waiting for block {requests[0].block} .* after 0 of 3 blocks.*nowhere.*CPU . free of 2"
+    ):
+        next(blocks)
 
 
 def test_nothing_wanted_is_nothing_read(ray_cluster: None) -> None:

@@ -173,6 +173,6 @@ class SharedTableMachine(TableMachine):
 
 TestTable = TableMachine.TestCase
 pytestmark = pytest.mark.timeout(600)  # every example ends with the doctor reading all of it
-TestTable.settings = settings(max_examples=12, stateful_step_count=14, deadline=None, derandomize=True)
+TestTable.settings = settings(max_examples=25, stateful_step_count=14, deadline=None, derandomize=True)
 TestSharedTable = SharedTableMachine.TestCase
-TestSharedTable.settings = settings(max_examples=6, stateful_step_count=14, deadline=None, derandomize=True)
+TestSharedTable.settings = settings(max_examples=10, stateful_step_count=14, deadline=None, derandomize=True)

@@ -238,3 +238,96 @@ def test_a_write_that_is_refused_leaves_the_catalog_free_for_the_next(lake: Any,
     other = make_lake().table("samples")
     other.append(rows(10, 20).append_column("score", pa.nulls(10, pa.float32())))
     assert lake.table("samples").append(rows(20, 21).append_column("score", pa.nulls(1, pa.float32()))).num_rows == 21
+
+
+AGED = pa.schema(
+    [
+        ("item", pa.int64()),
+        ("ts", pa.timestamp("s")),
+        pa.field("oldest", pa.int64(), nullable=False),
+        ("latest", pa.int64()),
+        ("kept", pa.string()),
+        ("tags", pa.list_(pa.int32())),
+        ("total", pa.int64()),
+    ]
+)
+
+
+def aged(lake: Lake, **options: Any) -> Table:
+    """A table with columns in which the age of an operand decides."""
+    settings: dict[str, Any] = {"primary_key": ["item"], "time_column": "ts", "merge": {"oldest": "first", "kept": "first", "total": "sum"}}
+    return lake.create_table("aged", AGED, **settings | options)
+
+
+def aged_rows(items: list[int], **columns: Any) -> pa.Table:
+    names = ["item", *columns]
+    schema = pa.schema([AGED.field(name) if name in AGED.names else pa.field(name, pa.int64()) for name in names])
+    return pa.table({"item": items, **columns}, schema=schema)
+
+
+def shown(table: Table) -> dict[int, tuple[Any, ...]]:
+    read = table.to_arrow(["item", "oldest", "latest", "kept", "tags", "total"]).to_pylist()
+    return {row["item"]: (row["oldest"], row["latest"], row["kept"], row["tags"], row["total"]) for row in read}
+
+
+STAMPS = pa.array([0, 0], pa.timestamp("s"))
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 1 << 16])
+def test_a_label_that_waited_is_older_than_the_upsert_that_it_meets(lake: Lake, make_lake: Callable[..., Lake], memory_bytes: int | None) -> None:
+    """Without orders the later operand is the last one and the earlier the first one, whether a row was there in between or not."""
+    aged(lake)
+    table = make_lake().table("aged") if memory_bytes is None else make_lake(memory_bytes=memory_bytes).table("aged")
+    table.patch(aged_rows([1], oldest=[10], latest=[10], kept=["label"], tags=[[1]], total=[10]))
+    times = {"ts": STAMPS[:1]} if memory_bytes is None else {"ts": pa.array([0] * 3000, pa.timestamp("s"))}
+    count = len(times["ts"])
+    new = aged_rows([*range(1, count + 1)], oldest=[20] * count, latest=[20] * count, kept=["row"] * count, tags=[[2]] * count, total=[20] * count)
+    table.upsert(new.append_column("ts", times["ts"]))
+    wanted = {item: (20, 20, "row", [2], 20) for item in range(2, count + 1)} | {1: (10, 20, "label", [2], 30)}
+    assert shown(table) == wanted
+    assert table.lookup([1], ["oldest", "latest", "kept", "total"]).to_pylist() == [{"oldest": 10, "latest": 20, "kept": "label", "total": 30}]
+    table.compact(full=True)
+    assert shown(table) == wanted
+    table.upsert(aged_rows([1], oldest=[30], latest=[30], kept=["more"], tags=[[]], total=[1]).append_column("ts", STAMPS[:1]))
+    assert shown(table)[1] == (10, 30, "label", [], 31)
+
+
+@pytest.mark.parametrize(("label_at", "row_at", "oldest", "latest"), [(5, 5, 10, 20), (6, 5, 20, 10), (5, 6, 10, 20), (None, 5, 10, 20), (5, None, 20, 10)])
+def test_orders_decide_between_a_label_that_waited_and_the_upsert(lake: Lake, label_at: int | None, row_at: int | None, oldest: int, latest: int) -> None:
+    """An operand without an order is older than any with one; of equal orders the one that came first is older."""
+    table = aged(lake)
+
+    def give(value: int, at: int | None, write: Callable[..., Any], **columns: Any) -> None:
+        columns |= {"oldest": [value], "latest": [value], "kept": [str(value)], "tags": [[value]], "total": [value]} | ({} if at is None else {"at": [at]})
+        write(aged_rows([1], **columns), order=None if at is None else "at")
+
+    give(10, label_at, table.patch)
+    give(20, row_at, table.upsert, ts=STAMPS[:1])
+    wanted = {1: (oldest, latest, str(oldest), [latest], 30)}
+    assert shown(table) == wanted
+    table.compact(full=True)
+    assert shown(table) == wanted
+    give(30, 5, table.patch)
+    both = {10: label_at, 20: row_at, 30: 5}
+    aged_by = sorted(both, key=lambda value: -1 if both[value] is None else both[value])
+    assert shown(table) == {1: (aged_by[0], aged_by[-1], str(aged_by[0]), [aged_by[-1]], 60)}
+
+
+def test_a_label_counts_before_each_row_of_an_upsert_and_default_values_after_all(lake: Lake) -> None:
+    table = aged(lake)
+    table.add_column(pa.field("score", pa.int64()), default=7)
+    table.patch(pa.table({"item": [1, 2], "oldest": [10, 10], "score": pa.array([3, None], pa.int64()), "latest": pa.array([None, 5], pa.int64())}))
+    new = aged_rows([1, 2, 1, 2], oldest=[20, 21, 22, 23], latest=[20, None, None, None], kept=[None, None, "c", "d"])
+    table.upsert(new.append_column("ts", pa.concat_arrays([STAMPS, STAMPS])))
+    assert shown(table) == {1: (10, 20, "c", None, None), 2: (10, 5, "d", None, None)}
+    assert dict(zip(*table.to_arrow(["item", "score"]).to_pydict().values(), strict=True)) == {1: 3, 2: 7}
+
+
+@pytest.mark.parametrize("place", ["upsert.resolved", "upsert.staged"])
+def test_a_label_that_comes_while_an_upsert_is_written_is_the_older_one(lake: Lake, make_lake: Callable[..., Lake], place: str) -> None:
+    table = aged(lake)
+    other = make_lake().table("aged")
+    with failpoints.armed(place, once(lambda: other.patch(aged_rows([2], oldest=[10], latest=[10], kept=["label"])))):
+        table.upsert(aged_rows([1, 2], oldest=[20, 20], latest=[20, 20], kept=["row", "row"]).append_column("ts", STAMPS))
+    assert shown(table) == {1: (20, 20, "row", None, None), 2: (10, 20, "label", None, None)}
+    assert [str(finding) for finding in lake.doctor(deep=True).findings] == []
