@@ -5,7 +5,6 @@ A bad block arrives as one without a chunk: every column of it reads as null, an
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 

@@ -222,5 +222,3 @@ def resolve_columns(view: SnapshotView, names: tuple[str, ...], closed_before: i
     wanted = names if time in names else (*names, time)
     limit = closed_limit(attribution, view.schema.column(time).type, view.watermark)
     return read_columns(view.schema, wanted), LabelFill(label=label, default=attribution.default, time=wanted.index(time), last_closed_time=limit)
-
-

@@ -75,7 +75,7 @@ def runs_of(columns: Sequence[pa.ChunkedArray], names: Sequence[str], mask: npt.
     chosen = [column.combine_chunks().take(pa.array(rows)) for column in columns]
     for name, column in zip(names, chosen, strict=True):
         if column.null_count:
-            raise SchemaError(f"group_by names {name!r}, and a selected row is null there: it belongs to no group; add where=\"{name} is not null\"")
+            raise SchemaError(f'group_by names {name!r}, and a selected row is null there: it belongs to no group; add where="{name} is not null"')
     keys = keys_of(chosen, hashed=True)
     words = np.stack([keys.low, keys.low if keys.high is None else keys.high], axis=1)
     is_first = np.ones(len(rows), np.bool_)

@@ -127,9 +127,11 @@ class Plan:
 
     def quarantine(self, block: int, bad: BadBlock) -> None:
         """Have later plans go on without a damaged block."""
-        key, now = self.blocks[block], now_micros()
-        place = {"segment_id": int(key["segment_id"]), "block": int(key["block"]), "reason": bad.reason, "found_at": now}
-        found = [Quarantined(column_id=column_id, **place) for column_id in bad.column_ids or (WHOLE_BLOCK,)]
+        segment, number, now = int(self.blocks["segment_id"][block]), int(self.blocks["block"][block]), now_micros()
+        found = [
+            Quarantined(segment_id=segment, block=number, column_id=column_id, reason=bad.reason, found_at=now)
+            for column_id in bad.column_ids or (WHOLE_BLOCK,)
+        ]
         self.scan.table.lake.catalog.add_quarantine(self.view.spec.id, found)
 
     def renew(self) -> None:

@@ -160,7 +160,7 @@ class RowBits:
         """uint8 [n], 0 or 1, of rows by their block in the plan and their number in it."""
         starts, numbers = self._starts[blocks], rows.astype(np.int64)
         where = np.where(starts > 0, starts + (numbers >> 3), 0)
-        return (self._bits[where] >> (numbers & 7).astype(np.uint8)) & np.uint8(1)
+        return ((self._bits[where] >> (numbers & 7).astype(np.uint8)) & 1).astype(np.uint8)
 
     def of(self, block: int, num_rows: int) -> npt.NDArray[np.bool_]:
         """bool [rows] of one block."""

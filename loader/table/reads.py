@@ -140,9 +140,7 @@ class TableReads:
         """
         from loader.scan import Scan
 
-        return Scan.of(
-            cast("Table", self), columns=columns, where=where, snapshot=snapshot, closed_before=closed_before, sample=sample, group_by=group_by
-        )
+        return Scan.of(cast("Table", self), columns=columns, where=where, snapshot=snapshot, closed_before=closed_before, sample=sample, group_by=group_by)
 
     def to_duckdb(self, connection: Any = None, name: str | None = None, snapshot: SnapshotLike = None) -> Any:
         """The table as a relation of DuckDB, which reads the columns and segments that a query needs and nothing else.

@@ -1,7 +1,7 @@
 """Exact accounting of an epoch: what became of every row, or group, of the plan. Arithmetic over positions; nothing is estimated.
 
-Two views. *All ranks together*, from the position alone: it is right on every rank and after every resume. *This rank*, counted batch by batch since it began or
-resumed: `total` adds up the audits of all ranks, and checks that nothing is missing or double.
+Two views. *All ranks together*, from the position alone: it is right on every rank and after every resume. *This rank*, counted batch by batch since it
+began or resumed: `total_audit` adds up the audits of all ranks, and checks that nothing is missing or double.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from loader.errors import HeadraceError
+from loader.scan.order import num_batches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class Audit:
         return {**dataclasses.asdict(self), "this_rank": {**dataclasses.asdict(self.this_rank), "seen_rows": self.this_rank.seen_rows}}
 
 
-def total(audits: Iterable[Audit]) -> Audit:
+def total_audit(audits: Iterable[Audit]) -> Audit:
     """The audits of all ranks, at one position, added up.
 
     Raises:
@@ -78,9 +79,6 @@ def total(audits: Iterable[Audit]) -> Audit:
     if not found:
         raise ValueError("there is no audit to add up: give one of each rank")
     first, ranks = found[0], [each.this_rank for each in found]
-    together = {
-        dataclasses.replace(each, this_rank=first.this_rank) if each.this_rank.began_at == first.this_rank.began_at else each for each in found
-    }
     added = RankAudit(
         rank=-1,
         began_at=first.this_rank.began_at,
@@ -90,12 +88,13 @@ def total(audits: Iterable[Audit]) -> Audit:
         masked_rows=sum(rank.masked_rows for rank in ranks),
         padding_rows=sum(rank.padding_rows for rank in ranks),
     )
-    if len(together) > 1 or len({rank.rank for rank in ranks}) < len(ranks):
+    alike = {(each.epoch, each.planned, each.handed_over, each.remaining, each.this_rank.began_at) for each in found}
+    if len(alike) > 1 or len({rank.rank for rank in ranks}) < len(ranks):
         raise HeadraceError(f"the audits are not of different ranks at one position: {[each.to_dict() for each in found]}; ask every rank after the same batch")
     if (added.began_at + added.handed_over, added.remaining) != (first.handed_over, first.remaining):
         raise HeadraceError(
-            f"{len(ranks)} ranks gave {added.handed_over:,} {first.unit} from position {added.began_at:,} and have {added.remaining:,} left, where the order has "
-            f"{first.handed_over - added.began_at:,} and {first.remaining:,}: an audit of a rank is missing, or samples were lost or doubled"
+            f"{len(ranks)} ranks gave {added.handed_over:,} {first.unit} from position {added.began_at:,} and have {added.remaining:,} left, where the "
+            f"order has {first.handed_over - added.began_at:,} and {first.remaining:,}: an audit of a rank is missing, or samples were lost or doubled"
         )
     return dataclasses.replace(first, this_rank=added)
 
@@ -103,3 +102,54 @@ def total(audits: Iterable[Audit]) -> Audit:
 def num_dealt(start: int, stop: int, rank: int, world_size: int) -> int:
     """Positions of [start, stop) that are dealt to a rank."""
     return len(range(start + (rank - start) % world_size, stop, world_size))
+
+
+class Ledger:
+    """Counts what one loader hands over in an epoch."""
+
+    def __init__(self) -> None:
+        self.begin(0, 0)
+
+    def begin(self, epoch: int, position: int) -> None:
+        """An iteration begins, or a state was loaded."""
+        self.epoch, self.began_at, self.position = epoch, position, position
+        self.units = self.rows = self.masked_rows = self.padding_rows = 0
+
+    def hand_over(self, *, position: int, units: int, rows: int, masked_rows: int, padding_rows: int) -> None:
+        """A batch reaches the consumer; `position` is where the next one begins."""
+        self.position = position
+        self.units += units
+        self.rows += rows
+        self.masked_rows += masked_rows
+        self.padding_rows += padding_rows
+
+    def audit(self, *, planned: int, batch: int, remainder: str, rank: int, world_size: int, unit: str) -> Audit:
+        """The accounts as they stand.
+
+        Args:
+            planned: Units of the plan.
+            batch: Units of a global batch.
+            remainder: Policy for the last ones.
+            rank, world_size: Of this loader.
+            unit: What they are called.
+        """
+        left = num_batches(planned, self.position, batch, remainder)
+        end = min(self.position + left * batch, planned)
+        own = RankAudit(
+            rank=rank,
+            began_at=self.began_at,
+            handed_over=self.units,
+            remaining=num_dealt(self.position, end, rank, world_size),
+            rows=self.rows,
+            masked_rows=self.masked_rows,
+            padding_rows=self.padding_rows,
+        )
+        return Audit(
+            epoch=self.epoch,
+            unit=unit,
+            planned=planned,
+            handed_over=self.position,
+            remaining=end - self.position,
+            left_out=planned - end,
+            this_rank=own,
+        )

@@ -93,8 +93,8 @@ class BadBlocks:
         self._consecutive += 1
         if self._max_consecutive is not None and self._consecutive > self._max_consecutive:
             raise BadRecordError(
-                f"{self._consecutive} blocks one after another are bad, the last {self._place(met.block)}: {met.bad.reason}; bad_records={self.policy!r} goes on "
-                f"past {self._max_consecutive} (max_consecutive_bad): look at the store first, headrace verify checks every chunk"
+                f"{self._consecutive} blocks one after another are bad, the last {self._place(met.block)}: {met.bad.reason}; bad_records={self.policy!r} "
+                f"gives up after max_consecutive_bad={self._max_consecutive}: look at the store first, headrace verify checks every chunk"
             ) from error_of(met.bad)
 
     def take_new(self) -> list[MetBlock]:
@@ -107,7 +107,7 @@ class BadBlocks:
         masked = self._masked(arrays.blocks, arrays.rows)
         if masked is None:
             return arrays
-        return arrays.with_masked(masked if arrays.masked is None else masked | arrays.masked)  # type: ignore[return-value]
+        return arrays.with_masked(masked if arrays.masked is None else masked | arrays.masked)
 
     def _masked(self, blocks: npt.NDArray[np.uint32], rows: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_] | None:
         """bool [rows], or None where nothing is masked."""

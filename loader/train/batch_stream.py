@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from loader.batch.assemble import BatchArrays, Part
 from loader.batch.gather import LENGTH_SHIFT
@@ -18,6 +19,7 @@ from loader.batch.window import ListWindow, WindowData
 from loader.errors import HeadraceError
 from loader.scan import order as ordering
 from loader.scan.order import Order
+from loader.train.bad_blocks import MetBlock
 from loader.train.options import LoaderOptions
 
 MAX_POOL_VALUES = 2**32
@@ -66,6 +68,7 @@ class PartBatch:
         blocks: Blocks fetched for it, since the part before.
         encoded_bytes: Bytes of their chunks.
         window_bytes: Largest size of the windows its maker held.
+        bad: Bad blocks that its maker met since the part before.
     """
 
     epoch: int
@@ -74,6 +77,7 @@ class PartBatch:
     blocks: int = 0
     encoded_bytes: int = 0
     window_bytes: int = 0
+    bad: tuple[MetBlock, ...] = ()
 
 
 @runtime_checkable
@@ -128,6 +132,16 @@ def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch]) -> list[
             "run the same Headrace and lake on every host"
         )
     return slices
+
+
+def masked_rows(parts: Sequence[PartBatch], arrays: BatchArrays) -> npt.NDArray[np.bool_] | None:
+    """Those rows of a batch that its parts say are masked; None for none."""
+    places = [_places(part.arrays)[part.arrays.masked] for part in parts if part.arrays.masked is not None]
+    return np.isin(_places(arrays), np.concatenate(places)) if places else None
+
+
+def _places(arrays: BatchArrays) -> npt.NDArray[np.int64]:
+    return arrays.blocks.astype(np.int64) << 32 | arrays.rows
 
 
 def as_window(arrays: BatchArrays) -> WindowData:

@@ -19,7 +19,7 @@ from loader.errors import CorruptSegmentError
 from loader.kernels.native import NO_ERROR
 from loader.scan import order as ordering
 from loader.scan.encoded import EncodedBlock, FetchRequest
-from loader.scan.fetch import BlockFetcher
+from loader.scan.fetch import Empty
 from loader.scan.order import ShardSlice, Window
 from loader.scan.stream import BlockStream
 from loader.train.stats import StageClock, StatsRecorder
@@ -27,12 +27,12 @@ from loader.train.windows import HeldWindows
 from loader.train.work import Arrivals, Work
 
 
-def pinned_fetch(fetcher: BlockFetcher, slabs: PinnedSlabs) -> Callable[[FetchRequest], EncodedBlock]:
+def pinned_fetch(fetch_into: Callable[[FetchRequest, Empty], EncodedBlock], slabs: PinnedSlabs) -> Callable[[FetchRequest], EncodedBlock]:
     """A fetch that reads straight into pinned slabs, which are handed out in the order of the requests."""
 
     def fetch(request: FetchRequest) -> EncodedBlock:
         try:
-            return fetcher.fetch(request, functools.partial(slabs.empty, turn=request.sequence))
+            return fetch_into(request, functools.partial(slabs.empty, turn=request.sequence))
         finally:
             slabs.pass_turn(request.sequence)  # also where the block could not be read
 
@@ -51,10 +51,10 @@ def make_device_arrays(work: Work, device: BatchDevice, stream: BlockStream, clo
             slices = ordering.rank_slices(work.layout.order.shards, *work.bounds(index), work.rank, work.world_size)
             begun = maker.begin(slices)
             if before is not None:
-                yield maker.finish(*before)
+                yield work.bad.mask(maker.finish(*before))
             before = begun, slices
         if before is not None:
-            yield maker.finish(*before)
+            yield work.bad.mask(maker.finish(*before))
     finally:
         device.slabs.interrupt()
         close: Callable[[], None] | None = getattr(blocks, "close", None)

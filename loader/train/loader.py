@@ -24,6 +24,8 @@ from loader.scan.plan import Plan
 from loader.scan.scan import Scan
 from loader.scan.stream import BlockStream, ThreadBlockStream
 from loader.train import metrics
+from loader.train.audit import Audit, Ledger
+from loader.train.bad_blocks import MAX_CONSECUTIVE, BadBlocks
 from loader.train.batch_stream import BatchJob, BatchStream
 from loader.train.device_memory import plan_device_memory
 from loader.train.device_pipeline import pinned_fetch
@@ -76,6 +78,9 @@ class DataLoader:
         unique: List columns that come unexpanded: each distinct list once, and for every row the number of its list (`Jagged.inverse`).
         device_memory_bytes: GPU memory for encoded bytes and windows, taken once; what batches hold comes on top. Default what the plan needs.
         pinned_bytes: Pinned host memory that blocks are fetched into, taken once. Default twice `prefetch_bytes`, and room for four blocks.
+        bad_records: What to do about a block that is damaged or gone. "fail" raises the error; "skip" masks its rows in their place (`batch.mask`) and counts
+            them; "quarantine" does, and writes the block down in the catalog, so that later runs skip it without trying.
+        max_consecutive_bad: Bad blocks one after another after which "skip" and "quarantine" give up, too.
 
     Raises:
         ValueError: An option is wrong, the windows do not fit, or the plan is smaller than a batch that must be whole.
@@ -107,6 +112,8 @@ class DataLoader:
         unique: Sequence[str] = (),
         device_memory_bytes: int | None = None,
         pinned_bytes: int | None = None,
+        bad_records: str = "fail",
+        max_consecutive_bad: int = MAX_CONSECUTIVE,
     ) -> None:
         own_rank, own_world = distributed_rank(rank, world_size)
         self.options = LoaderOptions(
@@ -128,12 +135,14 @@ class DataLoader:
             unique=tuple(unique),
             device_memory_bytes=device_memory_bytes,
             pinned_bytes=pinned_bytes,
+            bad_records=bad_records,
+            max_consecutive_bad=max_consecutive_bad,
         )
         self._transforms: tuple[Transform, ...] = (transforms,) if callable(transforms) else tuple(transforms or ())
         self._stream = stream
         self._images = images
         self._process = os.getpid()
-        self._recorder = StatsRecorder()
+        self._recorder, self._ledger = StatsRecorder(), Ledger()
         self._pool = BufferPool()
         self._runtime: Runtime | None = None
         self._device: BatchDevice | None = None
@@ -141,8 +150,8 @@ class DataLoader:
         self._prefetcher: Prefetcher | None = None
         self._epoch, self._position = 0, 0
         self._started = self._begun = self._closed = False
-        self._adopt(same_snapshot(scan) if rank is None else scan)
-        self._scan = scan
+        self._adopt((same_snapshot(scan) if rank is None else scan).for_epoch(0))
+        self._scan = scan.for_epoch(0)
         self._watch = Watch(self.plan.table, metrics.count_in(self), own_rank, own_world, self.stats)
 
     def _adopt(self, scan: Scan, order: Order | None = None) -> None:
@@ -160,10 +169,10 @@ class DataLoader:
         self._order = order or default_order(self.plan, self.options)
         images = image_columns(self.plan, self._images)
         self._batch_layout = layout_of(self.plan, self.options.output, self.options.unique, images)
-        if self.options.remainder == "drop" and self.plan.num_rows < self.options.global_batch_size:
+        if self.options.remainder == "drop" and self.plan.num_units < self.options.global_batch_size:
             raise ValueError(
-                f"the plan has {self.plan.num_rows:,} rows and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no batch: "
-                "lower it, select more rows, or use remainder='pad' or 'uneven'"
+                f"the plan has {self.plan.num_units:,} {self._unit} and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no "
+                "batch: lower it, select more, or use remainder='pad' or 'uneven'"
             )
         self._layout_cache: Layout | None = None
         self._check_memory(self._order)
@@ -188,12 +197,14 @@ class DataLoader:
 
     def _layout(self) -> Layout:
         if self._layout_cache is None or self._layout_cache.order.epoch != self._epoch:
-            self._layout_cache = ordering.lay_out(self.plan.blocks["selected"], dataclasses.replace(self._order, epoch=self._epoch))
+            self._layout_cache = self.plan.lay_out(dataclasses.replace(self._order, epoch=self._epoch))
         return self._layout_cache
 
     def __len__(self) -> int:
         """Batches from the position where the current iteration began, or the next one begins; the same on every rank."""
-        return ordering.num_batches(self.plan.num_rows, self._first_position, self.options.global_batch_size, self.options.remainder)
+        if not self._begun:
+            self._follow_epoch()
+        return ordering.num_batches(self.plan.num_units, self._first_position, self.options.global_batch_size, self.options.remainder)
 
     @property
     def _first_position(self) -> int:
@@ -209,7 +220,17 @@ class DataLoader:
             self._epoch, self._position = self._epoch + 1, 0
         self._started = self._begun = True
         self._began_at = self._position
+        self._follow_epoch()
+        self._ledger.begin(self._epoch, self._position)
         return self._iterate()
+
+    def _follow_epoch(self) -> None:
+        """Plan anew where every epoch draws its own sample, at the same snapshot."""
+        scan, before = self._scan.for_epoch(self._epoch), self.plan
+        if scan is not self._scan:
+            self._adopt(scan.at(before.snapshot), self._order)
+            self._scan = scan
+            before.release()
 
     def _iterate(self) -> Iterator[Any]:
         options, clock = self.options, StageClock(nvtx_ranges() if self._runtime is not None and self._runtime.device.startswith("cuda") else None)
@@ -231,6 +252,7 @@ class DataLoader:
             job=self.job() if options.decode == "actor" else None,
             images=self._image_stage,
             device=device,
+            bad=BadBlocks(options.bad_records, options.max_consecutive_bad, self.plan.place, lambda met: self.plan.quarantine(met.block, met.bad)),
         )
         stream = self._open_stream(device)
         self._stop()
@@ -244,8 +266,15 @@ class DataLoader:
                     made.hand_over()
                 if self._prefetcher is not prefetcher:
                     raise RuntimeError(ENDED)
-                self._position = min(self._position + options.global_batch_size, self.plan.num_rows)
+                self._position = min(self._position + options.global_batch_size, self.plan.num_units)
                 self._recorder.handed_over(made.num_samples, made.bad_records)
+                self._ledger.hand_over(
+                    position=self._position,
+                    units=made.num_units,
+                    rows=made.num_samples,
+                    masked_rows=made.num_masked,
+                    padding_rows=made.num_rows - made.num_samples,
+                )
                 self._watch.look()
                 batch = made.batch
                 del made
@@ -259,11 +288,13 @@ class DataLoader:
         given, on_actors = self._stream, self.options.decode == "actor"
         if given is None and on_actors:
             given = require("loader.distributed", extra="ray").RayBatchStream
+        fetcher = self.plan.fetcher()
+        read = fetcher.fetch if self.options.bad_records == "fail" else fetcher.fetch_or_mark
         if given is None and device is not None:
-            fetch, slabs = pinned_fetch(self.plan.fetcher(), device.slabs), device.slabs
+            fetch, slabs = pinned_fetch(read, device.slabs), device.slabs
             return ThreadBlockStream(fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes, interrupt=slabs.interrupt)
         if given is None:
-            return ThreadBlockStream(self.plan.fetcher().fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes)
+            return ThreadBlockStream(read, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes)
         stream = given if not isinstance(given, type) and isinstance(given, BlockStream | BatchStream) else given(self.plan.fetch_spec())
         if isinstance(stream, BatchStream) is not on_actors:
             wanted = "a stream of batches (loader.distributed.RayBatchStream)" if on_actors else "a stream of blocks (loader.distributed.RayBlockStream)"
@@ -272,7 +303,7 @@ class DataLoader:
 
     def job(self) -> BatchJob:
         """What is left of the epoch under way, or of the next one to begin, as a stream of batches is asked for it."""
-        return BatchJob(options=self.options, order=self._layout().order, position=self._position, num_batches=len(self), num_rows=self.plan.num_rows)
+        return BatchJob(options=self.options, order=self._layout().order, position=self._position, num_batches=len(self), num_rows=self.plan.num_units)
 
     @property
     def epoch(self) -> int:
@@ -286,8 +317,8 @@ class DataLoader:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Samples that all ranks yield together in a whole epoch, exactly."""
-        rows, batch = self.plan.num_rows, self.options.global_batch_size
+        """Samples that all ranks yield together in a whole epoch, exactly; groups, where the scan groups."""
+        rows, batch = self.plan.num_units, self.options.global_batch_size
         return rows - rows % batch if self.options.remainder == "drop" else rows
 
     def set_epoch(self, epoch: int) -> None:
@@ -296,12 +327,33 @@ class DataLoader:
             raise ValueError(f"epoch is {epoch}; it must be at least 0")
         self._stop()
         self._epoch, self._position, self._begun = epoch, 0, False
+        self._ledger.begin(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was handed over, as JSON-able plain data; the same on every rank."""
         return self._state().to_dict()
 
+    @property
+    def _unit(self) -> str:
+        return "rows" if self.plan.groups is None else "groups"
+
+    def audit(self) -> Audit:
+        """What became of the epoch under way, or of the last one that ended: given, remaining, left out, masked, padded; exact, by rank and for all ranks.
+
+        `loader.total_audit` adds up the audits of all ranks, and checks that nothing is missing or double.
+        """
+        options = self.options
+        return self._ledger.audit(
+            planned=self.plan.num_units,
+            batch=options.global_batch_size,
+            remainder=options.remainder,
+            rank=options.rank,
+            world_size=options.world_size,
+            unit=self._unit,
+        )
+
     def _state(self) -> LoaderState:
+        self._follow_epoch()
         layout = self._layout()
         return LoaderState(
             table=self.plan.table,
@@ -314,6 +366,8 @@ class DataLoader:
             order=layout.order,
             plan=layout.fingerprint(),
             position=self._position,
+            sample=None if self._scan.sample is None else self._scan.sample.to_dict(),
+            group_by=self._scan.group_by,
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -332,8 +386,11 @@ class DataLoader:
             order = dataclasses.replace(order, shards=saved.order.shards)
         before = vars(self).copy()
         try:
+            scan = self._scan.for_epoch(saved.order.epoch)
             if saved.table == self.plan.table and self._scan.snapshot is None and saved.snapshot != self.plan.snapshot:
-                self._adopt(self._scan.at(saved.snapshot), order)
+                self._adopt(scan.at(saved.snapshot), order)
+            elif scan is not self._scan:
+                self._adopt(scan.at(self.plan.snapshot), order)
             elif order != self._order:
                 self._check_memory(order)
                 self._order = order
@@ -347,6 +404,7 @@ class DataLoader:
         if before["plan"] is not self.plan:
             before["plan"].release()
         self._position = saved.position
+        self._ledger.begin(self._epoch, self._position)
 
     def restart(self, state: Mapping[str, Any]) -> None:
         """Go on at a state although iteration may have begun, which `load_state_dict` refuses: the next `iter()` begins there, and an iteration under way ends.

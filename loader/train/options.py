@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loader.batch.batch import TENSOR_OUTPUTS
 from loader.extras import require
 from loader.scan.order import REMAINDERS, Order
+from loader.train.bad_blocks import MAX_CONSECUTIVE, POLICIES
 
 if TYPE_CHECKING:
     from loader.scan.plan import Plan
@@ -45,6 +46,8 @@ class LoaderOptions:
     unique: tuple[str, ...] = ()
     device_memory_bytes: int | None = None
     pinned_bytes: int | None = None
+    bad_records: str = "fail"
+    max_consecutive_bad: int = MAX_CONSECUTIVE
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -58,7 +61,9 @@ class LoaderOptions:
             raise ValueError(f"decode is {self.decode!r}; it must be one of {', '.join(DECODE_PLACES)}")
         if self.device.startswith("cuda") and self.decode == "rank" and self.output not in TENSOR_OUTPUTS:
             raise ValueError(f"device is {self.device!r} and output is {self.output!r}: a GPU gives tensors; use output='dict', or device='cpu'")
-        for name in ("prefetch_bytes", "threads", "device_memory_bytes", "pinned_bytes"):
+        if self.bad_records not in POLICIES:
+            raise ValueError(f"bad_records is {self.bad_records!r}; it must be one of {', '.join(POLICIES)}")
+        for name in ("prefetch_bytes", "threads", "device_memory_bytes", "pinned_bytes", "max_consecutive_bad"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 

@@ -30,7 +30,9 @@ class LoaderState:
         num_rows: Rows of the plan.
         order: Seed, epoch and the rest of the order.
         plan: Fingerprint of the laid-out plan.
-        position: Rows yielded in this epoch by all ranks together.
+        position: Rows yielded in this epoch by all ranks together; groups, where the scan groups.
+        sample: Rules of the scan's sample as plain values, or None.
+        group_by: Columns of the scan's groups; empty for none.
     """
 
     table: str
@@ -43,10 +45,12 @@ class LoaderState:
     order: Order
     plan: str
     position: int
+    sample: dict[str, Any] | None = None
+    group_by: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
-        fields["columns"] = list(self.columns)
+        fields["columns"], fields["group_by"] = list(self.columns), list(self.group_by)
         fields["order"] = {"version": ORDER_VERSION, **dataclasses.asdict(self.order)}
         return {"kind": KIND, "version": STATE_VERSION, **fields}
 
@@ -61,8 +65,9 @@ class LoaderState:
             raise StateMismatchError("this is not the state of a DataLoader: pass what state_dict() returned")
         if value.get("version") != STATE_VERSION:
             raise StateMismatchError(f"version: state {value.get('version')!r}, loader {STATE_VERSION!r}; use the Headrace that saved it")
-        names = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in value]
+        fields_of = dataclasses.fields(cls)
+        names = [field.name for field in fields_of if field.name in value]
+        missing = [field.name for field in fields_of if field.default is dataclasses.MISSING and field.name not in value]
         if missing:
             raise StateMismatchError(f"the state lacks {', '.join(missing)}: it is not whole")
         order = dict(value["order"])
@@ -70,7 +75,7 @@ class LoaderState:
         if version != ORDER_VERSION:
             raise StateMismatchError(f"order.version: state {version!r}, loader {ORDER_VERSION!r}; use the Headrace that saved it")
         fields = {name: value[name] for name in names}
-        return cls(**{**fields, "columns": tuple(value["columns"]), "order": Order(**order)})
+        return cls(**{**fields, "columns": tuple(value["columns"]), "group_by": tuple(value.get("group_by", ())), "order": Order(**order)})
 
     def check(self, loader: LoaderState) -> None:
         """Refuse to continue in a loader that would give other samples.

@@ -15,6 +15,7 @@ from loader.scan import order as ordering
 from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.scan.order import Layout, Window
 from loader.scan.stream import check_arrival
+from loader.train.bad_blocks import BadBlocks
 from loader.train.batch_stream import BatchJob
 from loader.train.images import ImageStage
 from loader.train.stats import StageClock, StatsRecorder
@@ -44,6 +45,7 @@ class Work:
         job: What another process is asked for, where it makes the batches.
         device: Where blocks are decoded and batches made; None is the CPU.
         images: Decodes image columns, where there are any.
+        bad: What to do about blocks that cannot be had.
     """
 
     plan: Plan
@@ -62,6 +64,7 @@ class Work:
     job: BatchJob | None = None
     device: BatchDevice | None = None
     images: ImageStage | None = None
+    bad: BadBlocks = dataclasses.field(default_factory=BadBlocks)
 
     @property
     def pad_to(self) -> int:
@@ -111,6 +114,7 @@ class Arrivals:
 
     def __init__(self, work: Work, blocks: Iterator[EncodedBlock], clock: StageClock, recorder: StatsRecorder) -> None:
         self._requests, self._blocks, self._clock, self._recorder = work.requests(), blocks, clock, recorder
+        self._bad = work.bad
 
     def next(self) -> EncodedBlock:
         """The block that is due."""
@@ -118,6 +122,7 @@ class Arrivals:
             wanted = next(self._requests)
             block = next(self._blocks)
             check_arrival(wanted, block)
+            self._bad.arrive(block)
         self._recorder.blocks += 1
         self._recorder.encoded_bytes += int(block.chunk_bytes.sum())
         return block

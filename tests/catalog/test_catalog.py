@@ -34,7 +34,7 @@ MakeLake = Callable[..., Lake]
 
 def test_the_tables_that_the_design_names_are_there_on_both_databases() -> None:
     named = ["tables", "schemas", "snapshots", "segments", "segment_packs", "segment_stats", "column_files", "overlays", "inline_data", "buckets", "pending"]
-    named += ["source_offsets", "staged", "selections", "pins", "garbage", "catalog_version", "repairs", "erasures"]
+    named += ["source_offsets", "staged", "selections", "pins", "garbage", "catalog_version", "repairs", "erasures", "quarantine"]
     assert set(metadata.tables) == set(named)
     assert len(ddl("postgresql")) == len(ddl("sqlite"))
 
