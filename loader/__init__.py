@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from loader.lake import Lake as Lake
     from loader.lake import connect as connect
     from loader.scan import Scan as Scan
+    from loader.scan.mix import mix as mix
     from loader.scan.sampling import Sample as Sample
     from loader.schema import Schema as Schema
     from loader.segment.reader import SegmentReader as SegmentReader
@@ -51,6 +52,7 @@ _MODULES = {
     "Transforms": "loader.batch.transforms",
     "WriteOptions": "loader.segment.writer",
     "connect": "loader.lake",
+    "mix": "loader.scan.mix",
     "serve_metrics": "loader.train.metrics",
     "errors": "",
     "restore": "loader.backup.restore",

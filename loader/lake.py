@@ -16,6 +16,7 @@ from loader.catalog.connection import Database
 from loader.catalog.database import CATALOG_FILE, Catalog, catalog_path, is_server, open_database
 from loader.catalog.garbage import CollectionReport, collect
 from loader.catalog.inline import LakeStorage
+from loader.catalog.kept import READ_CACHE_BYTES
 from loader.catalog.read import load_spec, resolve_snapshot, table_names
 from loader.catalog.records import Attribution, Pin, Snapshot
 from loader.errors import NotFoundError, StorageError, UnsupportedVersionError
@@ -56,13 +57,14 @@ class Lake:
         memory_bytes: int = MEMORY_BYTES,
         *,
         lookup_cache_bytes: int = LOOKUP_CACHE_BYTES,
+        read_cache_bytes: int = READ_CACHE_BYTES,
     ) -> None:
         self.location = location
         self.catalog_url = catalog_url
         self.database = database
         self.memory_bytes = memory_bytes
         self.catalog = Catalog(database)
-        self.storage = LakeStorage(files, database, (open_storage, (location, catalog_url)))
+        self.storage = LakeStorage(files, database, (open_storage, (location, catalog_url)), read_cache_bytes=read_cache_bytes)
         self._lookup_cache_bytes = lookup_cache_bytes
         self._contexts: dict[int, TableContext] = {}
         self._lock = threading.Lock()
@@ -290,6 +292,7 @@ def connect(
     *,
     busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS,
     lookup_cache_bytes: int = LOOKUP_CACHE_BYTES,
+    read_cache_bytes: int = READ_CACHE_BYTES,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Lake:
     """Open a lake, or create it.
@@ -301,6 +304,7 @@ def connect(
         create: Make the lake if it is not there. With False, a missing lake is an error.
         busy_timeout_seconds: How long a writer waits for other processes' commits.
         lookup_cache_bytes: What look-ups of one table keep of it in memory, its keys (13.5 bytes each, at most 512 MiB) aside.
+        read_cache_bytes: What `to_arrow` and other reads keep in memory of all tables, so that they do not open and fold it again: footers, folded patches.
         memory_bytes: What an append, patch, upsert or delete may hold of its input, about, copies and encoded form included; larger inputs go in parts.
 
     Raises:
@@ -335,7 +339,7 @@ def connect(
         raise StorageError(f"catalog {database.place} belongs to another lake ({database.lake_id}) than {text} ({marker['lake_id']}): give the right catalog=…")
     if isinstance(files, LocalStorage):
         text = str(files.folder)
-    return Lake(text, catalog, files, database, memory_bytes, lookup_cache_bytes=lookup_cache_bytes)
+    return Lake(text, catalog, files, database, memory_bytes, lookup_cache_bytes=lookup_cache_bytes, read_cache_bytes=read_cache_bytes)
 
 
 def catalog_place(files: Storage, location: str, catalog: str | None) -> Path | str:

@@ -26,6 +26,7 @@ from loader.encodings.leaf import is_bytes, storage_type
 from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
 from loader.extras import require
 from loader.scan.groups import Groups
+from loader.scan.joined import JoinedWeights
 from loader.scan.selection import RowWeights
 from loader.segment.layout import ValueType
 
@@ -47,6 +48,7 @@ class BatchLayout:
         weights: Of rows that a sample kept; its column comes last in `names`.
         groups: Of rows that are grouped.
         pad_groups: Groups that a batch has at least; those that are missing are empty.
+        block_sources: Of a mix, int64 [blocks], the source of each block.
     """
 
     columns: Columns
@@ -55,9 +57,10 @@ class BatchLayout:
     block_row_starts: npt.NDArray[np.int64]
     output: str = "dict"
     images: frozenset[str] = frozenset()
-    weights: RowWeights | None = None
+    weights: RowWeights | JoinedWeights | None = None
     groups: Groups | None = None
     pad_groups: int = 0
+    block_sources: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.output not in OUTPUTS:
@@ -254,7 +257,7 @@ class Batch(Mapping[str, Any]):
             samples[: self.num_samples] &= ~self._arrays.masked
         return samples
 
-    def _row_weights(self, weights: RowWeights | None) -> npt.NDArray[np.float32]:
+    def _row_weights(self, weights: RowWeights | JoinedWeights | None) -> npt.NDArray[np.float32]:
         found = np.zeros(self.num_rows, np.float32)
         found[: self.num_samples] = 1 if weights is None else weights.at(on_host(self._arrays.blocks), on_host(self._arrays.rows))
         found[~self._host_mask()] = 0
@@ -295,6 +298,14 @@ class Batch(Mapping[str, Any]):
         """int64 [samples, 2]: (segment id, row of the segment) of every sample, by which it can be accounted for."""
         blocks = self._arrays.blocks
         return np.stack([self._layout.block_segments[blocks], self._layout.block_row_starts[blocks] + self._arrays.rows], axis=1)
+
+    @property
+    def source(self) -> Any:
+        """int64 [rows], from which source of a mix each row comes, numbered as in `loader.mix`; 0 without a mix, -1 where a row is padding."""
+        sources = np.full(self.num_rows, -1, np.int64)
+        blocks, of = on_host(self._arrays.blocks), self._layout.block_sources
+        sources[: self.num_samples] = 0 if of is None else of[blocks[: self.num_samples]]
+        return self._convert(self._arrays.placed(sources))
 
     def put(self, name: str, value: Any, present: npt.NDArray[np.bool_]) -> None:
         """Give a column its value before anybody asks for it, and its validity: for what a loader makes of bytes.

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from loader.catalog.connection import Database
+from loader.catalog.kept import READ_CACHE_BYTES, Kept
 from loader.catalog.records import INLINE_PREFIX
 from loader.errors import NotFoundError, StorageError
 from loader.storage import COALESCE_GAP_BYTES, MAX_REQUEST_BYTES, Buffer, Range, Storage, StoredObject
@@ -52,12 +53,16 @@ class LakeStorage(Storage):
     Attributes:
         files: The files alone.
         catalog: What the inline paths are read from.
+        kept: Footers and folded overlays that reads of any table have in memory.
     """
 
-    def __init__(self, files: Storage, catalog: Database, reopen: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+    def __init__(
+        self, files: Storage, catalog: Database, reopen: tuple[Callable[..., Any], tuple[Any, ...]], *, read_cache_bytes: int = READ_CACHE_BYTES
+    ) -> None:
         super().__init__(files.url)
         self.files = files
         self.catalog = catalog
+        self.kept = Kept(read_cache_bytes)
         self._reopen = reopen
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, bytes] = OrderedDict()
@@ -99,8 +104,9 @@ class LakeStorage(Storage):
                 raise StorageError(f"{path} has {data.nbytes} bytes and was read at ({offset}, {num_bytes})")
         return [data[offset : offset + num_bytes] for offset, num_bytes in ranges]
 
-    def forget_inline(self) -> None:
-        """Let go of what of the catalog's bytes is in memory."""
+    def forget(self) -> None:
+        """Let go of rows, and bytes of the catalog, that are in memory."""
+        self.kept.clear()
         with self._lock:
             self._cache.clear()
             self._cached_bytes = 0

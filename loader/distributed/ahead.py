@@ -11,7 +11,7 @@ from loader.distributed.datasource import MAX_TASKS
 from loader.distributed.stream import RayBlockStream
 from loader.scan import order as ordering
 from loader.scan.encoded import FetchRequest
-from loader.scan.plan import Plan
+from loader.scan.mix import AnyPlan
 from loader.train.batch_stream import BatchJob
 
 T = TypeVar("T")
@@ -55,12 +55,12 @@ def coming_jobs(batches: Any, *, epochs: Sequence[int], position: int) -> list[B
     return jobs
 
 
-def epoch_requests(plan: Plan, job: BatchJob) -> Iterator[FetchRequest]:
+def epoch_requests(plan: AnyPlan, job: BatchJob) -> Iterator[FetchRequest]:
     """The blocks of a job, in the order in which a `DataLoader` asks its stream for them."""
-    options, layout = job.options, ordering.lay_out(plan.blocks["selected"], job.order)
-    end = min(job.position + job.num_batches * options.global_batch_size, plan.num_rows)
+    options, layout = job.options, plan.lay_out(job.order)
+    end = min(job.position + job.num_batches * options.global_batch_size, plan.num_units)
     sequence = 0
-    for window in ordering.rank_windows(layout, job.position, options.rank, options.world_size, end):
-        for block in ordering.window_pieces(layout, window)[0].tolist():
+    for window in layout.windows(job.position, options.rank, options.world_size, end):
+        for block in layout.pieces(window)[0].tolist():
             yield FetchRequest(sequence=sequence, shard=window.shard, block=block)
             sequence += 1

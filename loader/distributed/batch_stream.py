@@ -21,7 +21,7 @@ from loader.distributed.execution import TIMEOUT_SECONDS, start_rows
 from loader.distributed.lane import Lane
 from loader.distributed.read import Read
 from loader.extras import require
-from loader.scan.fetch import FetchSpec
+from loader.scan.fetch import FetchSpec, OpensPlan
 from loader.train.batch_stream import BatchJob, PartBatch, check_part, num_parts
 
 
@@ -45,7 +45,7 @@ class RayBatchStream:
 
     def __init__(
         self,
-        spec: FetchSpec,
+        spec: FetchSpec | OpensPlan,
         *,
         num_actors: int = 1,
         prefetch_bytes: int = 128 << 20,

@@ -13,9 +13,8 @@ from loader.distributed.datasource import describe, make_datasource
 from loader.distributed.shard import ScanShard, shards
 from loader.extras import require
 from loader.scan.encoded import FetchRequest
-from loader.scan.fetch import FetchSpec
-from loader.scan.plan import Plan
-from loader.scan.scan import Scan
+from loader.scan.fetch import FetchSpec, OpensPlan
+from loader.scan.mix import AnyPlan, AnyScan
 
 ray_train = require("ray.train", extra="ray")
 
@@ -40,12 +39,12 @@ class ScanDataConfig(ray_train.DataConfig):  # type: ignore[misc, name-defined]
         ValueError: `scans` is empty.
     """
 
-    def __init__(self, scans: Mapping[str, Scan], *, actors: Mapping[str, Any] | None = None, **options: Any) -> None:
+    def __init__(self, scans: Mapping[str, AnyScan], *, actors: Mapping[str, Any] | None = None, **options: Any) -> None:
         super().__init__(**options)
         if not scans:
             raise ValueError("scans is empty: name at least one, as in {'train': table.scan(…)}")
-        self._plans: dict[str, Plan] = {name: scan.plan() for name, scan in scans.items()}
-        self._specs: dict[str, FetchSpec] = {name: plan.fetch_spec() for name, plan in self._plans.items()}
+        self._plans: dict[str, AnyPlan] = {name: scan.plan() for name, scan in scans.items()}
+        self._specs: dict[str, FetchSpec | OpensPlan] = {name: plan.fetch_spec() for name, plan in self._plans.items()}
         self._actors = None if actors is None else dict(actors)
 
     def datasets(self) -> dict[str, Any]:

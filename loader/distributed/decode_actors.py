@@ -19,9 +19,8 @@ from loader.batch.buffers import BufferPool
 from loader.batch.device import BatchDevice
 from loader.distributed.batch_wire import pack
 from loader.kernels.runtime import open_runtime
-from loader.scan import order as ordering
 from loader.scan.encoded import EncodedBlock, FetchRequest
-from loader.scan.fetch import FetchSpec
+from loader.scan.fetch import FetchSpec, OpensPlan
 from loader.scan.order import Order
 from loader.scan.plan import open_plan
 from loader.scan.stream import BlockStream, ThreadBlockStream
@@ -47,7 +46,7 @@ class DecodeSpec:
         device: Where the actor decodes: `cpu`, or `cuda` for the GPU of which it has a share.
     """
 
-    fetch: FetchSpec
+    fetch: FetchSpec | OpensPlan
     options: LoaderOptions
     order: Order
     device: str = "cpu"
@@ -121,7 +120,7 @@ class _Maker:
         options = self._spec.options
         return Work(
             plan=self._plan,
-            layout=ordering.lay_out(self._plan.blocks["selected"], dataclasses.replace(self._spec.order, epoch=epoch)),
+            layout=self._plan.lay_out(dataclasses.replace(self._spec.order, epoch=epoch)),
             batch_layout=self._layout,
             position=position,
             num_batches=num_left,

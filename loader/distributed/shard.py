@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from loader.distributed.ahead import expect
 from loader.distributed.batch_stream import RayBatchStream
 from loader.distributed.stream import RayBlockStream
-from loader.scan.fetch import FetchSpec
+from loader.scan.fetch import FetchSpec, OpensPlan
 from loader.scan.plan import open_plan
 from loader.train.loader import DataLoader
 
 if TYPE_CHECKING:
-    from loader.lake import Lake
-    from loader.scan.scan import Scan
+    from loader.scan.mix import AnyScan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,15 +36,16 @@ class ScanShard:
     """
 
     name: str
-    spec: FetchSpec
+    spec: FetchSpec | OpensPlan
     rank: int
     world_size: int
     node: str | None = None
     actors: Mapping[str, Any] | None = None
 
-    def scan(self) -> Scan:
+    def scan(self) -> AnyScan:
         """The scan, at the snapshot that the run began with, of a lake that is opened for it: `scan.table.lake`."""
-        return open_plan(self.spec).scan
+        scan: AnyScan = open_plan(self.spec).scan
+        return scan
 
     def loader(self, *, state: Mapping[str, Any] | None = None, epochs: int = 1, **options: Any) -> DataLoader:
         """This worker's `DataLoader`. Every rank gets the same number of batches, and together they get every row once.
@@ -63,9 +63,9 @@ class ScanShard:
         try:
             batches = DataLoader(scan, **{"rank": self.rank, "world_size": self.world_size, "stream": stream, **options})
         except BaseException:
-            scan.table.lake.close()
+            _end(scan, None)
             raise
-        weakref.finalize(batches, _end, scan.table.lake, stream)
+        weakref.finalize(batches, _end, scan, stream)
         if state is not None:
             batches.load_state_dict(state)
         if stream is not None and options.get("stream", stream) is stream:
@@ -82,14 +82,15 @@ class ScanShard:
         return stream(self.spec, **(self.actors or {}))
 
 
-def _end(lake: Lake, stream: RayBlockStream | RayBatchStream | None) -> None:
+def _end(scan: AnyScan, stream: RayBlockStream | RayBatchStream | None) -> None:
     """After the loader: nobody else knows of them."""
     if stream is not None:
         stream.close()
-    lake.close()
+    for source in scan.sources:
+        source.table.lake.close()
 
 
-def shards(name: str, spec: FetchSpec, *, world_size: int, nodes: list[str] | None, actors: Mapping[str, Any] | None) -> list[ScanShard]:
+def shards(name: str, spec: FetchSpec | OpensPlan, *, world_size: int, nodes: list[str] | None, actors: Mapping[str, Any] | None) -> list[ScanShard]:
     """The shards of all ranks, in the order of the ranks."""
     make = functools.partial(ScanShard, name=name, spec=spec, world_size=world_size, actors=actors)
     return [make(rank=rank, node=nodes[rank] if nodes else None) for rank in range(world_size)]

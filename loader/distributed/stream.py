@@ -20,7 +20,7 @@ from loader.distributed.read import Read
 from loader.distributed.wire import unpack
 from loader.extras import require
 from loader.scan.encoded import EncodedBlock, FetchRequest
-from loader.scan.fetch import FetchSpec
+from loader.scan.fetch import FetchSpec, OpensPlan
 from loader.scan.plan import open_fetcher
 from loader.scan.stream import check_arrival
 
@@ -45,7 +45,7 @@ class RayBlockStream:
 
     def __init__(
         self,
-        spec: FetchSpec,
+        spec: FetchSpec | OpensPlan,
         *,
         num_actors: int = 1,
         prefetch_bytes: int = 64 << 20,

@@ -21,9 +21,9 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 LIBRARY = "_native.so"
 SOURCES = (
     "arrow_abi.h", "assemble.cu", "cascade.h", "choose.h", "chunk_builder.h", "columns.h", "columns_encoder.h", "crc32c.h", "decode.cu", "dictionary.h",
-    "encode.h", "encoder.h", "encoders.h", "executor.h", "host.cpp", "host_shim.h", "key_index.h", "key_probe.h", "lanes.cuh", "lists.h", "measure.h",
-    "page_reads.h", "program.h", "ranks.cuh", "rows.h", "rows_pick.h", "rows_take.h", "segment_writer.h", "shred.h", "stores.cuh", "streams.cuh", "threads.h",
-    "values.h", "verify.h", "workspace.h",
+    "encode.h", "encoder.h", "encoders.h", "executor.h", "host.cpp", "host_shim.h", "key_filter.h", "key_index.h", "key_probe.h", "lanes.cuh", "lists.h",
+    "measure.h", "page_reads.h", "program.h", "ranks.cuh", "rows.h", "rows_pick.h", "rows_take.h", "segment_writer.h", "shred.h", "stores.cuh", "streams.cuh",
+    "threads.h", "values.h", "verify.h", "workspace.h",
 )  # fmt: skip
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-maybe-uninitialized")

@@ -23,6 +23,7 @@ namespace portable {
 #include "encode.h"
 #include "rows_pick.h"
 #include "measure.h"
+#include "key_filter.h"
 }  // namespace portable
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(HEADRACE_PORTABLE_ONLY)
@@ -37,6 +38,7 @@ namespace avx2 {
 #include "encode.h"
 #include "rows_pick.h"
 #include "measure.h"
+#include "key_filter.h"
 }  // namespace avx2
 #undef HEADRACE_AVX2_BODY
 #pragma GCC pop_options

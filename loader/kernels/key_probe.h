@@ -14,10 +14,13 @@ struct Run {
     const u8* const* dead;  // a flag for each row of a segment, or null
     const u64* shifts;      // added to a place when runs are merged
     u64 num_segments;
+    const i64* names;  // what the caller calls each segment; null: its number in the run
 };
 
 const u64 ENTRIES_PER_THREAD = 1 << 21;
-const int LANES_IN_STEP = 16;  // searches side by side, so that their cache misses overlap
+const u64 KEYS_PER_GRAB = 4096;
+const int LANES_IN_STEP = 16;      // searches side by side, so that their cache misses overlap
+const u32 HASHES_IN_STEP = 64;     // filter blocks side by side
 
 inline u64 segment_of(const Run& run, u32 place) {
     u64 first = 0, length = run.num_segments;
@@ -40,64 +43,84 @@ inline bool below(const Run& run, u64 entry, u64 low, u64 high) {
     return run.low[entry] < low || (run.high && run.low[entry] == low && run.high[entry] < high);
 }
 
-inline bool may_hold(const u32* block, u32 hash) {
-    u32 bits = 1;
-    for (int word = 0; word < 8; ++word) bits &= block[word] >> (hash * SALT[word] >> 27);
-    return bits & 1;
-}
-
-// Which keys that are not found yet pass the run's range and filter; returns how many.
-inline u64 candidates(const Run& run, const u64* low, u64 n, const i64* segments, u32* passed) {
+// Which of the keys in `left` pass the run's range and filter, to `passed`; returns how many. Filter blocks are asked for well before they are looked at.
+inline u64 candidates(const Run& run, const u64* low, const u32* left, u64 n, u32* passed) {
     const u64 least = run.low[0], most = run.low[run.count - 1];
+    if (!run.bloom) {
+        u64 found = 0;
+        for (u64 k = 0; k < n; ++k) {
+            passed[found] = left[k];
+            found += low[left[k]] >= least && low[left[k]] <= most;
+        }
+        return found;
+    }
     u64 found = 0;
-    for (u64 first = 0; first < n; first += LANES_IN_STEP) {
-        const u64 end = first + LANES_IN_STEP < n ? first + LANES_IN_STEP : n;
-        const u32* blocks[LANES_IN_STEP];
-        u32 hashes[LANES_IN_STEP];
-        for (u64 k = first; run.bloom && k < end; ++k) {
-            const u64 hash = mix(low[k]);
-            blocks[k - first] = run.bloom + ((hash >> 32) * run.bloom_blocks >> 32) * (BLOCK_BYTES / 4);
-            hashes[k - first] = (u32)hash;
-            __builtin_prefetch(blocks[k - first]);
+    u64 hashes[HASHES_IN_STEP];
+    u32 keys[HASHES_IN_STEP];
+    for (u64 first = 0; first < n;) {
+        u32 width = 0;
+        for (; first < n && width < HASHES_IN_STEP; ++first) {
+            const u32 key = left[first];
+            const u64 hash = mix(low[key]);
+            keys[width] = key;
+            hashes[width] = ((hash >> 32) * run.bloom_blocks >> 32) << 32 | (u32)hash;
+            __builtin_prefetch(run.bloom + (hashes[width] >> 32) * (BLOCK_BYTES / 4));
+            width += low[key] >= least && low[key] <= most;
         }
-        for (u64 k = first; k < end; ++k) {
-            if (segments[k] >= 0 || low[k] < least || low[k] > most) continue;
-            passed[found] = (u32)k;
-            found += !run.bloom || may_hold(blocks[k - first], hashes[k - first]);
-        }
+        found += DISPATCH(may_hold(run.bloom, hashes, keys, width, passed + found));
     }
     return found;
 }
 
-inline void probe(const Run& run, const u64* low, const u64* high, u64 n, i64* segments, i64* rows) {
-    if (!run.count || !n) return;
-    std::vector<u32> passed(n);
-    const u64 num_passed = candidates(run, low, n, segments, passed.data());
+// The first entries that are not below some keys, `width` at most LANES_IN_STEP of them, to `first`: the searches go side by side.
+inline void lower_bounds(const Run& run, const u64* low, const u64* high, const u32* keys, int width, u64* first) {
+    for (int lane = 0; lane < width; ++lane) first[lane] = 0;
+    for (u64 length = run.count; length > 1;) {
+        const u64 half = length / 2;
+        for (int lane = 0; lane < width; ++lane) {
+            const u32 key = keys[lane];
+            __builtin_prefetch(run.low + first[lane] + half / 2);
+            __builtin_prefetch(run.low + first[lane] + half + half / 2);
+            first[lane] += below(run, first[lane] + half - 1, low[key], high ? high[key] : 0) ? half : 0;
+        }
+        length -= half;
+    }
+}
+
+// Keys in [begin, end) that have no segment yet.
+inline void probe_some(const Run& run, const u64* low, const u64* high, u64 begin, u64 end, i64* segments, i64* rows) {
+    u32 left[KEYS_PER_GRAB], passed[KEYS_PER_GRAB];
+    u64 num_left = 0;
+    for (u64 k = begin; k < end; ++k) {
+        left[num_left] = (u32)k;
+        num_left += segments[k] < 0;
+    }
+    const u64 num_passed = candidates(run, low, left, num_left, passed);
     for (u64 done = 0; done < num_passed; done += LANES_IN_STEP) {
         const int width = (int)(num_passed - done < (u64)LANES_IN_STEP ? num_passed - done : LANES_IN_STEP);
-        u64 first[LANES_IN_STEP] = {0};
-        for (u64 length = run.count; length > 1;) {
-            const u64 half = length / 2;
-            for (int lane = 0; lane < width; ++lane) {
-                const u32 key = passed[done + lane];
-                __builtin_prefetch(run.low + first[lane] + half / 2);
-                __builtin_prefetch(run.low + first[lane] + half + half / 2);
-                first[lane] += below(run, first[lane] + half - 1, low[key], high ? high[key] : 0) ? half : 0;
-            }
-            length -= half;
-        }
+        u64 first[LANES_IN_STEP];
+        lower_bounds(run, low, high, passed + done, width, first);
+        for (int lane = 0; lane < width; ++lane) __builtin_prefetch(run.places + first[lane]);
         for (int lane = 0; lane < width; ++lane) {
             const u32 key = passed[done + lane];
             for (u64 at = first[lane]; at < run.count && run.low[at] == low[key] && (!high || run.high[at] == high[key]); ++at) {
                 u64 row;
                 const i64 segment = accepted(run, at, &row);
                 if (segment < 0) continue;
-                segments[key] = segment;
+                segments[key] = run.names ? run.names[segment] : segment;
                 rows[key] = (i64)row;
                 break;
             }
         }
     }
+}
+
+inline void probe(const Run& run, const u64* low, const u64* high, u64 n, i64* segments, i64* rows, unsigned num_threads) {
+    if (!run.count || !n) return;
+    const u64 grabs = (n + KEYS_PER_GRAB - 1) / KEYS_PER_GRAB;
+    threads::Team((unsigned)(grabs < num_threads ? grabs : num_threads)).run({n}, KEYS_PER_GRAB, [&](unsigned, size_t, u64 begin, u64 end) {
+        probe_some(run, low, high, begin, end, segments, rows);
+    });
 }
 
 struct Merged {
@@ -161,13 +184,13 @@ inline Run half(const Run* runs, u64 num_runs, Merged& kept, const u64* bases, c
     kept.high.resize(runs[0].high ? most : 0);
     kept.places.resize(most);
     const u64 count = merge(runs, num_runs, kept.low.data(), runs[0].high ? kept.high.data() : nullptr, kept.places.data());
-    return {kept.low.data(), runs[0].high ? kept.high.data() : nullptr, kept.places.data(), count, nullptr, 0, bases, &yes, alive, &no_shift, 1};
+    return {kept.low.data(), runs[0].high ? kept.high.data() : nullptr, kept.places.data(), count, nullptr, 0, bases, &yes, alive, &no_shift, 1, nullptr};
 }
 
 inline u64 merge(const Run* runs, u64 num_runs, u64* low, u64* high, u32* places) {
     static const u64 bases[2] = {0, 1ull << 32};
     static const u8* const alive[1] = {nullptr};
-    static const Run nothing = {nullptr, nullptr, nullptr, 0, nullptr, 0, bases, nullptr, alive, nullptr, 0};
+    static const Run nothing = {nullptr, nullptr, nullptr, 0, nullptr, 0, bases, nullptr, alive, nullptr, 0, nullptr};
     if (num_runs < 3) return merge_two(num_runs ? runs[0] : nothing, num_runs > 1 ? runs[1] : nothing, low, high, places);
     Merged left, right;
     u64 total = 0;
@@ -182,9 +205,9 @@ inline u64 merge(const Run* runs, u64 num_runs, u64* low, u64* high, u32* places
 
 }  // namespace keys
 
-// For keys whose segment is -1 yet: the segment (counted in the run) and row of an entry that counts.
-EXPORT void headrace_probe_keys(const keys::Run* run, const u64* low, const u64* high, u64 n, i64* segments, i64* rows) {
-    keys::probe(*run, low, high, n, segments, rows);
+// For keys whose segment is negative yet: the segment, as the caller calls it, and row of an entry that counts.
+EXPORT void headrace_probe_keys(const keys::Run* run, const u64* low, const u64* high, u64 n, i64* segments, i64* rows, u32 num_threads) {
+    keys::probe(*run, low, high, n, segments, rows, num_threads);
 }
 
 EXPORT u64 headrace_merge_keys(const keys::Run* runs, u64 num_runs, u64* low, u64* high, u32* places) { return keys::merge(runs, num_runs, low, high, places); }

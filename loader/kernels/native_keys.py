@@ -11,13 +11,13 @@ from loader.kernels.arrays import Array, address, check_dtype
 
 _POINTER, _U64 = ctypes.c_void_p, ctypes.c_uint64
 KEY_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
-    "headrace_probe_keys": ([_POINTER, _POINTER, _POINTER, _U64, _POINTER, _POINTER], None),
+    "headrace_probe_keys": ([_POINTER, _POINTER, _POINTER, _U64, _POINTER, _POINTER, ctypes.c_uint32], None),
     "headrace_merge_keys": ([_POINTER, _U64, _POINTER, _POINTER, _POINTER], _U64),
     "headrace_key_bloom": ([_POINTER, _U64, _POINTER, _U64], None),
 }
 KEY_RUN = np.dtype(
     [("low", "<u8"), ("high", "<u8"), ("places", "<u8"), ("count", "<u8"), ("bloom", "<u8"), ("bloom_blocks", "<u8"), ("bases", "<u8"), ("accept", "<u8"),
-     ("dead", "<u8"), ("shifts", "<u8"), ("num_segments", "<u8")]
+     ("dead", "<u8"), ("shifts", "<u8"), ("num_segments", "<u8"), ("names", "<u8")]
 )  # fmt: skip
 
 
@@ -26,15 +26,16 @@ class KeyMethods:
 
     _library: Any
 
-    def probe_keys(self, run: Array, low: Array, high: Array | None, segments: Array, rows: Array) -> None:
+    def probe_keys(self, run: Array, low: Array, high: Array | None, segments: Array, rows: Array, threads: int = 1) -> None:
         """Find keys in a run.
 
         Args:
             run: One KEY_RUN record; what its addresses name outlives the call.
             low: uint64 [n], low words of the keys.
             high: uint64 [n], their high words; None for keys of one word, as in the run.
-            segments: int64 [n], set where it is negative and the key is found: the segment, counted in the run.
+            segments: int64 [n], set where it is negative and the key is found: the segment as the run names it.
             rows: int64 [n], set with it: the row in the segment.
+            threads: How many share the keys, if they are thousands.
         """
         for array, name, dtype in ((low, "low", "<u8"), (segments, "segments", "<i8"), (rows, "rows", "<i8")):
             check_dtype(array, name, dtype)
@@ -42,7 +43,7 @@ class KeyMethods:
             raise ValueError(f"segments and rows must be as many as the {low.size} keys, fewer than 2^32; got {segments.size} and {rows.size}")
         self._library.headrace_probe_keys(
             address(run, "run", alignment=8), address(low, "low"), None if high is None else address(high, "high"), low.size,
-            address(segments, "segments", writable=True), address(rows, "rows", writable=True),
+            address(segments, "segments", writable=True), address(rows, "rows", writable=True), threads,
         )  # fmt: skip
 
     def merge_keys(self, runs: Array, low: Array, high: Array | None, places: Array) -> int:

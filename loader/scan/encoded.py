@@ -131,7 +131,7 @@ class EncodedBlock:
         return np.flatnonzero(np.unpackbits(self.selected, count=self.num_rows, bitorder="little"))
 
     def to_buffers(self) -> list[Buffer]:
-        """The block as flat buffers: a JSON header, the slab, the chunk table, the selection, the dictionaries, the masked rows, then an Arrow IPC stream a patch."""
+        """The block as flat buffers: a JSON header, slab, chunk table, selection, dictionaries, masked rows, then an Arrow IPC stream for each patch."""
         header = {
             "version": BUFFERS_VERSION,
             "request": [self.request.sequence, self.request.shard, self.request.block],

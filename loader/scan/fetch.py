@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,12 @@ class FetchSpec:
     def from_json(cls, text: str) -> FetchSpec:
         value = json.loads(text)
         return cls(**{**value, "columns": tuple(value["columns"]), "group_by": tuple(value.get("group_by", ()))})
+
+
+class OpensPlan(Protocol):
+    """Plain data, like a `FetchSpec`, that makes a plan of several scans."""
+
+    def open(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

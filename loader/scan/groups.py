@@ -1,7 +1,8 @@
 """Groups of rows: requests or sessions that stay together in a batch. Found by a counting pass over their columns, kept as one bit a row.
 
 A group is the selected rows that agree in the columns of `group_by`. They must lie next to each other in one segment, blocks after blocks; a table that
-is clustered by those columns keeps them so. Groups are then the units of order: `GroupedLayout` deals, shuffles and batches them where a plain layout does rows.
+is clustered by those columns keeps them so. Groups are then the units of order: `GroupedLayout` deals, shuffles and batches them where a plain layout does
+rows.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ def _check_apart(table: str, group_by: Sequence[str], blocks: npt.NDArray[Any], 
         return
     places = [f"block {int(blocks['block'][at])} of segment {int(blocks['segment_id'][at])}" for at in owners[by_word[twice[0] : twice[0] + 2]].tolist()]
     raise SchemaError(
-        f"rows of one group by {', '.join(group_by)} lie apart in table {table!r}: in {' and in '.join(places)} ({len(twice):,} such groups). A group is batched "
-        f"whole only where its rows lie together: create the table with bucket_by and cluster_by beginning with {group_by[0]!r}, then "
+        f"rows of one group by {', '.join(group_by)} lie apart in table {table!r}: in {' and in '.join(places)} ({len(twice):,} such groups). A group is "
+        f"batched whole only where its rows lie together: create the table with bucket_by and cluster_by beginning with {group_by[0]!r}, then "
         "table.compact(full=True) merges what streams wrote apart"
     )
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from loader.scan.columns import LabelFill, ReadColumn
 from loader.scan.counting import block_starts, resolve_columns, select
 from loader.scan.encoded import BadBlock
 from loader.scan.facts import Facts
-from loader.scan.fetch import BlockFetcher, BlockPlace, FetchSpec
+from loader.scan.fetch import BlockFetcher, BlockPlace, FetchSpec, OpensPlan
 from loader.scan.groups import GroupedLayout, Groups
 from loader.scan.order import Layout, Order
 from loader.scan.predicate import parse
@@ -60,7 +61,7 @@ class Plan:
         segment_index: int64 [blocks], index in `segments`.
         row_starts: int64 [blocks], first row of each block in its segment.
         bits: By index in `blocks`, the selected rows of partly selected blocks.
-        weights: What each row stands for, where the scan samples.
+        row_weights: What each row stands for, where the scan samples.
         quarantined: Why a block is not read, by index in `blocks`.
         groups: Where groups of rows begin, where the scan groups: then they are what an order deals, and what a position counts.
         pin: Keeps the snapshot readable for a day from now or from the last `renew`, or until `release`.
@@ -80,7 +81,7 @@ class Plan:
     segment_index: npt.NDArray[np.int64]
     row_starts: npt.NDArray[np.int64]
     bits: dict[int, npt.NDArray[np.uint8]]
-    weights: RowWeights | None = None
+    row_weights: RowWeights | None = None
     groups: Groups | None = None
     quarantined: dict[int, BadBlock] = dataclasses.field(default_factory=dict)
 
@@ -103,7 +104,7 @@ class Plan:
         return self.num_rows if self.groups is None else self.groups.num_groups
 
     def lay_out(self, order: Order) -> Layout:
-        """The plan's rows, or groups, in an order."""
+        """The blocks in the order of an epoch, by rows or, where the scan groups, by groups."""
         return ordering.lay_out(self.blocks["selected"], order) if self.groups is None else GroupedLayout.lay_out(self.groups, order)
 
     @property
@@ -133,6 +134,39 @@ class Plan:
             for column_id in bad.column_ids or (WHOLE_BLOCK,)
         ]
         self.scan.table.lake.catalog.add_quarantine(self.view.spec.id, found)
+    def window_rows(self, order: Order) -> int:
+        """Rows of a window at most; of groups, as many as windows have on average."""
+        if self.groups is None:
+            return ordering.most_window_rows(self.num_rows, int(self.blocks["selected"].max(initial=0)), order)
+        return math.ceil(ordering.most_window_rows(self.num_units, int(self.groups.num_by_block.max(initial=0)), order) * self.groups.mean_rows)
+
+    @property
+    def block_sources(self) -> None:
+        """Of a mix, the source of each block."""
+        return None
+
+    @property
+    def shard_blocks(self) -> int:
+        """Blocks that the canonical shards divide among them."""
+        return self.num_blocks
+
+    def label_of(self, block: int) -> LabelFill | None:
+        """How null labels of a block of the plan read."""
+        return self.label
+
+    def state(self) -> dict[str, Any]:
+        """What a loader's state says of what is read; plain values."""
+        return {
+            "table": self.table,
+            "snapshot": self.snapshot,
+            "columns": list(self.columns),
+            "where": self.where,
+            "closed_before": self.closed_before,
+            "selection": self.selection_hash,
+            "num_rows": self.num_rows,
+            **({} if self.scan.sample is None else {"sample": self.scan.sample.to_dict()}),
+            **({} if self.groups is None else {"group_by": list(self.scan.group_by), "num_units": self.num_units}),
+        }
 
     def renew(self) -> None:
         """Hold the snapshot for another day; a `DataLoader` does it every hour in which it makes batches."""
@@ -194,12 +228,16 @@ class Plan:
         return (decoded / rows, stored / rows) if rows else (0.0, 0.0)
 
 
-def open_plan(spec: FetchSpec) -> Plan:
+def open_plan(spec: FetchSpec | OpensPlan) -> Any:
     """Make a plan again anywhere, from plain data; the selection comes from the catalog, and the first plan's own pin holds the snapshot.
+
+    A spec of several scans opens itself, and each of them here.
 
     Raises:
         StateMismatchError: The lake gives another plan than the one the spec was made of.
     """
+    if not isinstance(spec, FetchSpec):
+        return spec.open()
     connect = importlib.import_module("loader").connect  # the package imports us
     table = connect(spec.location, catalog=spec.catalog, create=False).table(spec.table)
     chosen = {"sample": None if spec.sample is None else Sample.of(spec.sample), "group_by": spec.group_by}
@@ -213,7 +251,7 @@ def open_plan(spec: FetchSpec) -> Plan:
     return plan
 
 
-def open_fetcher(spec: FetchSpec) -> BlockFetcher:
+def open_fetcher(spec: FetchSpec | OpensPlan) -> Any:
     """The fetcher of a plan, anywhere. Raises as `open_plan`."""
     return open_plan(spec).fetcher()
 
@@ -267,7 +305,7 @@ def make_plan(scan: Scan) -> Plan:
         segment_index=segment_index,
         row_starts=starts[first_block[segment_index] + blocks["block"]],
         bits=selection.bits,
-        weights=None if scan.sample is None or selection.codes is None else RowWeights(selection.codes, scan.sample.weights(), scan.sample.column),
+        row_weights=None if scan.sample is None or selection.codes is None else RowWeights(selection.codes, scan.sample.weights(), scan.sample.column),
         quarantined=_quarantined(blocks, lake.catalog.load_quarantine(view.spec.id), {column.id for column in read}),
         groups=None if selection.starts is None else Groups.of(blocks, selection.bits, selection.starts),
     )

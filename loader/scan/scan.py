@@ -79,6 +79,11 @@ class Scan:
             group_by=check_group_columns(schema, group_by),
         )
 
+    @property
+    def sources(self) -> tuple[Scan, ...]:
+        """The scans of single tables that it is made of."""
+        return (self,)
+
     def at(self, snapshot: int) -> Scan:
         """The same scan of a given snapshot."""
         return dataclasses.replace(self, snapshot=snapshot)

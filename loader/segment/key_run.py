@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
 MAX_PLACES = 1 << 32
+PROBE_THREADS = max(1, min(4, os.cpu_count() or 1))  # they share a probe of many thousand keys, which waits for memory most of the time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,6 +81,7 @@ class Alive:
 
     def __init__(self, run: KeyRun, accept: Flags, dead: Sequence[Flags | None]) -> None:
         self.run, self.accept, self.dead = run, np.ascontiguousarray(accept), list(dead)
+        self._names = np.ascontiguousarray(run.segments, np.int64)
         self._pointers = np.array([0 if flags is None else flags.ctypes.data for flags in self.dead], np.uint64)
 
     @functools.cached_property
@@ -103,7 +106,7 @@ class Alive:
         filtered = (run.bloom.ctypes.data, len(run.bloom) // 8) if bloom else (0, 0)
         return (
             run.keys.low.ctypes.data, high, run.places.ctypes.data, len(run), *filtered, run.bases.ctypes.data, self.accept.ctypes.data,
-            self._pointers.ctypes.data, 0 if shifts is None else shifts.ctypes.data, len(run.segments),
+            self._pointers.ctypes.data, 0 if shifts is None else shifts.ctypes.data, len(run.segments), self._names.ctypes.data,
         )  # fmt: skip
 
 
@@ -126,12 +129,8 @@ def probe(alive: Alive, keys: Keys, segments: I64, rows: I64) -> None:
         found, rows[left[hit]] = run.rows(at[hit])
         segments[left[hit]] = run.segments[found]
         return
-    mine = np.where(segments < 0, np.int64(-1), np.int64(0))
-    before = mine < 0
     low, high = np.ascontiguousarray(keys.low), None if keys.high is None else np.ascontiguousarray(keys.high)
-    library.probe_keys(alive.to_probe, low, high, mine, rows)
-    hit = before & (mine >= 0)
-    segments[hit] = run.segments[mine[hit]]
+    library.probe_keys(alive.to_probe, low, high, segments, rows, PROBE_THREADS)
 
 
 def merge(parts: Sequence[Alive]) -> KeyRun:

@@ -39,6 +39,7 @@ from loader.segment.source import open_source, source_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TAIL_READ_BYTES = 64 << 10
+FOOTER_COLUMN_BYTES = 512  # of a column's records, name and Arrow field
 
 
 class OpenFooter:
@@ -296,6 +297,11 @@ class OpenFooter:
     def num_bytes(self) -> int:
         """Of the segment."""
         return self._source.num_bytes
+
+    @property
+    def footer_bytes(self) -> int:
+        """About what the open footer takes in memory once all that reads need of it is there; its key index aside."""
+        return len(self._end) + FOOTER_COLUMN_BYTES * self.num_columns + (CHUNK.itemsize + STATS.itemsize) * self.num_columns * self.num_blocks
 
     @property
     def section_kinds(self) -> list[Section]:

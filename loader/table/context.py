@@ -105,7 +105,7 @@ class TableContext:
     def forget_rows(self) -> None:
         """Let go of what this process holds of the table's rows; it is read again when it is needed. The directory begins anew at its next refresh."""
         self.look_ups.forget()
-        self.storage.forget_inline()
+        self.storage.forget()
 
     def key_buckets(self, keys: Keys) -> tuple[int, ...]:
         """The distinct buckets of keys, sorted."""

@@ -80,9 +80,14 @@ def _by_place(hits: Hits) -> npt.NDArray[np.int64]:
     """Positions of what was found by (segment, row); stable, so that several operands of one row stay in the order they came."""
     found = np.flatnonzero(hits.segment_ids >= 0)
     segment_ids, rows = hits.segment_ids[found], hits.rows[found]
-    if segment_ids.max(initial=0) >= 1 << 31:
+    row_bits, place_bits = int(rows.max(initial=0)).bit_length(), len(found).bit_length()
+    if int(segment_ids.max(initial=0)).bit_length() + row_bits + place_bits > 63:
         return found[np.lexsort((rows, segment_ids))]
-    return found[np.argsort((segment_ids << 32) | rows, kind="stable")]  # as one number each, in half the time
+    # as one number each, position included: to sort those takes a fifth of an argsort's time
+    places = ((segment_ids << row_bits | rows) << place_bits) | np.arange(len(found))
+    places.sort()
+    order: npt.NDArray[np.int64] = found[places & ((1 << place_bits) - 1)]
+    return order
 
 
 class Patch(Write):

@@ -16,7 +16,7 @@ from loader.schema import Column, keep
 from loader.segment.column_files import JoinedReader
 from loader.storage import Storage
 from loader.table.resolve import fold, scatter
-from loader.table.segments import one_type, open_columns, read_by_id
+from loader.table.segments import kept_columns, one_type, open_columns, read_by_id
 from loader.table.times import closed_limit, time_value, time_words
 
 if TYPE_CHECKING:
@@ -139,8 +139,9 @@ def read_segment(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column],
 def _stored_rows(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column], storage: Storage) -> tuple[pa.Table, npt.NDArray[np.bool_] | None]:
     """All rows of one segment as they are shown, and which of them are deleted."""
     schema = pa.schema([column.to_arrow() for column in columns], metadata=view.schema.metadata)
-    stored = read_by_id(open_columns(storage, ref), [column.id for column in columns])
-    resolved = fold(view, ref, [column.id for column in columns], storage, stored)
+    reader = kept_columns(storage, ref)
+    stored = read_by_id(reader, [column.id for column in columns])
+    resolved = fold(view, ref, [column.id for column in columns], storage, stored, reader)
     arrays = []
     for column in columns:
         array = one_type(stored[column.id], column.type) if column.id in stored else column.missing(ref.num_rows)

@@ -6,13 +6,15 @@ A scan never merges by key: it decodes a segment, scatters these patches, and ma
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from loader.catalog.inline import LakeStorage
+from loader.catalog.kept import Kept
 from loader.catalog.records import DELETES, ERASED, OverlayRef, SegmentRef, SnapshotView, TableSpec
 from loader.errors import CorruptSegmentError
 from loader.schema import Column, take
@@ -49,8 +51,15 @@ class Resolved:
     left: npt.NDArray[np.bool_] | None = None
 
 
-def fold(view: SnapshotView, ref: SegmentRef, column_ids: Iterable[int], storage: Storage, stored: Mapping[int, pa.Array] | None = None) -> Resolved:
-    """Fold the overlays of one segment of a view.
+def fold(
+    view: SnapshotView,
+    ref: SegmentRef,
+    column_ids: Iterable[int],
+    storage: Storage,
+    stored: Mapping[int, pa.Array | pa.ChunkedArray] | None = None,
+    reader: SegmentReader | JoinedReader | None = None,
+) -> Resolved:
+    """Fold the overlays of one segment of a view. What was folded stays in memory for the next read, as far as the lake's `read_cache_bytes` go.
 
     Args:
         view: The snapshot.
@@ -58,17 +67,65 @@ def fold(view: SnapshotView, ref: SegmentRef, column_ids: Iterable[int], storage
         column_ids: Columns wanted; patches of others are not read.
         storage: The lake's.
         stored: Columns of the segment by id, where they are read already.
+        reader: The segment, where it is open already.
 
     Raises:
         CorruptSegmentError: An overlay points to a row that the segment does not have.
     """
     if not ref.overlays:
         return Resolved(None, {})
-    folded = fold_overlays(view.spec, ref, column_ids, storage, stored=stored)
-    patches = {column_id: Patch(found.rows, found.values) for column_id, found in folded.items()}
-    deleted = deleted_rows(ref, storage)
-    left = deleted_rows(ref, storage, kinds=(DELETES,)) if any(overlay.kind == ERASED for overlay in ref.overlays) else deleted
+    patches = _patches(view, ref, list(column_ids), storage, stored, reader)
+    deleted = _deleted(ref, storage, (DELETES, ERASED))
+    left = _deleted(ref, storage, (DELETES,)) if any(overlay.kind == ERASED for overlay in ref.overlays) else deleted
     return Resolved(deleted, patches, left)
+
+
+def _patches(
+    view: SnapshotView,
+    ref: SegmentRef,
+    column_ids: Sequence[int],
+    storage: Storage,
+    stored: Mapping[int, pa.Array | pa.ChunkedArray] | None,
+    reader: SegmentReader | JoinedReader | None,
+) -> dict[int, Patch]:
+    kept = storage.kept if isinstance(storage, LakeStorage) else Kept(0)
+    patched = {column_id for overlay in ref.overlays if overlay.kind not in (DELETES, ERASED) for column_id in overlay.column_ids}
+    wanted = [column for column in view.schema if column.id in patched and column.id in set(column_ids)]
+    made_of = _state(ref)
+    keys = {column.id: ("patch", *made_of, view.spec.id, column.id, str(column.type), view.spec.rule(column.id)) for column in wanted}
+    found: dict[int, Patch] = {column_id: patch for column_id, key in keys.items() if (patch := kept.find(key)) is not None}
+    missing = [column_id for column_id in keys if column_id not in found]
+    if missing:
+        begun = kept.cleared
+        folded = fold_overlays(view.spec, ref, missing, storage, reader, stored=stored)
+        for column in wanted:
+            if column.id in missing:
+                fresh = folded.get(column.id)
+                patch = Patch(np.zeros(0, np.uint32), column.missing(0)) if fresh is None else Patch(fresh.rows, fresh.values)
+                found[column.id] = patch
+                kept.keep(keys[column.id], patch, patch.rows.nbytes + patch.values.nbytes + 512, begun=begun)
+    return {column_id: patch for column_id, patch in found.items() if len(patch.rows)}
+
+
+def _state(ref: SegmentRef) -> tuple[Hashable, ...]:
+    """All that a segment's values are made of."""
+    overlays = tuple((overlay.path, overlay.offset, overlay.sequence) for overlay in ref.overlays)
+    return ref.path, ref.offset, tuple((file.path, file.offset) for file in ref.column_files), overlays
+
+
+def _deleted(ref: SegmentRef, storage: Storage, kinds: tuple[str, ...]) -> npt.NDArray[np.bool_] | None:
+    """`deleted_rows`, kept."""
+    vectors = tuple((overlay.path, overlay.offset) for overlay in ref.overlays if overlay.kind in kinds)
+    if not vectors or not isinstance(storage, LakeStorage):
+        return deleted_rows(ref, storage, kinds=kinds)
+
+    def make() -> npt.NDArray[np.bool_]:
+        deleted = deleted_rows(ref, storage, kinds=kinds)
+        assert deleted is not None
+        deleted.flags.writeable = False  # it is shared
+        return deleted
+
+    return storage.kept.get(("deleted", ref.path, ref.offset, vectors), make, lambda deleted: deleted.nbytes)
 
 
 def deleted_rows(ref: SegmentRef, storage: Storage, *, kinds: Sequence[str] = (DELETES, ERASED)) -> npt.NDArray[np.bool_] | None:

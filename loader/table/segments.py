@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from loader.catalog.inline import LakeStorage
 from loader.catalog.records import ColumnFileRef, SegmentRef
 from loader.segment.column_files import JoinedReader
 from loader.segment.layout import LOOKUP_ROWS_COLUMN_ID, ORDER_COLUMN_ID, ROW_COLUMN_ID, Feature
@@ -35,6 +36,25 @@ class Section(Protocol):
 def open_segment(storage: Storage, section: Section) -> SegmentReader:
     """A reader of the segment in this section."""
     return SegmentReader(storage.section(section.path, section.offset, section.num_bytes))
+
+
+def kept_segment(storage: Storage, section: Section) -> SegmentReader:
+    """As `open_segment`; its footer stays in memory for the next read."""
+    if not isinstance(storage, LakeStorage):
+        return open_segment(storage, section)
+    key = ("segment", section.path, section.offset, section.num_bytes)
+    return storage.kept.get(key, lambda: open_segment(storage, section), lambda reader: reader.footer_bytes)
+
+
+def kept_columns(storage: Storage, ref: SegmentRef) -> SegmentReader | JoinedReader:
+    """As `open_columns`; the footers stay in memory for the next read."""
+    files = data_files(ref)
+    if not files or not isinstance(storage, LakeStorage):
+        return kept_segment(storage, ref) if not files else open_columns(storage, ref)
+    key = ("columns", ref.path, ref.offset, tuple((file.path, file.offset) for file in files))
+    return storage.kept.get(
+        key, lambda: JoinedReader(kept_segment(storage, ref), [kept_segment(storage, file) for file in files]), lambda joined: 1024 * len(joined.readers)
+    )
 
 
 def open_columns(storage: Storage, ref: SegmentRef) -> SegmentReader | JoinedReader:

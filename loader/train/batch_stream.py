@@ -17,8 +17,8 @@ from loader.batch.assemble import BatchArrays, Part
 from loader.batch.gather import LENGTH_SHIFT
 from loader.batch.window import ListWindow, WindowData
 from loader.errors import HeadraceError
-from loader.scan import order as ordering
-from loader.scan.order import Order
+from loader.scan.groups import Groups
+from loader.scan.order import Order, ShardSlice
 from loader.train.bad_blocks import MetBlock
 from loader.train.options import LoaderOptions
 
@@ -34,7 +34,7 @@ class BatchJob:
         order: Of the epoch.
         position: Rows that all ranks yielded before.
         num_batches: Batches to the end of the epoch.
-        num_rows: Rows of the plan.
+        num_rows: Rows of the plan; groups, where positions count groups.
     """
 
     options: LoaderOptions
@@ -112,23 +112,34 @@ def check_part(job: BatchJob, number: int, part: PartBatch) -> None:
         )
 
 
-def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch]) -> list[Part[WindowData]]:
+def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch], pieces: Sequence[ShardSlice], groups: Groups | None = None) -> list[Part[WindowData]]:
     """A batch's parts as the slices of which the rank would have assembled it: shard by shard.
+
+    Args:
+        job: The rank's.
+        number: Of the batch.
+        parts: In the order of parts.
+        pieces: The rank's slices of the batch.
+        groups: Of the plan, where slices count groups.
 
     Raises:
         HeadraceError: A part has too few or too many rows.
     """
-    options, (start, stop) = job.options, job.bounds(number)
+    options, (start, _) = job.options, job.bounds(number)
     windows = [as_window(part.arrays) for part in parts]
+    begin = [np.arange(window.num_rows + 1) if groups is None else groups.offsets(window.blocks, window.rows) for window in windows]
     taken = [0] * len(parts)
     slices = []
-    for piece in ordering.rank_slices(job.order.shards, start, stop, options.rank, options.world_size):
-        index = (piece.shard - options.rank) // options.world_size % len(parts) if len(parts) > 1 else 0
-        slices.append(Part(window=windows[index], start=taken[index], stop=taken[index] + piece.num_rows))
-        taken[index] += piece.num_rows
-    if taken != [window.num_rows for window in windows]:
+    for piece in pieces:
+        index = (piece.shard - options.rank) // options.world_size % len(parts) if len(parts) > 1 else 0  # parts divide the shards: so of lanes too
+        after = taken[index] + piece.num_rows
+        if after < len(begin[index]):
+            slices.append(Part(window=windows[index], start=int(begin[index][taken[index]]), stop=int(begin[index][after])))
+        taken[index] = after
+    given = [len(offsets) - 1 for offsets in begin]
+    if taken != given:
         raise HeadraceError(
-            f"the batch at position {start} has parts of {[window.num_rows for window in windows]} rows where {taken} are due: "
+            f"the batch at position {start} has parts of {given} rows, or groups, where {taken} are due: "
             "run the same Headrace and lake on every host"
         )
     return slices

@@ -13,7 +13,7 @@ from loader.segment.layout import PADDING_BYTES
 from loader.train.options import LoaderOptions, window_memory
 
 if TYPE_CHECKING:
-    from loader.scan.plan import Plan
+    from loader.scan.mix import AnyPlan
 
 SLACK = 1.5  # blocks differ, and spans of memory do not fit together exactly: with these two, simulated windows that vary by 30% never failed to fit
 SPARE_WINDOWS = 2
@@ -22,7 +22,7 @@ PIECE_BYTES, PLANE_BYTES, LIST_BYTES = 1024, 128, 256  # tables a block, and a c
 ROUND_BYTES = 1 << 16
 
 
-def plan_device_memory(plan: Plan, order: Order, options: LoaderOptions) -> DeviceMemoryPlan:
+def plan_device_memory(plan: AnyPlan, order: Order, options: LoaderOptions) -> DeviceMemoryPlan:
     """What a loader allocates, once.
 
     Raises:

@@ -17,7 +17,6 @@ from loader.batch.device_window import DeviceWindow, DeviceWindowFill
 from loader.decode.slabs import PinnedSlabs
 from loader.errors import CorruptSegmentError
 from loader.kernels.native import NO_ERROR
-from loader.scan import order as ordering
 from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.scan.fetch import Empty
 from loader.scan.order import ShardSlice, Window
@@ -48,7 +47,7 @@ def make_device_arrays(work: Work, device: BatchDevice, stream: BlockStream, clo
         before: tuple[BatchUnderWay, list[ShardSlice]] | None = None
         for index in range(work.num_batches):
             work.renew()
-            slices = ordering.rank_slices(work.layout.order.shards, *work.bounds(index), work.rank, work.world_size)
+            slices = work.slices(index)
             begun = maker.begin(slices)
             if before is not None:
                 yield work.bad.mask(maker.finish(*before))
@@ -72,7 +71,7 @@ class _Maker:
         self._assembler = DeviceAssembler(device, self._columns)
         self._arrivals = Arrivals(work, blocks, clock, recorder)
         self._windows: HeldWindows[DeviceWindow] = HeldWindows(
-            work.windows(), self._fill, lambda window: window.num_bytes, recorder.note_window_bytes, self._free
+            work.windows(), self._fill, lambda window: window.num_bytes, recorder.note_window_bytes, self._free, work.layout.unit_offsets
         )
         self._unchecked: list[DeviceWindow] = []
         self._filling: DeviceWindowFill | None = None
@@ -102,8 +101,8 @@ class _Maker:
         """Copy the blocks of a window as they arrive, then put its decoding on the device."""
         work, clock = self._work, self._clock
         with clock.stage("shuffle"):
-            blocks = ordering.window_pieces(work.layout, window)[0]
-            self._filling = DeviceWindowFill(self._device, self._columns, *ordering.window_draw(work.layout, window), work.plan.label)
+            blocks = work.layout.pieces(window)[0]
+            self._filling = DeviceWindowFill(self._device, self._columns, *work.layout.draw(window), work.plan.label_of(int(blocks[0])))
         for _ in blocks.tolist():
             block = self._arrivals.next()
             with clock.stage("copy"):

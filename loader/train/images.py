@@ -15,12 +15,12 @@ from loader.encodings.leaf import is_bytes
 from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
 
 if TYPE_CHECKING:
-    from loader.scan.plan import Plan
+    from loader.scan.mix import AnyPlan
 
 Images = ImageOptions | Mapping[str, ImageOptions]
 
 
-def image_columns(plan: Plan, images: Images | None) -> dict[str, ImageOptions]:
+def image_columns(plan: AnyPlan, images: Images | None) -> dict[str, ImageOptions]:
     """The options of every image column among the columns of a plan.
 
     Args:

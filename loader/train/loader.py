@@ -18,9 +18,10 @@ from loader.errors import ForkedProcessError, StateMismatchError
 from loader.extras import require
 from loader.kernels.runtime import Runtime
 from loader.scan import order as ordering
-from loader.scan.fetch import FetchSpec
-from loader.scan.order import Layout, Order
-from loader.scan.plan import Plan
+from loader.scan.fetch import FetchSpec, OpensPlan
+from loader.scan.mix import AnyPlan, AnyScan
+from loader.scan.mixed_order import AnyLayout
+from loader.scan.order import Order
 from loader.scan.scan import Scan
 from loader.scan.stream import BlockStream, ThreadBlockStream
 from loader.train import metrics
@@ -33,12 +34,12 @@ from loader.train.images import Images, ImageStage, image_columns
 from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
 from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, layout_of, run
 from loader.train.renewal import Renewal
-from loader.train.state import LoaderState
+from loader.train.state import LoaderState, snapshots_of
 from loader.train.stats import LoaderStats, StageClock, StatsRecorder, nvtx_ranges
 from loader.train.watch import Watch
 
 Transform = Callable[[Any], Any]
-StreamFactory = Callable[[FetchSpec], BlockStream | BatchStream]
+StreamFactory = Callable[[FetchSpec | OpensPlan], BlockStream | BatchStream]
 
 
 class DataLoader:
@@ -48,7 +49,7 @@ class DataLoader:
     next epoch, in another order. Every rank gets the same number of batches.
 
     Args:
-        scan: What to read: `table.scan(…)`.
+        scan: What to read: `table.scan(…)`, or several of them by weights: `loader.mix([…])`.
         global_batch_size: Rows of a batch over all ranks; a multiple of `world_size`.
         shuffle: "windows" permutes blocks, then rows inside windows; "blocks" blocks only; "full" all rows of a shard; "none" keeps the table's order inside
             each canonical shard. True is "windows", False "none".
@@ -89,7 +90,7 @@ class DataLoader:
 
     def __init__(
         self,
-        scan: Scan,
+        scan: AnyScan,
         *,
         global_batch_size: int,
         shuffle: str | bool = "windows",
@@ -154,9 +155,9 @@ class DataLoader:
         self._scan = scan.for_epoch(0)
         self._watch = Watch(self.plan.table, metrics.count_in(self), own_rank, own_world, self.stats)
 
-    def _adopt(self, scan: Scan, order: Order | None = None) -> None:
+    def _adopt(self, scan: AnyScan, order: Order | None = None) -> None:
         """Plan a scan and check that this loader can run it."""
-        self.plan: Plan = scan.plan()
+        self.plan: AnyPlan = scan.plan()
         self._renewal = Renewal(self.plan.renew)
         self._scan = scan
         try:
@@ -168,13 +169,13 @@ class DataLoader:
     def _take_plan(self, order: Order | None) -> None:
         self._order = order or default_order(self.plan, self.options)
         images = image_columns(self.plan, self._images)
-        self._batch_layout = layout_of(self.plan, self.options.output, self.options.unique, images)
+        self._batch_layout = layout_of(self.plan, self.options.output, self.options.unique, images, pad_groups=self.options.pad_groups)
         if self.options.remainder == "drop" and self.plan.num_units < self.options.global_batch_size:
             raise ValueError(
                 f"the plan has {self.plan.num_units:,} {self._unit} and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no "
                 "batch: lower it, select more, or use remainder='pad' or 'uneven'"
             )
-        self._layout_cache: Layout | None = None
+        self._layout_cache: AnyLayout | None = None
         self._check_memory(self._order)
         device = "cpu" if self._runtime is None else self._runtime.device
         self._image_stage = ImageStage(self._batch_layout, images, device=device, threads=self.options.threads) if images else None
@@ -195,7 +196,7 @@ class DataLoader:
             self._device = BatchDevice(self._runtime, plan_device_memory(self.plan, self._order, self.options))
         return self._device
 
-    def _layout(self) -> Layout:
+    def _layout(self) -> AnyLayout:
         if self._layout_cache is None or self._layout_cache.order.epoch != self._epoch:
             self._layout_cache = self.plan.lay_out(dataclasses.replace(self._order, epoch=self._epoch))
         return self._layout_cache
@@ -224,11 +225,14 @@ class DataLoader:
         self._ledger.begin(self._epoch, self._position)
         return self._iterate()
 
+    def _snapshots(self) -> list[int]:
+        return [snapshot for _, snapshot in snapshots_of(self.plan.state())]
+
     def _follow_epoch(self) -> None:
         """Plan anew where every epoch draws its own sample, at the same snapshot."""
         scan, before = self._scan.for_epoch(self._epoch), self.plan
         if scan is not self._scan:
-            self._adopt(scan.at(before.snapshot), self._order)
+            self._adopt(scan.at(*self._snapshots()), self._order)
             self._scan = scan
             before.release()
 
@@ -295,6 +299,8 @@ class DataLoader:
             return ThreadBlockStream(fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes, interrupt=slabs.interrupt)
         if given is None:
             return ThreadBlockStream(read, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes)
+        if not isinstance(given, type) and isinstance(given, BlockStream | BatchStream) and any(_draws_anew(source) for source in self._scan.sources):
+            raise ValueError("every epoch draws a sample of its own (per_epoch) and stream reads one: pass what makes a stream, such as its class")
         stream = given if not isinstance(given, type) and isinstance(given, BlockStream | BatchStream) else given(self.plan.fetch_spec())
         if isinstance(stream, BatchStream) is not on_actors:
             wanted = "a stream of batches (loader.distributed.RayBatchStream)" if on_actors else "a stream of blocks (loader.distributed.RayBlockStream)"
@@ -355,20 +361,7 @@ class DataLoader:
     def _state(self) -> LoaderState:
         self._follow_epoch()
         layout = self._layout()
-        return LoaderState(
-            table=self.plan.table,
-            snapshot=self.plan.snapshot,
-            columns=self.plan.columns,
-            where=self.plan.where,
-            closed_before=self.plan.closed_before,
-            selection=self.plan.selection_hash,
-            num_rows=self.plan.num_rows,
-            order=layout.order,
-            plan=layout.fingerprint(),
-            position=self._position,
-            sample=None if self._scan.sample is None else self._scan.sample.to_dict(),
-            group_by=self._scan.group_by,
-        )
+        return LoaderState(content=self.plan.state(), order=layout.order, plan=layout.fingerprint(), position=self._position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where a state was saved, at any world size, batch size and prefetch depth.
@@ -386,11 +379,9 @@ class DataLoader:
             order = dataclasses.replace(order, shards=saved.order.shards)
         before = vars(self).copy()
         try:
-            scan = self._scan.for_epoch(saved.order.epoch)
-            if saved.table == self.plan.table and self._scan.snapshot is None and saved.snapshot != self.plan.snapshot:
-                self._adopt(scan.at(saved.snapshot), order)
-            elif scan is not self._scan:
-                self._adopt(scan.at(self.plan.snapshot), order)
+            scan = (saved.snapshots_for(self._scan, self.plan.state()) or self._scan).for_epoch(saved.order.epoch)
+            if scan is not self._scan:
+                self._adopt(scan if all(source.snapshot is not None for source in scan.sources) else scan.at(*self._snapshots()), order)
             elif order != self._order:
                 self._check_memory(order)
                 self._order = order
@@ -452,3 +443,7 @@ class DataLoader:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self._stop()
+
+
+def _draws_anew(scan: Scan) -> bool:
+    return scan.sample is not None and scan.sample.per_epoch

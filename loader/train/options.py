@@ -15,8 +15,7 @@ from loader.scan.order import REMAINDERS, Order
 from loader.train.bad_blocks import MAX_CONSECUTIVE, POLICIES
 
 if TYPE_CHECKING:
-    from loader.scan.plan import Plan
-    from loader.scan.scan import Scan
+    from loader.scan.mix import AnyPlan, AnyScan
 
 SHARDS_PER_RANK = 8
 MIN_BLOCKS_A_SHARD = 2
@@ -68,18 +67,24 @@ class LoaderOptions:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
+    def pad_groups(self) -> int:
+        """Groups that a rank's batch has at least, where rows are grouped."""
+        return self.global_batch_size // self.world_size if self.remainder == "pad" else 0
+
+    @property
     def may_use_gpu(self) -> bool:
         """Whether batches may be made on a GPU: they are tensors, decoded in this process."""
         return self.device != "cpu" and self.output in TENSOR_OUTPUTS and self.decode == "rank"
 
 
-def default_order(plan: Plan, options: LoaderOptions) -> Order:
+def default_order(plan: AnyPlan, options: LoaderOptions) -> Order:
     """The order of epoch 0; small plans get fewer shards, so that most blocks lie in one shard and are read once."""
     shards = options.canonical_shards
     if shards is None:
-        per_rank = min(SHARDS_PER_RANK, plan.num_blocks // (MIN_BLOCKS_A_SHARD * options.world_size)) if options.shuffle != "none" else 1
+        per_rank = min(SHARDS_PER_RANK, plan.shard_blocks // (MIN_BLOCKS_A_SHARD * options.world_size)) if options.shuffle != "none" else 1
         shards = options.world_size * max(per_rank, 1)
-    return Order(seed=options.seed, epoch=0, shards=shards, mode=options.shuffle, window_rows=options.window_rows, run_rows=options.shuffle_run_rows)
+    window = options.window_rows if plan.groups is None else max(int(options.window_rows / max(plan.groups.mean_rows, 1)), 1)  # units are groups
+    return Order(seed=options.seed, epoch=0, shards=shards, mode=options.shuffle, window_rows=window, run_rows=options.shuffle_run_rows)
 
 
 def distributed_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -99,30 +104,27 @@ def process_group() -> Any:
     return distributed if distributed is not None and distributed.is_available() and distributed.is_initialized() else None
 
 
-def same_snapshot(scan: Scan) -> Scan:
+def same_snapshot(scan: AnyScan) -> AnyScan:
     """The scan at rank 0's newest snapshot, where it names none. Ranks that plan while somebody writes would read different rows, and wait for ever.
 
     A collective of torch.distributed, where that is initialised.
     """
     distributed = process_group()
-    if distributed is None or scan.snapshot is not None:
+    if distributed is None or all(source.snapshot is not None for source in scan.sources):
         return scan
     torch = require("torch", extra="torch")
-    snapshot = torch.tensor([scan.table.view().snapshot_id], device="cuda" if distributed.get_backend() == "nccl" else "cpu")
-    distributed.broadcast(snapshot, src=0)
-    return scan.at(int(snapshot))
+    newest = [source.table.view(source.snapshot).snapshot_id for source in scan.sources]
+    snapshots = torch.tensor(newest, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+    distributed.broadcast(snapshots, src=0)
+    return scan.at(*snapshots.tolist())
 
 
-def window_memory(plan: Plan, order: Order, world_size: int) -> tuple[int, int]:
-    """(windows held at a time, rows of a window at most): a rank holds one window a shard and the one being filled."""
-    shards = order.shards // math.gcd(order.shards, world_size)
-    shard_rows = -(-plan.num_rows // order.shards)
-    largest = int(plan.blocks["selected"].max(initial=0))
-    rows = shard_rows if order.mode == "full" else min(shard_rows, (order.window_rows if order.permutes_rows else 0) + largest)
-    return shards + 1, rows
+def window_memory(plan: AnyPlan, order: Order, world_size: int) -> tuple[int, int]:
+    """(windows held at a time, rows of a window at most): a rank holds one window a shard and the one being filled. In a mix: one of every source."""
+    return order.shards // math.gcd(order.shards, world_size) + 1, plan.window_rows(order)
 
 
-def check_memory(plan: Plan, order: Order, options: LoaderOptions) -> None:
+def check_memory(plan: AnyPlan, order: Order, options: LoaderOptions) -> None:
     """Refuse a set-up whose windows cannot fit, with the arithmetic.
 
     Raises:

@@ -24,7 +24,6 @@ from loader.batch.device_arrays import DeviceArrays
 from loader.batch.window import WindowData, WindowFill
 from loader.decode.result import DecodedColumn
 from loader.errors import CorruptSegmentError
-from loader.scan import order as ordering
 from loader.scan.bad_blocks import describe
 from loader.scan.decoded import Arena, decode, null_column
 from loader.scan.encoded import EncodedBlock
@@ -115,10 +114,11 @@ def make_arrays(work: Work, stream: BlockStream, clock: StageClock, recorder: St
     """The batches of one rank as arrays: blocks decoded, shuffled and assembled."""
     blocks = stream.open(work.requests())
     try:
-        windows = HeldWindows(work.windows(), _Fill(work, blocks, clock, recorder).window, lambda data: data.num_bytes, recorder.note_window_bytes)
+        fill = _Fill(work, blocks, clock, recorder).window
+        windows = HeldWindows(work.windows(), fill, lambda data: data.num_bytes, recorder.note_window_bytes, unit_offsets=work.layout.unit_offsets)
         for index in range(work.num_batches):
             work.renew()
-            slices = ordering.rank_slices(work.layout.order.shards, *work.bounds(index), work.rank, work.world_size)
+            slices = work.slices(index)
             parts = [part for piece in slices for part in windows.parts(piece)]
             with clock.stage("assembly"):
                 arrays = assemble(work.batch_layout.columns, parts, pad_to=work.pad_to, threads=work.threads, pool=work.pool)
@@ -147,7 +147,7 @@ def receive_arrays(work: Work, stream: BatchStream, clock: StageClock, recorder:
                 recorder.encoded_bytes += part.encoded_bytes
                 recorder.note_window_bytes(part.window_bytes)
             with clock.stage("assembly"):
-                parts = merge_parts(work.job, index, made)
+                parts = merge_parts(work.job, index, made, work.slices(index), work.batch_layout.groups)
                 arrays = assemble(work.batch_layout.columns, parts, pad_to=work.pad_to, threads=work.threads, pool=work.pool)
                 arrays = arrays.with_masked(masked_rows(made, arrays))
             del made, parts
@@ -174,8 +174,8 @@ class _Fill:
     def window(self, window: Window) -> WindowData:
         work, clock = self._work, self._clock
         with clock.stage("shuffle"):
-            blocks, heads, tails = ordering.window_pieces(work.layout, window)
-            fill = WindowFill(work.batch_layout.columns, *ordering.window_draw(work.layout, window), len(blocks), threads=work.threads, pool=work.pool)
+            blocks, heads, tails = work.layout.pieces(window)
+            fill = WindowFill(work.batch_layout.columns, *work.layout.draw(window), len(blocks), threads=work.threads, pool=work.pool)
         for head, tail in zip(heads.tolist(), tails.tolist(), strict=True):
             block = self._arrivals.next()
             with clock.stage("decode"):
@@ -188,7 +188,7 @@ class _Fill:
     def _decode(self, block: EncodedBlock) -> list[DecodedColumn]:
         plan = self._work.plan
         try:
-            return decode(block, plan.read, label=plan.label, threads=self._work.threads, arena=self._arena)
+            return decode(block, plan.read, label=plan.label_of(block.request.block), threads=self._work.threads, arena=self._arena)
         except CorruptSegmentError as error:
             named = CorruptSegmentError(f"{plan.place(block.request.block)}: {error}; columns are {', '.join(column.name for column in plan.read)}")
             if not self._work.bad.is_tolerant:

@@ -11,9 +11,9 @@ import numpy as np
 from loader.batch.batch import BatchLayout
 from loader.batch.buffers import BufferPool
 from loader.batch.window import Columns
-from loader.scan import order as ordering
 from loader.scan.encoded import EncodedBlock, FetchRequest
-from loader.scan.order import Layout, Window
+from loader.scan.mixed_order import AnyLayout
+from loader.scan.order import ShardSlice, Window
 from loader.scan.stream import check_arrival
 from loader.train.bad_blocks import BadBlocks
 from loader.train.batch_stream import BatchJob
@@ -22,7 +22,7 @@ from loader.train.stats import StageClock, StatsRecorder
 
 if TYPE_CHECKING:
     from loader.batch.device import BatchDevice
-    from loader.scan.plan import Plan
+    from loader.scan.mix import AnyPlan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class Work:
         bad: What to do about blocks that cannot be had.
     """
 
-    plan: Plan
-    layout: Layout
+    plan: AnyPlan
+    layout: AnyLayout
     batch_layout: BatchLayout
     position: int
     num_batches: int
@@ -69,7 +69,7 @@ class Work:
     @property
     def pad_to(self) -> int:
         """Rows that a batch has at least."""
-        return self.global_batch_size // self.world_size if self.remainder == "pad" else 0
+        return self.global_batch_size // self.world_size if self.remainder == "pad" and self.batch_layout.groups is None else 0
 
     def bounds(self, index: int) -> tuple[int, int]:
         """Positions [start, stop) of a global batch."""
@@ -81,29 +81,34 @@ class Work:
         """Position after the last batch."""
         return min(self.position + self.num_batches * self.global_batch_size, self.layout.num_rows)
 
+    def slices(self, index: int) -> list[ShardSlice]:
+        """This rank's part of a global batch."""
+        return self.layout.slices(*self.bounds(index), self.rank, self.world_size)
+
     def windows(self) -> Iterator[Window]:
         """Windows in the order in which they are needed."""
-        return ordering.rank_windows(self.layout, self.position, self.rank, self.world_size, self.end)
+        return self.layout.windows(self.position, self.rank, self.world_size, self.end)
 
     def requests(self) -> Iterator[FetchRequest]:
         """Blocks in the order in which their windows are needed."""
         sequence = 0
         for window in self.windows():
-            for block in ordering.window_pieces(self.layout, window)[0].tolist():
+            for block in self.layout.pieces(window)[0].tolist():
                 yield FetchRequest(sequence=sequence, shard=window.shard, block=block)
                 sequence += 1
 
 
-def layout_of(plan: Plan, output: str, unique: Sequence[str] = (), images: Collection[str] = (), pad_groups: int = 0) -> BatchLayout:
+def layout_of(plan: AnyPlan, output: str, unique: Sequence[str] = (), images: Collection[str] = (), pad_groups: int = 0) -> BatchLayout:
     """What all batches of a plan share; `unique` names list columns that come unexpanded, `images` binary columns that become pixels."""
     return BatchLayout(
         columns=Columns.of(plan.read, unique),
-        names=plan.columns if plan.weights is None else (*plan.columns, plan.weights.column),
+        names=plan.columns if plan.row_weights is None else (*plan.columns, plan.row_weights.column),
         block_segments=plan.blocks["segment_id"].astype(np.int64),
         block_row_starts=plan.row_starts,
+        block_sources=plan.block_sources,
         output=output,
         images=frozenset(images),
-        weights=plan.weights,
+        weights=plan.row_weights,
         groups=plan.groups,
         pad_groups=pad_groups,
     )
