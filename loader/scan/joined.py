@@ -163,7 +163,6 @@ class JoinedFetcher:
         block = part.fetcher().fetch(dataclasses.replace(request, block=own), empty)
         return dataclasses.replace(block, request=request)
 
-
     def fetch_or_mark(self, request: FetchRequest, empty: Empty | None = None) -> EncodedBlock:
         """As `BlockFetcher.fetch_or_mark`, by the joined plan's numbers."""
         part, own = self._part_of(request.block)

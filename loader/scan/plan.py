@@ -24,6 +24,7 @@ from loader.catalog.segments import Segments
 from loader.catalog.version import origin
 from loader.errors import CatalogBusyError, StateMismatchError
 from loader.scan import order as ordering
+from loader.scan.bad_blocks import UNREADABLE
 from loader.scan.columns import LabelFill, ReadColumn
 from loader.scan.counting import block_starts, resolve_columns, select
 from loader.scan.encoded import BadBlock
@@ -35,6 +36,7 @@ from loader.scan.predicate import parse
 from loader.scan.prune import within
 from loader.scan.sampling import Sample
 from loader.scan.selection import RowWeights, Selection, selection_hash
+from loader.segment.reader import SegmentReader
 from loader.table.times import closed_limit
 
 if TYPE_CHECKING:
@@ -134,6 +136,7 @@ class Plan:
             for column_id in bad.column_ids or (WHOLE_BLOCK,)
         ]
         self.scan.table.lake.catalog.add_quarantine(self.view.spec.id, found)
+
     def window_rows(self, order: Order) -> int:
         """Rows of a window at most; of groups, as many as windows have on average."""
         if self.groups is None:
@@ -217,15 +220,17 @@ class Plan:
         fetcher, rows, decoded, stored = self.fetcher(), 0, 0, 0
         largest = np.argsort(-self.segments.field("num_rows"), kind="stable")[:ROW_SAMPLES]
         for ref in [self.segments[at] for at in largest.tolist()]:
-            for section, members in fetcher.sources(ref).items():
-                reader = fetcher.reader(*section)
-                ids = [self.read[i].id for i in members]
-                chunks = reader.chunks(ids, np.arange(reader.num_blocks))
-                shared = reader.dictionaries(ids)[0]  # every block that is fetched brings them
-                decoded += int(chunks["arena_bytes"].sum()) + reader.num_blocks * int(shared["arena_bytes"].sum())
-                stored += int(chunks["num_bytes"].sum()) + reader.num_blocks * int(shared["num_bytes"].sum())
-            rows += ref.num_rows
+            with contextlib.suppress(*UNREADABLE):  # whoever reads its blocks says so, if the policy is to say it
+                sizes = [_chunk_bytes(fetcher.reader(*section), [self.read[i].id for i in members]) for section, members in fetcher.sources(ref).items()]
+                decoded, stored, rows = decoded + sum(size for size, _ in sizes), stored + sum(size for _, size in sizes), rows + ref.num_rows
         return (decoded / rows, stored / rows) if rows else (0.0, 0.0)
+
+
+def _chunk_bytes(reader: SegmentReader, ids: list[int]) -> tuple[int, int]:
+    """(decoded, stored) bytes of some columns of a segment."""
+    chunks, shared = reader.chunks(ids, np.arange(reader.num_blocks)), reader.dictionaries(ids)[0]  # every block that is fetched brings its dictionaries
+    both = [int(chunks[name].sum()) + reader.num_blocks * int(shared[name].sum()) for name in ("arena_bytes", "num_bytes")]
+    return both[0], both[1]
 
 
 def open_plan(spec: FetchSpec | OpensPlan) -> Any:

@@ -139,8 +139,7 @@ def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch], pieces: 
     given = [len(offsets) - 1 for offsets in begin]
     if taken != given:
         raise HeadraceError(
-            f"the batch at position {start} has parts of {given} rows, or groups, where {taken} are due: "
-            "run the same Headrace and lake on every host"
+            f"the batch at position {start} has parts of {given} rows, or groups, where {taken} are due: run the same Headrace and lake on every host"
         )
     return slices
 

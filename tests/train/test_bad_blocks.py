@@ -9,6 +9,7 @@ import pytest
 
 import loader
 from loader.errors import BadRecordError, CorruptSegmentError, HeadraceError
+from loader.table import files
 
 from .sample_table import create, ids
 
@@ -16,7 +17,8 @@ COLUMNS = ["id", "price", "history"]
 
 
 @pytest.fixture
-def lake(tmp_path):
+def lake(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "INLINE_BYTES", 0)  # small commits, too, are files that can be damaged
     opened = loader.connect(str(tmp_path / "lake"))
     yield opened
     opened.close()
@@ -109,7 +111,7 @@ def test_a_lost_file_is_a_bad_block_too(lake):
     (Path(lake.location) / ref.path).unlink()
     with make(reopen(lake), bad_records="skip") as batches:
         masked = sum(batch.num_masked for batch in batches)
-    assert masked == ref.num_rows
+    assert masked == sum(each.num_rows for each in table.view().segments if each.path == ref.path)
     with make(reopen(lake)) as batches, pytest.raises(HeadraceError, match=ref.path):
         list(batches)
 

@@ -107,7 +107,7 @@ def test_the_weights_reach_every_output_and_transforms(table):
     with loader.DataLoader(scan, global_batch_size=100, output="arrow", remainder="uneven") as batches:
         rows = pa.Table.from_batches(list(batches))
     assert dict(zip(rows["id"].to_pylist(), rows["sample_weight"].to_pylist(), strict=True)) == want
-    steps = loader.Transforms([{"kind": "clip", "columns": ["sample_weight"], "high": 2.0}])
+    steps = loader.Transforms([{"kind": "clip", "columns": ["sample_weight"], "max": 2.0}])
     with loader.DataLoader(scan, global_batch_size=100, transforms=steps) as batches:
         assert {float(w) for batch in batches for w in batch["sample_weight"]} == {1.0, 2.0}
     with loader.DataLoader(table.scan(columns=["id"]), global_batch_size=100) as plain:
@@ -121,7 +121,7 @@ def test_a_sample_is_counted_once_and_loaded_by_others(table, monkeypatch):
         again = open_plan(spec)
         assert again.num_rows == rows
         at = np.zeros(5, np.int64), np.flatnonzero(np.unpackbits(again.bits[0], bitorder="little"))[:5]
-        assert (again.weights.at(*at) == batches.plan.weights.at(*at)).all()
+        assert (again.row_weights.at(*at) == batches.plan.row_weights.at(*at)).all()
 
 
 @pytest.mark.parametrize(
