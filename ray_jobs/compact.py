@@ -31,6 +31,7 @@ import yaml
 
 import loader
 from loader import CompactionOptions
+from loader.catalog.records import ALL_BUCKETS
 from loader.cli import output
 from loader.config import LakeConfig
 from loader.errors import ConfigError, HeadraceError
@@ -124,9 +125,10 @@ def compact(config: CompactConfig, stop: threading.Event | None = None) -> Maint
             totals.seconds = time.monotonic() - started
             if buckets:
                 log.info("round %d: %s", totals.rounds, totals)
-            if not config.continuous:
-                break
-            stop.wait(config.interval_seconds)
+            if not config.continuous and (ALL_BUCKETS not in buckets or totals.rounds > 1):
+                break  # rows that were sorted into buckets are merged with these in one more round
+            if config.continuous:
+                stop.wait(config.interval_seconds)
         totals.stopped = stop.is_set()
     return totals
 

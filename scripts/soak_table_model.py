@@ -15,9 +15,11 @@ from typing import Any
 import pyarrow as pa
 
 HOT_KEYS = 48  # that all writers fight for; other keys are new
+ERASABLE = range(40, 48)  # of these, keys that are erased again and again; their rows leave pinned snapshots too
 USERS = 7
 NO_ORDER = -(1 << 63)
 START = datetime.datetime(2024, 1, 1)
+TTL_LIMIT = START + datetime.timedelta(seconds=7)  # rows of a few keys are dropped by age, and come again
 SCHEMA = pa.schema(
     [
         ("key", pa.int64()),
@@ -29,11 +31,13 @@ SCHEMA = pa.schema(
         ("note", pa.int64()),
         ("name", pa.string()),
         ("history", pa.list_(pa.int32())),
+        ("came_first", pa.int64()),
+        ("came_last", pa.int64()),
     ]
 )
-MERGE = {"total": "sum", "peak": "max"}
-SHOWN = ("key", "user", "ts", "total", "peak", "latest", "note", "name", "history", "extra")
-KINDS = {"append": 4, "upsert": 5, "patch": 5, "note": 2, "delete": 1, "delete_where": 0.4, "overwrite": 0.4, "backfill": 0.8}
+MERGE = {"total": "sum", "peak": "max", "came_first": "first"}
+SHOWN = ("key", "user", "ts", "total", "peak", "latest", "note", "name", "history", "came_first", "came_last", "extra")
+KINDS = {"append": 4, "upsert": 5, "patch": 5, "note": 2, "arrive": 2, "label": 2, "delete": 1, "delete_where": 0.4, "overwrite": 0.4, "backfill": 0.8}
 Row = dict[str, Any]
 
 
@@ -77,14 +81,20 @@ def operation(commit_id: str) -> Operation:
 
 def whole_row(rng: random.Random, key: int) -> Row:
     own = {"key": key, "user": key % USERS, "ts": moment(key, 0), "total": rng.randrange(100), "peak": rng.randrange(1000), "latest": rng.randrange(1000)}
-    return own | {"note": None, "name": f"row {key}", "history": [key % 97] * (key % 5)}
+    return own | {"note": None, "name": f"row {key}", "history": [key % 97] * (key % 5), "came_first": None, "came_last": None}
 
 
 def changed(rng: random.Random, key: int) -> Row:
     """Operands for a key; one in twenty upserts of it moves it to another day."""
     day = rng.randrange(1, 4) if rng.random() < 0.05 else 0
     own = {"key": key, "user": key % USERS, "ts": moment(key, day), "total": rng.randrange(1, 100), "peak": rng.randrange(1000), "latest": rng.randrange(1000)}
-    return own | {"at": rng.randrange(1 << 20), "note": rng.randrange(1 << 30), "extra": rng.randrange(1 << 30)}
+    return own | {
+        "at": rng.randrange(1 << 20),
+        "note": rng.randrange(1 << 30),
+        "extra": rng.randrange(1 << 30),
+        "came_first": rng.randrange(1 << 30),
+        "came_last": rng.randrange(1 << 30),
+    }
 
 
 def moment(key: int, day: int) -> datetime.datetime:
@@ -103,6 +113,10 @@ def write(table: Any, commit_id: str) -> Any:
             return table.patch(op.data(["key", "total", "peak", "latest"], [at]), order="at", commit_id=commit_id)
         case "note":
             return table.patch(op.data(["key", "note"]), on_missing="drop", commit_id=commit_id)
+        case "arrive":
+            return table.upsert(op.data(["key", "user", "ts", "came_first", "came_last"]), commit_id=commit_id)
+        case "label":
+            return table.patch(op.data(["key", "came_first", "came_last"]), commit_id=commit_id)
         case "delete":
             return table.delete(op.data(["key"]), commit_id=commit_id)
         case "delete_where":
@@ -113,12 +127,28 @@ def write(table: Any, commit_id: str) -> Any:
             return table.backfill(op.data(["key"], [("extra", pa.int64())]), commit_id=commit_id)
 
 
+def erased_keys(seed: int, name: str, turn: int) -> list[int]:
+    """What the eraser of this name erases in one of its turns."""
+    return sorted(random.Random(f"{seed}-{name}-{turn}").sample(ERASABLE, 2))
+
+
 class Model:
     """The rows that a table must show, and the labels that wait for theirs."""
 
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
-        self.held: dict[int, list[Row]] = {}
+        self.held: dict[int, list[tuple[str, Row]]] = {}
+
+    def erase(self, keys: Iterable[int]) -> None:
+        """Rows and waiting labels of keys go."""
+        for key in keys:
+            self.rows.pop(key, None)
+            self.held.pop(key, None)
+
+    def drop_old(self) -> None:
+        """Rows that are too old go."""
+        for key in [key for key, row in self.rows.items() if row["ts"] < TTL_LIMIT]:
+            del self.rows[key]
 
     def apply(self, op: Operation) -> str | None:
         """Replay one commit; returns what is wrong with it having been committed here."""
@@ -139,15 +169,15 @@ class Model:
     def _change(self, kind: str, row: Row) -> None:
         key = row["key"]
         match kind:
-            case "upsert":
+            case "upsert" | "arrive":
                 if key not in self.rows:
                     self._insert(dict.fromkeys(SHOWN) | {"key": key, "user": row["user"], "ts": row["ts"], "order": NO_ORDER})
                 self.rows[key]["ts"] = row["ts"]
-                merge(self.rows[key], row)
-            case "patch" if key in self.rows:
-                merge(self.rows[key], row)
-            case "patch":
-                self.held.setdefault(key, []).append(row)
+                merge(kind, self.rows[key], row)
+            case "patch" | "label" if key in self.rows:
+                merge(kind, self.rows[key], row)
+            case "patch" | "label":
+                self.held.setdefault(key, []).append((kind, row))
             case "note" | "backfill":
                 name = "note" if kind == "note" else "extra"
                 if key in self.rows:
@@ -157,16 +187,20 @@ class Model:
 
     def _insert(self, row: Row) -> None:
         self.rows[row["key"]] = row
-        for label in self.held.pop(row["key"], []):
-            merge(row, label)
+        for kind, label in self.held.pop(row["key"], []):
+            merge(kind, row, label)
 
     @property
     def num_held(self) -> int:
         return sum(map(len, self.held.values()))
 
 
-def merge(row: Row, given: Row) -> None:
-    """Operands of a row: sum, max, and last by the order `at`."""
+def merge(kind: str, row: Row, given: Row) -> None:
+    """Operands of a row: sum, max, and last by the order `at`; or what came first and last."""
+    if kind in ("arrive", "label"):
+        row["came_first"] = given["came_first"] if row["came_first"] is None else row["came_first"]
+        row["came_last"] = given["came_last"]
+        return
     row["total"] = given["total"] + (row["total"] or 0)
     row["peak"] = max(given["peak"], given["peak"] if row["peak"] is None else row["peak"])
     if given["at"] >= row["order"]:

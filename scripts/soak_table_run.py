@@ -51,7 +51,7 @@ class Herd:
 
     def __init__(self, settings: Settings, until: float) -> None:
         self.settings, self.until = settings, until
-        roles = {"w": settings.writers, "c": settings.compactors, "r": settings.readers, "e": 1}
+        roles = {"w": settings.writers, "c": settings.compactors, "r": settings.readers, "e": 1, "x": 1}
         self.lives = {f"{role}{number}": 0 for role, count in roles.items() for number in range(count)}
         self.running: dict[str, int] = {}
         self.since: dict[str, float] = {}  # when its life began

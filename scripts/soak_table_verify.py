@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 from collections import Counter
 from pathlib import Path
@@ -11,11 +12,12 @@ import loader
 from loader.catalog.commit import TABLES_WITH_PATHS, now_micros
 from loader.catalog.garbage import collect
 from loader.lake import Lake
-from scripts.soak_table_model import Model, digest, operation
-from scripts.soak_table_workers import TABLE, Log
+from scripts.soak_table_model import Model, Row, erased_keys, operation
+from scripts.soak_table_workers import TABLE, Log, lasting
 
 MAX_COMPARED = 15  # snapshots read at the end; readers compared others while it ran
 MAX_PROBLEMS = 50
+MAX_PROVEN = 4  # erasures whose proof is checked again
 
 
 def verify(location: str, catalog: str | None, folder: Path, seed: int, lease_seconds: float) -> dict[str, Any]:
@@ -26,9 +28,9 @@ def verify(location: str, catalog: str | None, folder: Path, seed: int, lease_se
     """
     lake = loader.connect(location, catalog=catalog, create=False)
     table = lake.table(TABLE)
+    erasures, problems = finish_erasures(table, folder, seed)
     with lake.database.read() as connection:
         rows = connection.execute("select id, commit_id, kind, num_rows, expired_at from snapshots where table_id = ? order by id", (table.spec.id,)).fetchall()
-    problems: list[str] = []
     head = rows[-1][0] if rows else 0
     if [row[0] for row in rows] != list(range(1, len(rows) + 1)):
         problems.append("snapshots are not numbered from 1 without a gap")
@@ -37,20 +39,26 @@ def verify(location: str, catalog: str | None, folder: Path, seed: int, lease_se
     seen = contents_seen(folder, problems)
     kept = [number for number, _, _, _, expired in rows if expired is None]
     chosen = {head, *random.Random(seed).sample(kept, min(MAX_COMPARED, len(kept)))}
+    gone = {number: erasures[commit_id] for number, commit_id, kind, _, _ in rows if kind == "delete" and commit_id in erasures}
     model, compared = Model(), 0
     for number, commit_id, kind, num_rows, _ in rows:
         if commit_id.startswith(f"{seed}-w"):
             wrong = model.apply(operation(commit_id))
             problems += [f"snapshot {number}: {wrong}"] if wrong else []
+        elif number in gone:
+            model.erase(gone[number])
+        elif kind == "ttl":
+            model.drop_old()
         if num_rows != len(model.rows):
             problems.append(f"snapshot {number} ({kind}): the catalog counts {num_rows} rows, the model {len(model.rows)}")
         if number in seen or number in chosen:
             compared += 1
-            wanted = digest(model.rows.values())
+            wanted = lasting(model.rows.values())
             if seen.get(number, wanted) != wanted:
                 problems.append(f"snapshot {number}: a reader saw other rows than the commits before it make")
             if number in chosen:
-                problems += differences(table, number, model)
+                later = {key for erased_in, keys in gone.items() if erased_in > number for key in keys}
+                problems += differences(table, number, {key: row for key, row in model.rows.items() if key not in later})
         if len(problems) > MAX_PROBLEMS:
             break
     held = table.describe()["num_pending"]
@@ -66,10 +74,28 @@ def verify(location: str, catalog: str | None, folder: Path, seed: int, lease_se
         "acknowledged": acknowledged,
         "rows_at_the_end": len(model.rows),
         "labels_held": held,
+        "erasures": len(gone),
         "files_at_the_end": left,
         "commits_by_kind": ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items())),
         "problems": problems,
     }
+
+
+def finish_erasures(table: Any, folder: Path, seed: int) -> tuple[dict[str, list[int]], list[str]]:
+    """Erased keys by the name of the erasure, those that the last one was killed in brought to their end; and what is wrong with the proofs of the last few."""
+    erasures: dict[str, list[int]] = {}
+    problems = []
+    for path in sorted(folder.glob("x*[0-9]")):
+        turns = [words for words in Log.read(path) if words[0] in "ix"]
+        for words in turns:
+            if words[0] == "x":
+                erasures[words[2]] = erased_keys(seed, path.name, int(words[1]))
+        for number in sorted({int(words[1]) for words in turns})[-MAX_PROVEN:]:
+            keys = erased_keys(seed, path.name, number)
+            proof = table.erase(keys, due=datetime.timedelta(0))
+            erasures[proof.erasure_id] = keys
+            problems += [f"erasure {proof.erasure_id}: {wrong}" for wrong in proof.verify(table.lake, keys=keys)]
+    return erasures, problems
 
 
 def check_answers(folder: Path, seed: int, names: dict[str, int], problems: list[str]) -> int:
@@ -97,16 +123,16 @@ def contents_seen(folder: Path, problems: list[str]) -> dict[int, str]:
     return seen
 
 
-def differences(table: Any, number: int, model: Model) -> list[str]:
-    """How a snapshot differs from the model, in a line."""
+def differences(table: Any, number: int, rows: dict[int, Row]) -> list[str]:
+    """How a snapshot differs from the model's rows, in a line."""
     read = table.to_arrow(snapshot=number).to_pylist()
     got = {row["key"]: row for row in read}
     if len(got) != len(read):
         return [f"snapshot {number}: {len(read) - len(got)} keys stand twice"]
-    missing, more = sorted(model.rows.keys() - got.keys()), sorted(got.keys() - model.rows.keys())
+    missing, more = sorted(rows.keys() - got.keys()), sorted(got.keys() - rows.keys())
     if missing or more:
         return [f"snapshot {number}: lacks keys {missing[:5]}, has keys {more[:5]} that must not be there"]
-    for key, wanted in model.rows.items():
+    for key, wanted in rows.items():
         other = {name: (got[key].get(name), value) for name, value in wanted.items() if name != "order" and got[key].get(name) != value}
         if other:
             return [f"snapshot {number}: key {key} differs, (read, replayed): {other}"]

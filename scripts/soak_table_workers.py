@@ -1,7 +1,8 @@
-"""The processes of a soak: writers, compactors, readers and one that expires. Each keeps a log of what it was told, which survives its death.
+"""The processes of a soak: writers, compactors, readers, one that erases and one that expires. Each keeps a log of what it was told, which survives its death.
 
-A line of a log: `i N` writer's turn N begins, `a N S` it was acknowledged as snapshot S, `r N` it was refused because a key existed, `h S HASH` a reader
-saw these contents at snapshot S, `d WHAT N` something was done N times, `p TEXT` a problem.
+A line of a log: `i N` writer's turn N begins, `a N S` it was acknowledged as snapshot S, `r N` it was refused because a key existed (N.K is write K of a turn
+of several at once), `x N ID` the eraser's turn N was the erasure ID, `h S HASH` a reader saw these contents at snapshot S, `d WHAT N` something was done N
+times, `p TEXT` a problem.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import random
 import signal
 import time
 import traceback
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import loader
 from loader.errors import CatalogBusyError, ConflictError, KeyExistsError, NotFoundError, SnapshotNotFoundError, StorageError, UnknownOutcomeError
-from scripts.soak_table_model import digest, operation, write
+from scripts.soak_table_model import ERASABLE, TTL_LIMIT, digest, erased_keys, operation, write
 from tests.faults import FaultyStorage, Rates, break_catalog
 
 TABLE = "soak"
@@ -31,6 +34,8 @@ LEASE_SECONDS = 20
 ROW_GROUP_ROWS = 40  # of a segment that gets one
 KEEP_SECONDS = 4.0  # before a snapshot expires
 GRACE_SECONDS = 10.0
+GROUP = 3  # writes of a process at once, which share commits
+STREAMED_BYTES = 4000  # `memory_bytes` of a process that puts even small inputs in parts
 PATIENCE = 60  # tries of one write under faults
 PASSING = (StorageError, UnknownOutcomeError, CatalogBusyError, ConflictError, NotFoundError)  # a file that is gone: a write outlasted the grace period
 
@@ -70,7 +75,7 @@ def main(work: Work) -> None:
     arm(work.plant)
     try:
         opened = Opened(work)
-        role = {"w": writer, "c": compactor, "r": reader, "e": expirer}[work.name[0]]
+        role = {"w": writer, "c": compactor, "r": reader, "e": expirer, "x": eraser}[work.name[0]]
         role(work, opened, log)
         opened.report(log)
     except Exception:  # noqa: BLE001 - whatever it is, it is a finding
@@ -102,7 +107,8 @@ class Opened:
     def __init__(self, work: Work) -> None:
         self.work = work
         self.rng = random.Random(f"{work.seed} {work.name} {work.life}")
-        self.lake = self._retried(lambda: loader.connect(work.location, catalog=work.catalog, create=False))
+        options = {"memory_bytes": STREAMED_BYTES} if work.name[0] == "w" and self.rng.random() < 0.2 else {}
+        self.lake = self._retried(lambda: loader.connect(work.location, catalog=work.catalog, create=False, **options))
         self.counts = []
         if work.faults:
             rates = Rates()
@@ -135,19 +141,20 @@ class Opened:
 def writer(work: Work, opened: Opened, log: Log) -> None:
     """One write after the other; one whose answer did not come is repeated under its name until there is an answer."""
     turns = [words for words in Log.read(log.path) if words[0] in "iar"]
-    turn = 0 if not turns else int(turns[-1][1]) + (turns[-1][0] != "i")
-    while time.time() < work.until:
-        commit_id = f"{work.seed}-{work.name}-{turn}"
-        opened.report(log)
-        log.add("i", turn)
-        log.add(*_write(opened, commit_id, turn, log))
-        if opened.rng.random() < 0.03:  # the same write again is the same commit
-            again = _write(opened, commit_id, turn, log)
-            log.add(*again)
-        turn += 1
+    turn = 0 if not turns else int(turns[-1][1].partition(".")[0]) + (turns[-1][0] != "i")
+    with ThreadPoolExecutor(GROUP) as pool:
+        while time.time() < work.until:
+            opened.report(log)
+            log.add("i", turn)
+            at_once = [str(turn)] if opened.rng.random() < 0.7 else [f"{turn}.{number}" for number in range(GROUP)]
+            for answer in pool.map(lambda name: _write(opened, f"{work.seed}-{work.name}-{name}", name, log), at_once):
+                log.add(*answer)
+            if opened.rng.random() < 0.03:  # the same write again is the same commit
+                log.add(*_write(opened, f"{work.seed}-{work.name}-{at_once[0]}", at_once[0], log))
+            turn += 1
 
 
-def _write(opened: Opened, commit_id: str, turn: int, log: Log) -> tuple[Any, ...]:
+def _write(opened: Opened, commit_id: str, turn: str, log: Log) -> tuple[Any, ...]:
     reasons: list[str] = []
     for tries in range(PATIENCE):
         try:
@@ -205,15 +212,16 @@ def _read(work: Work, opened: Opened, log: Log) -> None:
             keys = [row["key"] for row in read]
             if len(set(keys)) != len(keys):
                 log.problem(f"snapshot {pin.snapshot_id}: {len(keys) - len(set(keys))} keys stand twice")
-            if len(keys) != view.num_rows:
+            if not view.num_rows - len(ERASABLE) <= len(keys) <= view.num_rows:  # erased rows keep their places, which are counted
                 log.problem(f"snapshot {pin.snapshot_id}: {len(keys)} rows read, the catalog counts {view.num_rows}")
             wrong = [row["key"] for row in read if row["user"] != row["key"] % 7 or row["name"] not in (None, f"row {row['key']}")]
             if wrong:
                 log.problem(f"snapshot {pin.snapshot_id}: rows that nobody wrote so: {wrong[:5]}")
-            now = digest(read)
+            now = lasting(read)
             if seen is not None and now != seen:
                 log.problem(f"snapshot {pin.snapshot_id} changed while it was pinned")
             seen = now
+            keys = [key for key in keys if key not in ERASABLE]
             chosen = opened.rng.sample(keys, min(5, len(keys))) + [-1]
             found = opened.table.lookup(chosen, snapshot=pin.snapshot_id).to_pylist()
             by_key = {row["key"]: row for row in read}
@@ -227,11 +235,41 @@ def _read(work: Work, opened: Opened, log: Log) -> None:
             pass  # it expires
 
 
+def lasting(rows: Iterable[dict[str, Any]]) -> str:
+    """The digest of the rows that no erasure takes."""
+    return digest(row for row in rows if row["key"] not in ERASABLE)
+
+
+def eraser(work: Work, opened: Opened, log: Log) -> None:
+    """Erases a few keys again and again; what was not answered is repeated, whatever happened to it."""
+    turns = [words for words in Log.read(log.path) if words[0] in "ix"]
+    turn = 0 if not turns else int(turns[-1][1]) + (turns[-1][0] != "i")
+    while time.time() < work.until:
+        log.add("i", turn)
+        due = datetime.timedelta(seconds=opened.rng.choice([0, 3]))
+        done = None
+        while done is None and time.time() < work.until:
+            opened.report(log)
+            try:
+                done = opened.table.erase(erased_keys(work.seed, work.name, turn), due=due)
+            except ConflictError:
+                opened.reopen()
+            except PASSING:
+                log.add("d", "retry", 1)
+        if done is not None:
+            log.add("x", turn, done.erasure_id)
+            log.add("d", "erased", 1)
+            turn += 1
+        time.sleep(2.0 * opened.rng.random())
+
+
 def expirer(work: Work, opened: Opened, log: Log) -> None:
     """Forgets old snapshots and deletes what only they showed, and what the killed have left."""
     while time.time() < work.until:
         try:
-            report = opened.table.expire(older_than=datetime.timedelta(seconds=KEEP_SECONDS), keep=5, grace_seconds=GRACE_SECONDS)
+            limit = TTL_LIMIT if opened.rng.random() < 0.3 else None
+            report = opened.table.expire(older_than=datetime.timedelta(seconds=KEEP_SECONDS), keep=5, grace_seconds=GRACE_SECONDS, ttl=limit)
+            log.add("d", "dropped-by-age", report.rows_dropped)
             log.add("d", "expired", len(report.snapshots))
             collected = opened.lake.collect_garbage()
             log.add("d", "collected", collected.deleted_paths)

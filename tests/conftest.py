@@ -44,6 +44,12 @@ def lake(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
+def in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even the smallest commit is sorted into buckets, as large ones are."""
+    monkeypatch.setattr("loader.table.rows.MIXED_ROWS", 0)
+
+
+@pytest.fixture
 def make_lake(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Opens lakes by name under the test's folder; the same name opens the same lake again."""
     import loader

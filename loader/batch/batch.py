@@ -26,8 +26,7 @@ from loader.encodings.leaf import is_bytes, storage_type
 from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
 from loader.extras import require
 from loader.scan.groups import Groups
-from loader.scan.joined import JoinedWeights
-from loader.scan.selection import RowWeights
+from loader.scan.selection import JoinedWeights, RowWeights
 from loader.segment.layout import ValueType
 
 TENSOR_OUTPUTS = ("dict", "kjt", "nested")

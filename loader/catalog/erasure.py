@@ -294,3 +294,13 @@ def _mask_pending(connection: Connection, move: Move, new: int) -> None:
 def make_id(digest: str, number: int) -> str:
     """The name of the n-th request for the same keys."""
     return f"erase-{digest[:24]}-{number}"
+
+
+def number_of(erasure_id: str) -> int:
+    """Which request for the same keys it is."""
+    return int(erasure_id.rpartition("-")[2])
+
+
+def family_of(erasure_id: str) -> str:
+    """What the names of all requests for the same keys begin with."""
+    return erasure_id[: erasure_id.rindex("-") + 1]

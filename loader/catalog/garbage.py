@@ -1,7 +1,7 @@
 """Deleting bytes: garbage whose grace period is over, and files of writers that died. Storage is never listed to decide.
 
 A writer numbers the files under its leased prefix and each commit says how far they are accounted for; what a dead writer left lies in the
-numbers after that, so it is found by name.
+numbers after that, so it is found by name. Among them may be files that are committed, of a process whose threads wrote at once.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def _collect_stage(catalog: Database, storage: Storage, prefix: str, next_file: 
         missing = 0 if storage.exists(staged_path(prefix, end)) else missing + 1
         end += 1
     left = [staged_path(prefix, number) for number in range(next_file, end)]
+    with catalog.read() as connection:  # a write of another thread may have committed its file while a lower number was still to be: nobody can any more
+        left = [file for file in left if not is_referred_to(connection, file)]
     # the last one first: a collection that dies leaves no gap, which the next one would take for the end
     storage.delete(path for file in reversed(left) for path in (file, file + TEMPORARY_SUFFIX))
     with catalog.write() as connection:

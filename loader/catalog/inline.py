@@ -17,19 +17,19 @@ from loader.errors import NotFoundError, StorageError
 from loader.storage import COALESCE_GAP_BYTES, MAX_REQUEST_BYTES, Buffer, Range, Storage, StoredObject
 
 INLINE_CACHE_BYTES = 64 * 1024 * 1024
-_PACKED = b"HRZSTD1\0"
-_ZSTD = pa.Codec("zstd", 1)
+_CODECS = {b"HRZLZ41\0": pa.Codec("lz4_raw"), b"HRZSTD1\0": pa.Codec("zstd", 1)}  # by what such bytes begin with; zstd is what older ones wrote
+_PACKED = b"HRZLZ41\0"
 
 
 def pack(data: Buffer) -> bytes:
     """Bytes as they lie in the catalog: small segments are mostly the same headers again and again."""
-    packed: bytes = _ZSTD.compress(data, asbytes=True)
+    packed: bytes = _CODECS[_PACKED].compress(data, asbytes=True)
     return _PACKED + memoryview(data).nbytes.to_bytes(8, "little") + packed
 
 
 def unpacked_bytes(stored: bytes) -> int | None:
     """Bytes of what was packed; None where nothing was."""
-    return int.from_bytes(stored[8:16], "little") if stored.startswith(_PACKED) else None
+    return int.from_bytes(stored[8:16], "little") if stored[:8] in _CODECS else None
 
 
 def unpack(stored: bytes) -> bytes:
@@ -42,7 +42,7 @@ def unpack(stored: bytes) -> bytes:
     if num_bytes is None:
         return stored
     try:
-        return bytes(_ZSTD.decompress(stored[16:], num_bytes, asbytes=True))
+        return bytes(_CODECS[stored[:8]].decompress(stored[16:], num_bytes, asbytes=True))
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{len(stored)} bytes that lie in the catalog do not unpack: {error}") from error
 

@@ -35,13 +35,14 @@ def take_buckets(
     }
     taken, lost = [], set()
     for bucket in sorted(set(buckets)):
-        by, until = held[bucket]
+        by, until = held.get(bucket, (None, None))  # of ALL_BUCKETS there is no row before its first lease
         if by is None or by == owner or (until or 0) <= now or (is_dead is not None and is_dead(by)):
             taken.append(bucket)
             lost |= {by} - {None, owner}
     connection.executemany(
-        "update buckets set lease_owner = ?, lease_until = ? where table_id = ? and bucket = ?",
-        [(owner, now + int(seconds * 1e6), table_id, bucket) for bucket in taken],
+        "insert into buckets (table_id, bucket, rows_changed_in, pending_changed_in, lease_owner, lease_until) values (?, ?, 0, 0, ?, ?) "
+        "on conflict (table_id, bucket) do update set lease_owner = excluded.lease_owner, lease_until = excluded.lease_until",
+        [(table_id, bucket, owner, now + int(seconds * 1e6)) for bucket in taken],
     )
     # whoever lost a bucket can commit nothing to it: files that it left are not kept for as long as a writer's
     connection.executemany(

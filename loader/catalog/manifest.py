@@ -16,6 +16,7 @@ import numpy.typing as npt
 from loader.catalog.column_stats import Ranges, of_column
 from loader.catalog.connection import Connection
 from loader.catalog.packed import I64
+from loader.catalog.records import ALL_BUCKETS
 from loader.catalog.segments import (
     COLUMN_FILE_COLUMNS,
     HAS_TIMES,
@@ -58,9 +59,11 @@ class Within:
             mask &= unknown | (part.array("time_max") >= self.time_min)
         if self.time_max is not None:
             mask &= unknown | (part.array("time_min") <= self.time_max)
-        if self.buckets is not None:
-            mask &= np.isin(part.array("bucket"), np.array(self.buckets, np.int64))
-        return mask
+        return mask & self.holds(part.array("bucket"))
+
+    def holds(self, buckets: I64) -> npt.NDArray[np.bool_]:
+        """bool[segments]: which can hold rows of the buckets, by the bucket of each."""
+        return np.ones(len(buckets), np.bool_) if self.buckets is None else np.isin(buckets, np.array((ALL_BUCKETS, *self.buckets), np.int64))
 
     def condition(self, *, buckets: bool) -> tuple[str, list[int]]:
         """The same as SQL, over columns `time_min`, `time_max` and `bucket`."""
@@ -72,8 +75,8 @@ class Within:
             text += " and (time_min is null or time_min <= ?)"
             values.append(self.time_max)
         if buckets and self.buckets is not None and len(self.buckets) <= _MAX_PARAMETERS:
-            text += f" and bucket in ({', '.join('?' * len(self.buckets))})"
-            values.extend(self.buckets)
+            text += f" and bucket in (?, {', '.join('?' * len(self.buckets))})"
+            values.extend((ALL_BUCKETS, *self.buckets))
         return text, values
 
 

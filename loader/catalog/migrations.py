@@ -38,7 +38,10 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "create index erasures_table on erasures (table_id)",
         "update catalog_version set reads_since = 6",  # an older reader would show the blank rows that an erasure leaves
     ),
-    6: (
+    6: (  # segments of bucket -1 hold rows of all buckets: an older reader that looks for a bucket would pass them over
+        "update catalog_version set reads_since = 7",
+    ),
+    7: (
         "create table quarantine (table_id bigint not null references tables (id), segment_id bigint not null, block integer not null, "
         "column_id integer not null, reason text not null, found_at bigint not null, primary key (table_id, segment_id, block, column_id))",
     ),

@@ -13,6 +13,7 @@ from loader.schema import Column, Schema
 INLINE_PREFIX = "inline/"  # a path that lies in the catalog itself
 DELETES = "deletes"  # an overlay of rows that a snapshot has lost
 ERASED = "erased"  # an overlay of rows that were blanked in place, at every snapshot that shows their segment; they keep their number
+ALL_BUCKETS = -1  # the bucket of a small segment that holds rows of any; compaction sorts them into theirs
 OVERLAY_KINDS = ("patch", DELETES, ERASED)  # another kind was written by a newer Headrace
 
 

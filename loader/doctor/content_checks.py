@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loader.catalog.column_stats import RECORD, Kind, Ranges, by_column, text_word
-from loader.catalog.records import DELETES, OverlayRef, TableSpec
+from loader.catalog.records import ALL_BUCKETS, DELETES, OverlayRef, TableSpec
 from loader.doctor.checks import Found, check
 from loader.doctor.history_checks import FROM_BACKUP
 from loader.errors import FormatError
@@ -155,7 +155,7 @@ def place_of_rows(opened: Opened) -> Iterator[Found]:
     if spec is None or not kept.any():
         return
     own = opened.read(spec.bucket_by_ids)
-    if own is not None:
+    if own is not None and record["bucket"] != ALL_BUCKETS:
         buckets = bucket_of(keys_of(own, hashed=spec.bucket_by_ids != spec.primary_key_ids), spec.buckets)[kept]
         if (buckets != record["bucket"]).any():
             yield _of(opened, f"{int((buckets != record['bucket']).sum()):,} rows are of other buckets than {record['bucket']}")

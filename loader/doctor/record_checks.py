@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from loader.catalog import sealing
-from loader.catalog.records import OVERLAY_KINDS
+from loader.catalog.records import ALL_BUCKETS, OVERLAY_KINDS
 from loader.doctor.checks import RECORDS, Found, Patient, TableState, check
 from loader.doctor.history_checks import FROM_BACKUP
 from loader.table.times import partition_of
@@ -97,9 +97,9 @@ def _wrong_blocks(batch: list[Any]) -> Iterator[Found]:
 def segment_ranges(patient: Patient, table: TableState) -> Iterator[Found]:
     rows = patient.rows(
         "select id, bucket, num_rows, sequence_min, sequence_max, added_in, key_min, key_max, time_min, time_max from segments where table_id = ? and "
-        "(bucket < 0 or bucket >= ? or sequence_min > sequence_max or sequence_max > added_in or sequence_min < 1 or key_min > key_max or time_min > time_max "
+        "(bucket < ? or bucket >= ? or sequence_min > sequence_max or sequence_max > added_in or sequence_min < 1 or key_min > key_max or time_min > time_max "
         f"or num_rows < 0 or (key_min is null) <> (key_max is null) or (time_min is null) <> (time_max is null)) order by id limit {MAX_ROWS}",
-        (table.id, table.buckets),
+        (table.id, ALL_BUCKETS, table.buckets),
     )
     for segment, bucket, num_rows, low, high, added, key_min, key_max, time_min, time_max in rows:
         yield Found(

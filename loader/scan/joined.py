@@ -19,7 +19,7 @@ from loader.scan.fetch import BlockPlace, Empty, OpensPlan
 from loader.scan.mixed_order import AnyLayout
 from loader.scan.order import Order
 from loader.scan.plan import Plan
-from loader.scan.selection import RowWeights
+from loader.scan.selection import JoinedWeights
 
 
 class JoinedPlan(abc.ABC):
@@ -168,35 +168,6 @@ class JoinedFetcher:
         part, own = self._part_of(request.block)
         block = part.fetcher().fetch_or_mark(dataclasses.replace(request, block=own), empty)
         return dataclasses.replace(block, request=request)
-
-
-class JoinedWeights:
-    """The weights of rows of several plans, of which some sample; where one does not, a row stands for itself."""
-
-    def __init__(self, parts: Sequence[RowWeights | None], block_starts: npt.NDArray[np.int64], column: str) -> None:
-        self._parts, self._block_starts, self.column = tuple(parts), block_starts, column
-
-    @classmethod
-    def of(cls, parts: Sequence[RowWeights | None], block_starts: npt.NDArray[np.int64]) -> JoinedWeights | None:
-        """None where no part samples.
-
-        Raises:
-            SchemaError: Parts call their weights by different names.
-        """
-        names = sorted({part.column for part in parts if part is not None})
-        if len(names) > 1:
-            raise SchemaError(f"the weights of the samples are called {' and '.join(names)}: give all of them one name, Sample(column=…)")
-        return cls(parts, block_starts, names[0]) if names else None
-
-    def at(self, blocks: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """As `RowWeights.at`, by the joined plan's numbers."""
-        found = np.ones(len(blocks), np.float32)
-        owners = np.searchsorted(self._block_starts, blocks, "right") - 1
-        for number, part in enumerate(self._parts):
-            own = np.flatnonzero(owners == number)
-            if part is not None and len(own):
-                found[own] = part.at(blocks[own] - self._block_starts[number], rows[own])
-        return found
 
 
 def check_columns(first: Plan, other: Plan, first_name: str, other_name: str) -> None:

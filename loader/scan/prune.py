@@ -121,7 +121,7 @@ def prune(spec: TableSpec, segments: Segments, facts: Facts, *, has_predicate: b
     if place.time_min is not None or place.time_max is not None:
         keep(f"time ({spec.time_column.name if spec.time_column else ''})", _in_time(segments, place))
     if place.buckets is not None:
-        keep(f"bucket ({', '.join(spec.bucket_by)})", np.isin(segments.field("bucket"), np.array(place.buckets, np.int64)))
+        keep(f"bucket ({', '.join(spec.bucket_by)})", place.holds(segments.field("bucket")))
     exact, inside = facts.is_exact, np.ones(len(segments), np.bool_)
     for name, fact in facts.columns.items():
         column = spec.schema.column(name)

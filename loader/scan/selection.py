@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from loader.errors import StateMismatchError
+from loader.errors import SchemaError, StateMismatchError
 
 SELECTION_VERSION = 1
 PLANES_VERSION = 2  # of the flat form of a selection with planes; others are as they ever were
@@ -194,6 +195,35 @@ class RowWeights:
             planes = [plane.at(here, numbers).astype(np.int64) << k for k, plane in enumerate(self._planes)]
             codes[mixed] = np.sum(planes, axis=0)
         found: npt.NDArray[np.float32] = self._weights[codes]
+        return found
+
+
+class JoinedWeights:
+    """The weights of rows of several plans, of which some sample; where one does not, a row stands for itself."""
+
+    def __init__(self, parts: Sequence[RowWeights | None], block_starts: npt.NDArray[np.int64], column: str) -> None:
+        self._parts, self._block_starts, self.column = tuple(parts), block_starts, column
+
+    @classmethod
+    def of(cls, parts: Sequence[RowWeights | None], block_starts: npt.NDArray[np.int64]) -> JoinedWeights | None:
+        """None where no part samples.
+
+        Raises:
+            SchemaError: Parts call their weights by different names.
+        """
+        names = sorted({part.column for part in parts if part is not None})
+        if len(names) > 1:
+            raise SchemaError(f"the weights of the samples are called {' and '.join(names)}: give all of them one name, Sample(column=…)")
+        return cls(parts, block_starts, names[0]) if names else None
+
+    def at(self, blocks: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """As `RowWeights.at`, by the joined plan's numbers."""
+        found = np.ones(len(blocks), np.float32)
+        owners = np.searchsorted(self._block_starts, blocks, "right") - 1
+        for number, part in enumerate(self._parts):
+            own = np.flatnonzero(owners == number)
+            if part is not None and len(own):
+                found[own] = part.at(blocks[own] - self._block_starts[number], rows[own])
         return found
 
 

@@ -38,6 +38,17 @@ def unpack_keys(data: bytes, num_held: int) -> tuple[Keys, U32]:
     return Keys(low, high), np.frombuffer(data, "<u4", count=num_held, offset=len(data) - 4 * num_held)
 
 
+def held_for(waiting: Sequence[PendingRef], keys: Keys) -> dict[int, bytes]:
+    """Pending id -> u32 positions of the labels in it that wait for one of these keys; entries without any are left out."""
+    run, found = keys.take(keys.order()), {}
+    for ref in waiting:
+        held, _, left = _left(ref)
+        hit = left[search(run, held) >= 0]
+        if len(hit):
+            found[ref.pending_id] = hit.astype("<u4").tobytes()
+    return found
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodedOverlay:
     """An overlay section."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from loader.catalog.records import NewSegment, TableSpec
+from loader.catalog.records import ALL_BUCKETS, NewSegment, TableSpec
 from loader.errors import KeyExistsError, NotFoundError, SchemaError
 from loader.schema import conform, take
 from loader.segment.key_index import KeyIndex, Keys, bucket_of, build_all, keys_of, signed
@@ -27,6 +27,7 @@ from loader.table.times import partition_of, time_words
 Data: TypeAlias = pa.Table | pa.RecordBatch | pa.RecordBatchReader | str | os.PathLike[str]
 SEQUENCE_NAME = "__sequence"
 ORDER_NAME_PREFIX = "__order_of_"
+MIXED_ROWS = 1024  # of a commit, below which they are not sorted into buckets: sections of fewer rows than a vector cost more than they help
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,10 +193,7 @@ def lay_out(spec: TableSpec, table: pa.Table, keys: Keys) -> PreparedRows:
 
 
 def _lay_out(spec: TableSpec, table: pa.Table, keys: Keys, parts: npt.NDArray[np.int64] | None, bounds: Sequence[int]) -> PreparedParts:
-    if spec.bucket_by_ids == spec.primary_key_ids:
-        buckets = bucket_of(keys, spec.buckets)
-    else:
-        buckets = bucket_of(keys_of([table[name] for name in spec.bucket_by], hashed=True), spec.buckets)
+    buckets = _buckets(spec, table, keys, bounds)
     partitions = _partitions(spec, table)
     order = cluster_order(spec, table, buckets, partitions, parts)
     if order is not None:
@@ -210,6 +208,26 @@ def _lay_out(spec: TableSpec, table: pa.Table, keys: Keys, parts: npt.NDArray[np
     return PreparedParts(
         whole=PreparedRows(table=table, keys=keys, sections=sections), row_bounds=bounds, section_bounds=np.searchsorted(starts, bounds).tolist()
     )
+
+
+def _buckets(spec: TableSpec, table: pa.Table, keys: Keys, bounds: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The bucket of the section that each row goes to."""
+    if spec.buckets == 1:
+        return np.zeros(table.num_rows, np.int64)
+    sizes = np.diff(bounds)
+    is_small = sizes < MIXED_ROWS
+    if is_small.all():
+        return np.full(table.num_rows, ALL_BUCKETS)
+    buckets = buckets_of(spec, table, keys)
+    buckets[np.repeat(is_small, sizes)] = ALL_BUCKETS
+    return buckets
+
+
+def buckets_of(spec: TableSpec, table: pa.Table, keys: Keys) -> npt.NDArray[np.int64]:
+    """The bucket of each row, by what the table is bucketed by."""
+    if spec.bucket_by_ids == spec.primary_key_ids:
+        return bucket_of(keys, spec.buckets)
+    return bucket_of(keys_of([table[name] for name in spec.bucket_by], hashed=True), spec.buckets)
 
 
 def _partitions(spec: TableSpec, table: pa.Table) -> npt.NDArray[np.int64]:
@@ -284,13 +302,6 @@ def _ranges(values: npt.NDArray[Any], bounds: Sequence[int]) -> list[tuple[int, 
         for at, low, high in zip(filled, np.minimum.reduceat(values, starts).tolist(), np.maximum.reduceat(values, starts).tolist(), strict=True):
             found[at] = (low, high)
     return found
-
-
-def encode_rows(
-    spec: TableSpec, table: pa.Table, keys: Keys, column_ids: Sequence[int], bucket: int, partition: int, *, threads: int | None = None
-) -> EncodedRows:
-    """Encode the rows of one section."""
-    return encode_sections(spec, table, keys, column_ids, [(bucket, partition, 0, table.num_rows)], threads=threads)[0]
 
 
 def hidden_name(column_id: int) -> str:

@@ -108,6 +108,7 @@ def test_plans_from_packs_are_plans_from_rows(small_packs: Callable[[], loader.L
     assert fresh.table("samples").view().segments == table.view().segments
 
 
+@pytest.mark.usefixtures("in_buckets")
 def test_packs_shrink_with_what_is_forgotten(small_packs: Callable[[], loader.Lake]) -> None:
     lake = small_packs()
     table = create(lake, durability="relaxed")

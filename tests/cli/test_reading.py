@@ -15,7 +15,7 @@ from tests.table.samples import create, rows
 
 
 @pytest.fixture
-def location(tmp_path: Path) -> str:
+def location(tmp_path: Path, in_buckets: None) -> str:
     with loader.connect(tmp_path / "lake") as lake:
         table = create(lake, durability="relaxed")
         for start in (0, 100, 200):

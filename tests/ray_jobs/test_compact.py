@@ -23,7 +23,7 @@ ROWS, BUCKETS = 600, 3
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Path:
+def lake(tmp_path: Path, in_buckets: None) -> Path:
     """A table of many small segments with labels."""
     with loader.connect(tmp_path / "lake") as opened:
         table = create(opened, buckets=BUCKETS, durability="relaxed")

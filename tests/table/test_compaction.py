@@ -39,7 +39,7 @@ def test_the_same_rows_in_fewer_segments_in_order(lake: Lake) -> None:
     seen: list[tuple[int, int]] = []
     report = table.compact(full=True, progress=lambda done, total: seen.append((done, total)))
     assert by_item(table).equals(before)
-    assert (report.segments_before, report.segments_after, report.rows_written, report.num_abandoned) == (30, 3, 300, 0)
+    assert (report.segments_before, report.segments_after, report.rows_written, report.num_abandoned) == (10, 3, 300, 0)
     assert seen[-1] == (300, 300) and seen == sorted(seen)
     view = table.view()
     assert all(not ref.overlays and ref.live_rows == ref.num_rows for ref in view.segments)

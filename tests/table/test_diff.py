@@ -27,6 +27,7 @@ def check(table: Table, a: int, b: int) -> None:
     assert {row["item"]: row for row in found.after.to_pylist()} == {item: new[item] for item in changed}
 
 
+@pytest.mark.usefixtures("in_buckets")
 def test_every_kind_of_change(lake: Lake) -> None:
     table = create(lake)
     table.append(rows(0, 30), watermark=100)

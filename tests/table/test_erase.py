@@ -381,3 +381,50 @@ def test_after_any_history_nothing_stored_holds_an_erased_row(
         assert_gone(lake, table, gone)
         for snapshot, numbers in before.items():
             assert set(numbers_in(table.to_arrow(snapshot=snapshot))) == numbers - gone
+
+
+def test_a_row_that_came_back_before_the_old_bytes_were_due_is_erased_by_another_call(lake: Lake) -> None:
+    """Whoever erases wants what is there now to go, whatever an earlier erasure of the same keys still waits for."""
+    table = build(lake)
+    first = table.erase(keys([3]), due=datetime.timedelta(hours=1))
+    assert not first.is_complete
+    table.append(samples([3]))
+    assert 3 in numbers_in(table.to_arrow())
+    again = table.erase(keys([3]), due=datetime.timedelta(hours=1))
+    assert again.erasure_id != first.erasure_id and again.deleted_in > first.deleted_in
+    assert 3 not in numbers_in(table.to_arrow())
+    assert table.erase(keys([3]), due=datetime.timedelta(hours=1)).deleted_in == again.deleted_in, "nothing came since: the same erasure goes on"
+    done = table.erase(keys([3]), due=NOW)
+    assert done.is_complete and done.erasure_id == again.erasure_id and not done.verify(lake, keys=keys([3]))
+    assert_gone(lake, table, [3], stays=[4])
+    with lake.database.read() as connection:
+        states = connection.execute("select state, keys from erasures").fetchall()
+    assert states == [("complete", None)] * 2
+    assert not lake.doctor(deep=True).findings
+
+
+def test_a_label_that_waited_is_not_met_by_a_row_that_comes_during_the_erasure(lake: Lake, make_lake: Callable[..., Lake]) -> None:
+    table, other = build(lake), make_lake().table("people")
+    with failpoints.armed("erase.deleted", lambda: other.append(samples([100]))):
+        proof = table.erase(keys([100]), due=NOW)
+    assert proof.is_complete and not proof.verify(lake, keys=keys([100]))
+    assert marker(100, "comment").encode() not in everything_stored(lake)
+    row = table.to_arrow(where="item = 'item-100'").to_pylist()
+    assert [(one["comment"], one["clicks"], one["note"]) for one in row] == [(None, 0, marker(100, "note"))]
+    other.patch(comments([100]))
+    assert table.to_arrow(where="item = 'item-100'")["clicks"].to_pylist() == [1]
+    assert not lake.doctor(deep=True).findings
+
+
+def test_rows_for_look_ups_of_a_blanked_segment_hold_nothing(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row group that is built after an erasure holds the blank rows, and the next erasure finds nothing wrong with it."""
+    monkeypatch.setattr("loader.table.row_groups.MIN_ROWS", 10)
+    table = build(lake, lookup_columns=["note", "score", "item"])
+    table.build_lookup()
+    table.erase(keys([3, 61]), due=NOW)
+    assert table.build_lookup().num_segments > 0
+    assert table.erase(keys([4, 62]), due=NOW).is_complete
+    assert table.build_lookup().num_segments > 0
+    assert_gone(lake, table, [3, 4, 61, 62], stays=[5])
+    assert table.lookup(keys([3, 5]), ["note"])["note"].to_pylist() == [None, marker(5, "note")]
+    assert not lake.doctor(deep=True).findings

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 import loader
+import loader.table.files
 from loader import Snapshot, SourceOffsets, failpoints
 from loader.catalog.commit import STAGED_LEASE_SECONDS, LeaseLostError, now_micros
 from loader.catalog.garbage import collect
@@ -345,3 +346,22 @@ def test_many_processes_on_one_bucket_all_come_to_their_turn(tmp_path: Path, cat
     with loader.connect(tmp_path, catalog=catalog) as lake:
         read = lake.table("samples").to_arrow()
         assert dict(zip(read["item"].to_pylist(), read["clicks"].to_pylist(), strict=True)) == dict.fromkeys(keys, writers * turns)
+
+
+def test_a_committed_file_outlives_its_dead_writer_whatever_else_of_the_group_was_not_committed(tmp_path: Path, catalog: str | None) -> None:
+    """A refused append leaves a file with a lower number behind, and the process is killed before any commit accounts for it."""
+    with loader.connect(tmp_path, catalog=catalog) as lake:
+        create(lake).append(rows(0, 10))
+
+    def work() -> None:
+        loader.table.files.INLINE_BYTES = 0
+        table = loader.connect(tmp_path, catalog=catalog).table("samples")
+        with failpoints.armed("commit.committed", processes.kill_self):
+            queued(table, *(lambda start=start: table.append_async(rows(start, start + 10)) for start in (5, 20, 40)))
+
+    assert processes.wait(processes.start(work)) == -9
+    with loader.connect(tmp_path, catalog=catalog, create=False) as lake:
+        assert collect(lake.database, lake.storage.files, now=now_micros() + 2 * STAGED_LEASE_SECONDS * 1_000_000).expired_stages == 1
+        assert sorted(lake.table("samples").to_arrow(["item"])["item"].to_pylist()) == [*range(10), *range(20, 30)]
+        assert not lake.doctor(deep=True).findings
+        assert len(list(tmp_path.glob("data/**/*.hr"))) == 1, "what nobody committed is gone"

@@ -37,6 +37,7 @@ def column(table: Any, name: str, **read: Any) -> dict[int, Any]:
     return dict(zip(found["item"].to_pylist(), found[name].to_pylist(), strict=True))
 
 
+@pytest.mark.usefixtures("in_buckets")
 def test_rows_come_back_as_they_were_written(lake: Lake) -> None:
     table = create(lake, partition_by="hour")
     data = rows(0, 300)

@@ -53,7 +53,7 @@ def groups(batch):
     return [tuple(values[start:stop]) for start, stop in zip(offsets, offsets[1:], strict=False)]
 
 
-WHOLE = {request: tuple(np.flatnonzero(REQUESTS == request).tolist()) for request in range(120)}
+WHOLE = {request: tuple(np.flatnonzero(request == REQUESTS).tolist()) for request in range(120)}
 
 
 @quick

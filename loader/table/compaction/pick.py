@@ -4,6 +4,8 @@ Inside each (bucket, time partition) segments make up sorted runs, and runs are 
 come, the runs of the lowest levels are merged once there are `max_segments` of them, so that a row is written again as seldom as a bounded number of runs
 allows: the binomial schedule of Bigtable's merge compaction (Mathieu, Staelin, Young and Yousefi, 2014). A partition that time has left behind is merged by
 size down to a few runs. Overlays are folded beside their segment (`fold`); only what deletions have hollowed out is rewritten alone.
+
+Small segments with rows of all buckets count as runs of each bucket; they are merged before any of these is, into a run of each bucket whose rows they hold.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Collection
 
-from loader.catalog.records import DELETES, OverlayRef, SegmentRef, SnapshotView
+from loader.catalog.records import ALL_BUCKETS, DELETES, OverlayRef, SegmentRef, SnapshotView
 from loader.table.segments import data_files
 
 PATCH = "patch"
@@ -66,7 +68,7 @@ class CompactionOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompactionTask:
-    """Segments of one (bucket, partition) to merge into one sorted run."""
+    """Segments of one (bucket, partition) to merge into one sorted run; of ALL_BUCKETS, into one of each bucket."""
 
     bucket: int
     partition: int
@@ -114,21 +116,38 @@ def pick(view: SnapshotView, options: CompactionOptions, *, full: bool = False, 
     Args:
         view: The snapshot.
         options: Thresholds.
-        full: Take every group that is not one sorted run without overlays already.
+        full: Take every group that is not one sorted run without overlays already; what ALL_BUCKETS leaves behind is to be picked again.
         buckets: Only of these; default all.
     """
     groups: dict[tuple[int, int], list[SegmentRef]] = defaultdict(list)
     newest: dict[int, int] = {}
     for segment in view.segments:
-        if buckets is None or segment.bucket in buckets:
-            groups[segment.bucket, segment.partition].append(segment)
-            newest[segment.bucket] = max(newest.get(segment.bucket, segment.partition), segment.partition)
+        groups[segment.bucket, segment.partition].append(segment)
+        newest[segment.bucket] = max(newest.get(segment.bucket, segment.partition), segment.partition)
+    beside = _runs_beside(groups, options)
     tasks = []
     for (bucket, partition), segments in groups.items():
-        for chosen in _pick_all(segments, options) if full else [_pick_some(segments, options, is_settled=partition < newest[bucket] - 1)]:
+        if buckets is not None and bucket not in buckets:
+            continue
+        is_settled = partition < newest[bucket] - 1
+        for chosen in (
+            _pick_all(segments, options, is_mixed=bucket == ALL_BUCKETS)
+            if full
+            else [_pick_some(segments, options, is_settled=is_settled, num_beside=beside[bucket, partition])]
+        ):
             if chosen:
                 tasks.append(CompactionTask(bucket=bucket, partition=partition, segments=tuple(sorted(chosen, key=lambda s: s.segment_id))))
     return sorted(tasks, key=lambda task: (task.num_bytes, task.bucket, task.partition))
+
+
+def _runs_beside(groups: dict[tuple[int, int], list[SegmentRef]], options: CompactionOptions) -> dict[tuple[int, int], int]:
+    """For each group, the runs that a look for a row of it passes besides: those of all buckets; for these, those of the bucket with the most."""
+    mixed = {partition: len(segments) for (bucket, partition), segments in groups.items() if bucket == ALL_BUCKETS}
+    beside = {(bucket, partition): mixed.get(partition, 0) for bucket, partition in groups if bucket != ALL_BUCKETS}
+    for partition in mixed:
+        own = [segments for (bucket, at), segments in groups.items() if at == partition and bucket != ALL_BUCKETS]
+        beside[ALL_BUCKETS, partition] = max((len(_small_runs(segments, options)) for segments in own), default=0)
+    return beside
 
 
 def pick_folds(view: SnapshotView, options: CompactionOptions, *, besides: Collection[int] = (), buckets: Collection[int] | None = None) -> list[FoldTask]:
@@ -160,7 +179,7 @@ def _are_many(overlays: Collection[OverlayRef], options: CompactionOptions) -> b
     return sum(overlay.level == 0 for overlay in overlays) > options.max_overlays
 
 
-def _pick_all(segments: list[SegmentRef], options: CompactionOptions) -> list[list[SegmentRef]]:
+def _pick_all(segments: list[SegmentRef], options: CompactionOptions, *, is_mixed: bool = False) -> list[list[SegmentRef]]:
     """The whole group, unless it is what a compaction leaves behind; cut into tasks where it is more than one may merge."""
     tasks: list[list[SegmentRef]] = []
     alone = []
@@ -171,21 +190,25 @@ def _pick_all(segments: list[SegmentRef], options: CompactionOptions) -> list[li
             tasks.append(run)
         else:  # larger than a task by itself: what has to be rewritten of it is, segment by segment
             alone += [[segment] for segment in run]
-    return [task for task in tasks + alone if len(_runs(task)) > 1 or any(segment.overlays or data_files(segment) for segment in task)]
+    return [task for task in tasks + alone if is_mixed or len(_runs(task)) > 1 or any(segment.overlays or data_files(segment) for segment in task)]
 
 
-def _pick_some(segments: list[SegmentRef], options: CompactionOptions, *, is_settled: bool) -> list[SegmentRef]:
+def _pick_some(segments: list[SegmentRef], options: CompactionOptions, *, is_settled: bool, num_beside: int) -> list[SegmentRef]:
     """What is worth it by number and size; and segments that deletions and column files weigh down."""
-    runs = [run for run in _runs(segments) if _run_bytes(run) < options.target_segment_bytes]
-    chosen = _by_size(runs, options) if is_settled else _by_level(runs, options)
+    runs = _small_runs(segments, options)
+    chosen = _by_size(runs, options) if is_settled else _by_level(runs, options, num_beside)
     ids = {segment.segment_id for segment in chosen}
     heavy = [segment for segment in segments if segment.segment_id not in ids and _is_heavy(segment, options)]
     return _within(chosen, options) or _within(heavy, options)
 
 
-def _by_level(runs: list[list[SegmentRef]], options: CompactionOptions) -> list[SegmentRef]:
+def _small_runs(segments: list[SegmentRef], options: CompactionOptions) -> list[list[SegmentRef]]:
+    return [run for run in _runs(segments) if _run_bytes(run) < options.target_segment_bytes]
+
+
+def _by_level(runs: list[list[SegmentRef]], options: CompactionOptions, num_beside: int) -> list[SegmentRef]:
     """Once the runs are as many as there may be: those of the lowest level, with the next ones as long as they are a single run."""
-    if len(runs) < options.max_segments:
+    if len(runs) + num_beside < options.max_segments or len(runs) < 2:
         return []
     runs = sorted(runs, key=lambda run: (_level(run), _run_bytes(run)))
     level = _level(runs[1])  # the lowest that makes two

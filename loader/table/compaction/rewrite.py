@@ -1,4 +1,4 @@
-"""Rewriting a task's segments as one sorted run: overlays folded, deleted rows dropped, rows in cluster order, piece by piece.
+"""Rewriting a task's segments as one sorted run, or as one of each bucket: overlays folded, deleted rows dropped, rows in cluster order, piece by piece.
 
 Inputs may be larger than memory: `divide` says which of their rows make up a piece, and a piece is read, put in order and encoded at a time. Every row keeps
 its commit sequence, and a value that came from an ordered operand keeps its order, as hidden columns.
@@ -7,6 +7,7 @@ its commit sequence, and a value that came from an ordered operand keeps its ord
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from loader import failpoints
-from loader.catalog.records import NewSegment, TableSpec
+from loader.catalog.records import ALL_BUCKETS, NewSegment, TableSpec
 from loader.schema import take
 from loader.segment.column_files import JoinedReader
 from loader.segment.key_index import KeyIndex
@@ -23,7 +24,7 @@ from loader.table.compaction.division import divide
 from loader.table.compaction.pick import CompactionOptions, CompactionTask
 from loader.table.context import TableContext
 from loader.table.files import Stage, place
-from loader.table.rows import cluster_order, encode_rows, hidden_name, key_words
+from loader.table.rows import buckets_of, cluster_order, encode_sections, hidden_name, key_words
 from loader.table.stored import StoredRows, open_rows, order_columns, read_rows
 
 I64 = npt.NDArray[np.int64]
@@ -80,15 +81,16 @@ def rewrite(context: TableContext, task: CompactionTask, options: CompactionOpti
         rows = division.piece(number)
         if not sum(map(len, rows)):
             continue
-        table, ids, sequences = _gather(context.spec, inputs, rows, hidden, places, starts[-1])
+        table, ids, sequences, sections = _gather(context.spec, task, inputs, rows, hidden, places, starts[-1])
         keys = key_words(context.spec, table)
-        encoded = encode_rows(context.spec, table, keys, ids, task.bucket, task.partition, threads=options.threads)
-        placed = place([encoded.segment.data], stage, inline)
+        encoded = encode_sections(context.spec, table, keys, ids, sections, threads=options.threads)
+        placed = place([one.segment.data for one in encoded], stage, inline)
         failpoints.hit("compaction.staged")
-        segments.append(encoded.new_segment(placed.path, *placed.sections[0], level=task.level, sequences=sequences))
-        starts.append(starts[-1] + table.num_rows)
-        if starts[-1] * INDEX_ROW_BYTES <= options.memory_bytes / 8:
-            indexes.append(encoded.index)
+        for one, section, (_, _, start, stop) in zip(encoded, placed.sections, sections, strict=True):
+            segments.append(one.new_segment(placed.path, *section, level=task.level, sequences=sequences))
+            starts.append(starts[-1] + stop - start)
+            if starts[-1] * INDEX_ROW_BYTES <= options.memory_bytes / 8:
+                indexes.append(one.index)
         buckets.update(context.key_buckets(keys))
         progress(starts[-1])
     return Rewritten(
@@ -126,16 +128,20 @@ def _decoded_bytes(item: StoredRows) -> int:
 
 
 def _gather(
-    spec: TableSpec, inputs: list[StoredRows], rows: list[U32], hidden: list[int], places: dict[int, I32], start: int
-) -> tuple[pa.Table, list[int], tuple[int, int]]:
-    """The rows of one piece, in order: table with hidden columns, its column ids, the range of commit sequences. Where rows went is noted in `places`."""
+    spec: TableSpec, task: CompactionTask, inputs: list[StoredRows], rows: list[U32], hidden: list[int], places: dict[int, I32], start: int
+) -> tuple[pa.Table, list[int], tuple[int, int], list[tuple[int, int, int, int]]]:
+    """The rows of one piece, in order: table with hidden columns, its column ids, the range of commit sequences, and sections as `encode_sections` takes
+    them. Where rows went is noted in `places`."""
     parts = [read_rows(spec, item, hidden, mine.astype(np.int64)) for item, mine in zip(inputs, rows, strict=True) if len(mine)]
     columns = {column_id: pa.concat_arrays([part[column_id] for part in parts]) for column_id in parts[0]}
     del parts
-    names = pa.Table.from_arrays([columns[column.id] for column in spec.columns(spec.cluster_by_ids)], names=spec.cluster_by)
-    order = cluster_order(spec, names)
+    placing = [column for column in spec.schema if column.id in {*spec.cluster_by_ids, *spec.bucket_by_ids, *spec.primary_key_ids}]
+    names = pa.Table.from_arrays([columns[column.id] for column in placing], names=[column.name for column in placing])
+    buckets = buckets_of(spec, names, key_words(spec, names)) if task.bucket == ALL_BUCKETS else np.full(names.num_rows, task.bucket)
+    order = cluster_order(spec, names, buckets)
     place_of = np.arange(start, start + sum(map(len, rows)), dtype=np.int32)
     if order is not None:
+        buckets = buckets[order]
         columns = {column_id: take(column, order) for column_id, column in columns.items()}
         place_of[order] = place_of.copy()
     at = 0
@@ -147,4 +153,7 @@ def _gather(
     ids = [column.id for column in spec.schema]
     kept = ids + ([SEQUENCE_COLUMN_ID] if low != high else []) + [column_id for column_id in hidden if columns[column_id].null_count < at]
     fields = [column.to_arrow() for column in spec.schema] + [pa.field(hidden_name(column_id), pa.int64()) for column_id in kept[len(ids) :]]
-    return pa.Table.from_arrays([columns[column_id] for column_id in kept], schema=pa.schema(fields, metadata=spec.schema.metadata)), kept, (low, high)
+    table = pa.Table.from_arrays([columns[column_id] for column_id in kept], schema=pa.schema(fields, metadata=spec.schema.metadata))
+    edges = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), len(buckets)]
+    sections = [(int(buckets[first]), task.partition, first, last) for first, last in itertools.pairwise(edges)]
+    return table, kept, (low, high), sections

@@ -19,7 +19,7 @@ import pyarrow as pa
 from loader import failpoints
 from loader.catalog.commit import LeaseLostError, SchemaChangedError, Stale
 from loader.catalog.read import load_head, load_overlays_since, load_spec_by_id, load_view
-from loader.catalog.records import ERASED, BucketLease, CommitPlan, NewOverlay, NewSegment, OverlayRef, SnapshotView
+from loader.catalog.records import ALL_BUCKETS, ERASED, BucketLease, CommitPlan, NewOverlay, NewSegment, OverlayRef, SnapshotView
 from loader.schema import take
 from loader.segment.layout import ORDER_COLUMN_ID, ROW_COLUMN_ID
 from loader.table.compaction.fold import FoldedOverlays, fold_batches
@@ -131,7 +131,11 @@ def compact(
         failpoints.hit("compaction.picked")
         run.rows_known = sum(task.num_rows for task in tasks)
         _fold(run, buckets)
-        for bucket in dict.fromkeys(task.bucket for task in tasks):
+        if any(task.bucket == ALL_BUCKETS for task in tasks):
+            _compact_bucket(run, ALL_BUCKETS)
+            tasks = pick(run.look(), options, full=full, buckets=buckets)  # with what the buckets got from it
+            run.rows_known = run.rows_seen + sum(task.num_rows for task in tasks)
+        for bucket in dict.fromkeys(task.bucket for task in tasks if task.bucket != ALL_BUCKETS):
             _compact_bucket(run, bucket)
     finally:
         run.stage.close()
@@ -141,8 +145,11 @@ def compact(
 
 
 def buckets_to_compact(view: SnapshotView, options: CompactionOptions, *, full: bool) -> dict[int, int]:
-    """Buckets where there is something to do, those with the most rows to rewrite first, and how many those are."""
+    """Buckets where there is something to do, those with the most rows to rewrite first, and how many those are; ALL_BUCKETS alone, whose rows go to others."""
     tasks = pick(view, options, full=full)
+    mixed = sum(task.num_rows for task in tasks if task.bucket == ALL_BUCKETS)
+    if mixed:
+        return {ALL_BUCKETS: mixed}
     rows = Counter(dict.fromkeys((fold.segment.bucket for fold in pick_folds(view, options, besides=_inputs(tasks))), 0))
     for task in tasks:
         rows[task.bucket] += task.num_rows

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from loader.catalog import erasure as records
 from loader.catalog.connection import Database
 from loader.catalog.erasure import REQUESTED, Erasure, StoredSection
 from loader.catalog.records import ERASED, TableSpec
-from loader.schema import take
+from loader.schema import Column, take
 from loader.segment.key_index import KeyIndex, Keys
-from loader.segment.layout import ROW_COLUMN_ID, SEQUENCE_COLUMN_ID, Section
+from loader.segment.layout import LOOKUP_ROWS_COLUMN_ID, ROW_COLUMN_ID, SEQUENCE_COLUMN_ID, Section
+from loader.segment.lookup_rows import LookupRows
 from loader.segment.reader import SegmentReader
 from loader.storage import Storage
 from loader.table.diff import equal_rows
 from loader.table.erasure.blank import Rows, empty_value, is_among
 from loader.table.erasure.find import find
 from loader.table.erasure.proof import ErasureProof, key_hashes
+from loader.table.row_reads import GroupPages, GroupPart, take_rows
 from loader.table.segments import operand_rows, read_by_id
 
 if TYPE_CHECKING:
@@ -106,11 +110,29 @@ def _open(storage: Storage, section: StoredSection) -> SegmentReader:
 def not_blank(spec: TableSpec, reader: SegmentReader, rows: Rows) -> list[str]:
     """Names of the columns in which some of these rows hold a value."""
     filled = {*spec.primary_key_ids, spec.time_column_id, SEQUENCE_COLUMN_ID}
+    if reader.resolve(None) == [LOOKUP_ROWS_COLUMN_ID]:
+        return _not_blank_side_by_side(reader, rows, filled)
     ids = [column_id for column_id in reader.resolve(None) if column_id not in filled]
     names = []
     for column_id, field in zip(ids, reader.schema_of(ids), strict=True):
         values = read_by_id(reader, [column_id], rows=rows.astype(np.int64))[column_id]
-        blank = values.null_count == len(values) if field.nullable else equal_rows(values, take(empty_value(field.type), np.zeros(len(values), np.int64))).all()
+        blank = values.null_count == len(values) if field.nullable else _is_empty(values)
         if not blank:
             names.append(field.name)
     return names
+
+
+def _not_blank_side_by_side(reader: SegmentReader, rows: Rows, filled: Collection[int | None]) -> list[str]:
+    """`not_blank` of a row group: it holds the blank rows of a segment that was blanked before it was made."""
+    pages = reader.pages(Section.LOOKUP_ROWS)
+    assert pages is not None, "its column says that it has one"
+    group = LookupRows(pages, "a row group")
+    fields = zip(group.layout.column_ids, group.layout.schema, strict=True)
+    columns = [Column(id=column_id, name=field.name, type=field.type) for column_id, field in fields if column_id not in filled]
+    part = GroupPart(group=group, numbers=rows.astype(np.int64), places=np.arange(len(rows)))
+    found = zip(columns, take_rows(GroupPages(), [part], columns, len(rows)), strict=True)
+    return [column.name for column, values in found if values.null_count < len(values) and not _is_empty(values)]
+
+
+def _is_empty(values: pa.Array) -> bool:
+    return bool(equal_rows(values, take(empty_value(values.type), np.zeros(len(values), np.int64))).all())

@@ -18,9 +18,11 @@ import pyarrow as pa
 from loader import failpoints
 from loader.catalog import erasure as records
 from loader.catalog.commit import GARBAGE_GRACE_SECONDS, now_micros
+from loader.catalog.connection import Connection
 from loader.catalog.erasure import COMPLETE, REQUESTED, REWRITTEN, Erasure
 from loader.catalog.garbage import collect
 from loader.catalog.read import from_micros, load_head, load_snapshots, load_view
+from loader.catalog.records import CommitPlan
 from loader.errors import ColumnNotFoundError, ConflictError
 from loader.segment.key_index import Keys
 from loader.table.context import TableContext
@@ -30,6 +32,7 @@ from loader.table.erasure.find import Found, find
 from loader.table.erasure.proof import ErasureProof, check_signing_key, key_hashes
 from loader.table.erasure.rewrite import Rewriter
 from loader.table.lookup import KeyValues, key_table
+from loader.table.pending import held_for
 from loader.table.rows import key_words
 from loader.table.segments import one_type, open_columns, read_by_id
 
@@ -52,13 +55,19 @@ def erase(
     if (keys is None) == (where is None):
         raise ValueError("erase takes keys, or where=…: a SQL boolean expression that selects them; one of the two")
     check_signing_key(signing_key)
-    words = keys_that_match(context, where) if where is not None else key_words(context.spec, key_table(context.spec, keys))
+    words = _distinct(keys_that_match(context, where) if where is not None else key_words(context.spec, key_table(context.spec, keys)))
     due_at = _micros(due)
-    request = _request(context, _distinct(words), due_at)
+    with context.catalog.read() as connection:
+        head = load_head(connection, context.spec)
+    request = _request(context, words, due_at, head)
     if request.state == COMPLETE and request.proof is not None:
         return ErasureProof.from_json(request.proof)
     failpoints.hit("erase.requested")
-    return _Erasing(context, request, signing_key, progress).run()
+    proof = _Erasing(context, request, signing_key, progress).run()
+    if request.deleted_in is None or find(context.catalog, context.storage, context.spec, words, until=head).is_empty:
+        return proof
+    logger.info("erasure %s is done; rows came under its keys since it began, which are erased too", request.id)
+    return _Erasing(context, _request(context, words, due_at, head, anew=True), signing_key, progress).run()
 
 
 def _micros(due: datetime.timedelta | datetime.datetime) -> int:
@@ -85,20 +94,19 @@ def _packed(keys: Keys) -> bytes:
     return keys.low.astype("<u8").tobytes() + (b"" if keys.high is None else keys.high.astype("<u8").tobytes())
 
 
-def _request(context: TableContext, keys: Keys, due_at: int) -> Erasure:
-    """The open request for these keys, or the complete one where no row came since; otherwise a new one, written down."""
+def _request(context: TableContext, keys: Keys, due_at: int, head: int, *, anew: bool = False) -> Erasure:
+    """The open request for these keys, or the complete one where no row came since; otherwise, and `anew` in any case, a new one, written down."""
     spec, catalog = context.spec, context.catalog
     digest = hashlib.sha256(f"{catalog.lake_id}/{spec.id}/{keys.key_bytes}/".encode() + _packed(keys)).hexdigest()
     with catalog.read() as connection:
-        earlier = records.load_erasures(connection, spec.id, f"erase-{digest[:24]}-")
-        head = load_head(connection, spec)
-    if earlier and earlier[-1].state != COMPLETE:
+        earlier = sorted(records.load_erasures(connection, spec.id, f"erase-{digest[:24]}-"), key=lambda one: records.number_of(one.id))
+    if earlier and earlier[-1].state != COMPLETE and not anew:
         if due_at < earlier[-1].due_at:
             with catalog.write(spec.id) as connection:
                 records.update(connection, earlier[-1].id, due_at=due_at)
             return dataclasses.replace(earlier[-1], due_at=due_at)
         return earlier[-1]
-    if earlier and find(catalog, context.storage, spec, keys, until=head).is_empty:
+    if earlier and not anew and find(catalog, context.storage, spec, keys, until=head).is_empty:
         return earlier[-1]
     request = Erasure(
         id=records.make_id(digest, len(earlier) + 1),
@@ -138,7 +146,7 @@ class _Erasing:
         """Delete the rows at the head, once; returns the snapshot from which on they are gone."""
         if self.request.deleted_in is not None:
             return self.request.deleted_in
-        snapshot = DeleteKeys(self.context, self.keys, offsets=None, commit_id=self.request.id).run()
+        snapshot = _TakeOut(self.context, self.keys, offsets=None, commit_id=self.request.id).run()
         with self.context.catalog.write(self.context.spec.id) as connection:
             records.update(connection, self.request.id, deleted_in=snapshot.id)
         return snapshot.id
@@ -210,11 +218,30 @@ class _Erasing:
         if left:
             logger.info("erasure %s: %d objects are still there", proof.erasure_id, len(left))
             return proof
-        proof = dataclasses.replace(proof, state=COMPLETE, verified_at=_iso(now_micros())).signed(self.signing_key)
         with context.catalog.write(context.spec.id) as connection:
-            records.update(connection, proof.erasure_id, state=COMPLETE, proof=proof.to_json(), keys=None)
+            own = records.family_of(proof.erasure_id)
+            for earlier in records.load_erasures(connection, context.spec.id, own):  # of the same keys, which were not due before rows came again
+                if earlier.id != proof.erasure_id and earlier.state == REWRITTEN and earlier.proof is not None:
+                    self._complete(connection, ErasureProof.from_json(earlier.proof))
+            proof = self._complete(connection, proof)
         context.catalog.scrub()
         return proof
+
+    def _complete(self, connection: Connection, proof: ErasureProof) -> ErasureProof:
+        proof = dataclasses.replace(proof, state=COMPLETE, verified_at=_iso(now_micros())).signed(self.signing_key)
+        records.update(connection, proof.erasure_id, state=COMPLETE, proof=proof.to_json(), keys=None)
+        return proof
+
+
+class _TakeOut(DeleteKeys):
+    """The delete of an erasure: labels that wait for its keys go with the rows, so that a row that comes before they are blanked does not meet them."""
+
+    def attempt(self) -> CommitPlan:
+        plan = super().attempt()
+        plan.met = held_for(self.context.waiting(self.buckets), self.keys)
+        plan.pending_buckets = self.buckets
+        plan.pending_changed = self.buckets if plan.met else ()
+        return plan
 
 
 def keys_that_match(context: TableContext, where: str) -> Keys:
