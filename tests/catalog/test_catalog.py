@@ -60,6 +60,7 @@ UNDO = (
     "drop index overlays_removed",
     "alter table tables drop column erased_in",
     "drop table erasures",
+    "drop table quarantine",
     "alter table tables drop column floor",
     "drop table repairs",
     "alter table catalog_version drop column reads_since",
