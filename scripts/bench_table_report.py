@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 HEADRACE = "Headrace"
+SIDE_BY_SIDE = ("acknowledged_after_seconds",)  # of calls that wait together: their sum says nothing of a rate
 Report = dict[str, Any]
 Figures = dict[str, Any]
 
@@ -168,7 +169,8 @@ def _lines(stage: str, rounds: Sequence[Figures]) -> dict[str, str]:
         if name.endswith("_seconds") and isinstance(first, list):
             label = name.removesuffix("_seconds").replace("_", " ")
             if len(first) >= 20:
-                shown[f"{label}: a second"] = f"{median(works, lambda f, name=name: rate(f[name])):,.1f}"
+                if name not in SIDE_BY_SIDE:
+                    shown[f"{label}: a second"] = f"{median(works, lambda f, name=name: rate(f[name])):,.1f}"
                 for share in (50, 99):
                     shown[f"{label}: p{share}, ms"] = f"{median(works, lambda f, name=name, share=share: percentile(f[name], share)) * 1e3:.3f}"
                 shown[f"{label}: calls"] = f"{len(first):,}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import loader
 from loader.catalog.commit import TABLES_WITH_PATHS, now_micros
+from loader.catalog.erasure import family_of
 from loader.catalog.garbage import collect
 from loader.lake import Lake
 from scripts.soak_table_model import Model, Row, erased_keys, operation
@@ -39,7 +40,11 @@ def verify(location: str, catalog: str | None, folder: Path, seed: int, lease_se
     seen = contents_seen(folder, problems)
     kept = [number for number, _, _, _, expired in rows if expired is None]
     chosen = {head, *random.Random(seed).sample(kept, min(MAX_COMPARED, len(kept)))}
-    gone = {number: erasures[commit_id] for number, commit_id, kind, _, _ in rows if kind == "delete" and commit_id in erasures}
+    gone = {
+        number: erasures[family_of(commit_id)]
+        for number, commit_id, kind, _, _ in rows
+        if kind == "delete" and commit_id.startswith("erase-") and family_of(commit_id) in erasures
+    }
     model, compared = Model(), 0
     for number, commit_id, kind, num_rows, _ in rows:
         if commit_id.startswith(f"{seed}-w"):
@@ -82,18 +87,18 @@ def verify(location: str, catalog: str | None, folder: Path, seed: int, lease_se
 
 
 def finish_erasures(table: Any, folder: Path, seed: int) -> tuple[dict[str, list[int]], list[str]]:
-    """Erased keys by the name of the erasure, those that the last one was killed in brought to their end; and what is wrong with the proofs of the last few."""
+    """Erased keys by what the names of their erasures begin with, the last one brought to its end; and what is wrong with the proofs of the last few."""
     erasures: dict[str, list[int]] = {}
     problems = []
     for path in sorted(folder.glob("x*[0-9]")):
         turns = [words for words in Log.read(path) if words[0] in "ix"]
         for words in turns:
             if words[0] == "x":
-                erasures[words[2]] = erased_keys(seed, path.name, int(words[1]))
+                erasures[family_of(words[2])] = erased_keys(seed, path.name, int(words[1]))
         for number in sorted({int(words[1]) for words in turns})[-MAX_PROVEN:]:
             keys = erased_keys(seed, path.name, number)
             proof = table.erase(keys, due=datetime.timedelta(0))
-            erasures[proof.erasure_id] = keys
+            erasures[family_of(proof.erasure_id)] = keys
             problems += [f"erasure {proof.erasure_id}: {wrong}" for wrong in proof.verify(table.lake, keys=keys)]
     return erasures, problems
 

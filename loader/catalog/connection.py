@@ -60,6 +60,9 @@ class Database(Protocol):
             UnsupportedVersionError: A newer Headrace has migrated the catalog since it was opened, to what this one cannot read.
         """
 
+    def state(self) -> object | None:
+        """Another value after each commit of whatever process, told in microseconds and without a wait for writers; None where there is no such thing."""
+
     def write(self, table_id: int | None = None, *, durability: str = "strict", as_reader: bool = False) -> AbstractContextManager[Connection]:
         """A write transaction: committed when the block ends, rolled back when it raises.
 

@@ -221,7 +221,9 @@ def apply(connection: Connection, step: ErasureStep, *, grace_seconds: float) ->
         "update buckets set pending_changed_in = ? where table_id = ? and bucket = ?", [(new, spec.id, bucket) for bucket in step.pending_buckets]
     )
     connection.execute("update tables set head = ?, erased_in = ? where id = ?", (new, new, spec.id))
-    throw_away(connection, spec.id, sorted({move.section.path for move in step.moves}), reason=f"erasure {step.erasure_id}", grace_seconds=grace_seconds)
+    # the new places too: what was to lie there may have been forgotten meanwhile
+    places = {move.section.path for move in step.moves} | {new_path for _, new_path in moved} | {mark.path for mark in step.marks}
+    throw_away(connection, spec.id, sorted(places), reason=f"erasure {step.erasure_id}", grace_seconds=grace_seconds)
     return new
 
 

@@ -144,6 +144,10 @@ class PostgresCatalog:
                 session.in_transaction = False
                 session.end()
 
+    def state(self) -> None:
+        """See `connection.Database`. To ask is a round trip, as a read is."""
+        self.check_process()
+
     def _begin_read(self, session: _Session) -> None:
         try:
             self._read_on(session)

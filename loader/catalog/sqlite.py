@@ -117,6 +117,8 @@ class SqliteCatalog:
         self._in_transaction = False
         self._closed = False
         self._is_checked = False
+        self._watch: sqlite3.Connection | None = None
+        self._watch_lock = threading.Lock()
         if not path.exists() and not create:
             raise NotFoundError(f"no catalog at {path}: check the location, or create the lake with connect(create=True)")
         try:
@@ -158,6 +160,14 @@ class SqliteCatalog:
             finally:
                 self._in_transaction = False
                 self._end()
+
+    def state(self) -> int:
+        """See `connection.Database`. SQLite's own counter, as a connection that never writes and waits for nobody sees it."""
+        self.check_process()
+        with self._watch_lock, self._translated():
+            if self._watch is None:
+                self._watch = sqlite3.connect(self.path, isolation_level=None, timeout=self.busy_timeout_seconds, check_same_thread=False)
+            return int(self._watch.execute("pragma data_version").fetchall()[0][0])
 
     @contextlib.contextmanager
     def write(self, table_id: int | None = None, *, durability: str = "strict", as_reader: bool = False) -> Iterator[sqlite3.Connection]:
@@ -261,12 +271,16 @@ class SqliteCatalog:
         self._closed = True
         if self._pid == os.getpid():
             self._connection.close()
+            if self._watch is not None:
+                self._watch.close()
         self._close_queue()
 
     def _forked(self) -> None:
         # The child shares the parent's lock: an open descriptor here would keep it held after the parent died.
         self._close_queue()
         _never_closed.append(self._connection)  # closing a carried-over connection is not safe either
+        if self._watch is not None:
+            _never_closed.append(self._watch)
 
 
 def _after_fork() -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,7 @@ class OpenChunks:
         program: Of the chunks; compressed bytes are inflated if the slab is whole.
         slab: uint8, the chunks, what was inflated, and PADDING_BYTES.
         leaves: Physical type of each column's chunk; chunks past them are dictionaries that some share.
+        where: Says in errors what a chunk is; may be None.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class OpenChunks:
         Raises:
             CorruptSegmentError: Compressed bytes do not inflate.
         """
-        self._present, self._load, self._where = present, load, where
+        self._present, self._load, self.where = present, load, where
         self.leaves = tuple(leaves)
         self.program, self.slab = _inflated(program, slab) if present is None else (program, slab)
         ops = self.program.ops
@@ -75,6 +76,11 @@ class OpenChunks:
         self._record = np.zeros(1, ROW_PROGRAM)
         self._record[0] = (self.slab.ctypes.data, self.slab.size - PADDING_BYTES, 0 if present is None else present.ctypes.data, *addresses)
         self.address: int = self._record.ctypes.data
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether its slab is read in parts, as it is needed."""
+        return self._present is not None
 
     @property
     def num_bytes(self) -> int:
@@ -113,13 +119,12 @@ class OpenChunks:
 
     def located(self, chunk: int, what: str) -> CorruptSegmentError:
         """The error that something is wrong with a chunk."""
-        where = f"chunk {chunk} of the request" if self._where is None else self._where(chunk)
+        where = f"chunk {chunk} of the request" if self.where is None else self.where(chunk)
         return CorruptSegmentError(f"{where}: {what}; fetch the file again or restore it")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class RowPart:
-    """Some rows of one block.
+class RowPart(NamedTuple):
+    """Some rows of one block; a tuple, because many are made.
 
     Attributes:
         chunks: The chunks of each field; None where the block does not have the column.
@@ -201,7 +206,8 @@ class RowFields:
         """The columns that the library knows; None where a program is too deep for it."""
         groups = np.array([number for part in parts for number in (address_of(part.rows), address_of(part.places), part.rows.size)], np.uint64).view(ROW_GROUP)
         chosen = [part.columns if self._is_stored else part.columns[self._native] for part in parts]
-        columns = chosen[0] if len(chosen) == 1 else np.concatenate([np.zeros(0, ROW_COLUMN), *chosen])
+        # as words: NumPy joins structured arrays field by field
+        columns = chosen[0] if len(chosen) == 1 else np.concatenate([np.zeros(0, np.uint64), *(part.view(np.uint64) for part in chosen)]).view(ROW_COLUMN)
         for _ in range(MAX_ROUNDS):
             taken = library.take_rows(columns, groups, self._records, num_rows, MAX_RESULT_BYTES)
             if taken.status == RowsStatus.DONE:

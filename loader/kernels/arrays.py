@@ -16,7 +16,8 @@ def address(array: Array, name: str, *, writable: bool = False, alignment: int |
         raise ValueError(f"{name} must be contiguous, got strides {array.strides}: pass np.ascontiguousarray({name})")
     if writable and not array.flags.writeable:
         raise ValueError(f"{name} is read-only: pass an array that may be written")
-    address: int = array.__array_interface__["data"][0]  # `array.ctypes.data` in a third of its time
+    # the interface takes a third of the time, but describes all fields of records
+    address: int = array.__array_interface__["data"][0] if array.dtype.names is None else array.ctypes.data
     alignment = alignment or array.dtype.itemsize
     if array.size and address % alignment:
         raise ValueError(f"{name} starts at an address that is not a multiple of {alignment} bytes: copy it into a fresh array")

@@ -37,8 +37,9 @@ class KeyMethods:
             rows: int64 [n], set with it: the row in the segment.
             threads: How many share the keys, if they are thousands.
         """
-        for array, name, dtype in ((low, "low", "<u8"), (segments, "segments", "<i8"), (rows, "rows", "<i8")):
-            check_dtype(array, name, dtype)
+        check_dtype(low, "low", "<u8")
+        check_dtype(segments, "segments", "<i8")
+        check_dtype(rows, "rows", "<i8")
         if low.size >= 1 << 32 or segments.size != low.size or rows.size != low.size or (high is not None and high.size != low.size):
             raise ValueError(f"segments and rows must be as many as the {low.size} keys, fewer than 2^32; got {segments.size} and {rows.size}")
         self._library.headrace_probe_keys(

@@ -85,7 +85,8 @@ class RowPicker {
             u32 local[VECTOR], m = 0;
             for (; i + m < n && (u64)at[i + m] - first < count; ++m) local[m] = (u32)(at[i + m] - first);
             if (m == 0) corrupt(ERROR_OP_ARENA);
-            dense(op, depth, local, m, out + i);
+            if (op.kind == OP_COPY) run(op, depth, local, m, out + i);
+            else dense(op, depth, local, m, out + i);
             i += m;
         }
     }

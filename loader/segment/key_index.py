@@ -136,7 +136,7 @@ def keys_of(columns: Sequence[pa.ChunkedArray | pa.Array], *, hashed: bool = Fal
     Raises:
         SchemaError: A string is longer than MAX_KEY_BYTES.
     """
-    arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
+    arrays: list[pa.Array] = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
     if not hashed and len(arrays) == 1 and pa.types.is_integer(arrays[0].type):
         words = _integer_words(arrays[0])
         return Keys(words if pa.types.is_uint64(arrays[0].type) else words ^ _SIGN, None)

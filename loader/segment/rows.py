@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from loader.decode.dense import dense_bytes, densed
 from loader.decode.program import build
 from loader.decode.rows import PAGE_BYTES, OpenChunks, RowFields, RowPart, row_columns
+from loader.errors import CorruptSegmentError
 from loader.segment.layout import CHUNK_HEADER, OP, PADDING_BYTES, REGION, SOURCE, Feature
 from loader.segment.shared import behind_columns
 
@@ -28,6 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 WHOLE_CHUNK_BYTES = 64 << 10  # a smaller chunk is read whole
 HEAD_PAGES = 2  # read first of a larger one: its tables, as a rule
 GAP_PAGES = 4  # read through rather than asked for around
+DECODED_SHARE = 0.75  # of a cache: what decoded rows may take
 _numbers = itertools.count()
 
 
@@ -39,24 +42,43 @@ def _opened(columns: dict[int, tuple[OpenChunks, int]], column_ids: Sequence[int
     return [found and found[0] for found in chosen], row_columns(chosen)
 
 
+def _densed(chunks: OpenChunks) -> OpenChunks:
+    try:
+        return densed(chunks)
+    except CorruptSegmentError:
+        return chunks  # a look-up says where, once it needs what is damaged
+
+
 class _Block:
     """What is open of one block."""
 
     def __init__(self) -> None:
         self.columns: dict[int, tuple[OpenChunks, int]] = {}
         self.requests: dict[tuple[int, ...], Opened] = {}
-        self.num_bytes = 0
+        self.num_bytes = self.num_looked_up = 0
+
+    @property
+    def chunks(self) -> list[OpenChunks]:
+        return list({id(chunks): chunks for chunks, _ in self.columns.values()}.values())
 
 
 class RowCache:
-    """Open chunks of any segments, at most so many bytes of them: blocks that were not looked up for longest go first. Safe to share between threads."""
+    """Open chunks of any segments, at most so many bytes of them: blocks that were not looked up for longest go first. Safe to share between threads.
 
-    def __init__(self, max_bytes: int = 256 << 20) -> None:
+    Where all rows there are would fit decoded, blocks that are looked up again and again are decoded.
+
+    Attributes:
+        num_rows: Of all segments whose rows may be looked up; 0 where that is not known, and nothing is decoded.
+    """
+
+    def __init__(self, max_bytes: int = 256 << 20, *, num_rows: int = 0, decode_after: int = 8) -> None:
         """
         Args:
-            max_bytes: Of encoded chunks and their tables. A look-up that needs more holds more until it ends.
+            max_bytes: Of chunks and their tables. A look-up that needs more holds more until it ends.
+            num_rows: See the class.
+            decode_after: The look-up in a block, counted from 1, that decodes it.
         """
-        self.max_bytes = max_bytes
+        self.max_bytes, self.num_rows, self._decode_after = max_bytes, num_rows, decode_after
         self._lock = threading.Lock()
         self._blocks: OrderedDict[tuple[int, int], _Block] = OrderedDict()
         self._num_bytes = 0
@@ -79,13 +101,31 @@ class RowCache:
                 if missing:
                     return missing
                 known = block.requests[column_ids] = _opened(block.columns, column_ids)
-            return known
+            block.num_looked_up += 1
+            if block.num_looked_up != self._decode_after or not self._fits(block):
+                return known
+            chunks = block.chunks
+        made = {id(one): _densed(one) for one in chunks}
+        with self._lock:
+            if self._blocks.get(key) is not block:
+                return known  # it was dropped meanwhile
+            block.columns = {column: (made.get(id(one), one), number) for column, (one, number) in block.columns.items()}
+            block.requests.clear()
+            self._measure(key)
+            return _opened(block.columns, column_ids)
 
     def add(self, key: tuple[int, int], columns: dict[int, tuple[OpenChunks, int]]) -> None:
         """Keep open chunks of a block."""
         with self._lock:
-            self._blocks.setdefault(key, _Block()).columns.update(columns)
+            block = self._blocks.setdefault(key, _Block())
+            block.columns.update(columns)
+            block.num_looked_up = 0
             self._measure(key)
+
+    def _fits(self, block: _Block) -> bool:
+        """Whether all rows there are would fit if all blocks were as this one, decoded."""
+        rows = max((int(chunks.program.num_rows.max(initial=0)) for chunks in block.chunks), default=0)
+        return bool(rows) and sum(map(dense_bytes, block.chunks)) * self.num_rows <= DECODED_SHARE * self.max_bytes * rows
 
     def measure(self, key: tuple[int, int]) -> None:
         """Count a block again that may have grown."""
@@ -95,7 +135,7 @@ class RowCache:
 
     def _measure(self, key: tuple[int, int]) -> None:
         block = self._blocks[key]
-        now = sum({id(chunks): chunks.num_bytes for chunks, _ in block.columns.values()}.values())
+        now = sum(chunks.num_bytes for chunks in block.chunks)
         self._num_bytes += now - block.num_bytes
         block.num_bytes = now
         self._blocks.move_to_end(key)
@@ -123,7 +163,7 @@ class RowReader:
             verify: Compare checksums, for which chunks are read whole; default as the reader was opened. Without, large chunks are read in parts.
         """
         self._reader, self._verify = reader, reader.verifies(verify)
-        self._cache = RowCache() if cache is None else cache
+        self._cache = RowCache(num_rows=reader.num_rows) if cache is None else cache
         self._number = next(_numbers)
         self.fields = functools.lru_cache(maxsize=64)(self._fields)
         self._resolved = functools.lru_cache(maxsize=64)(self._resolve)
@@ -154,13 +194,14 @@ class RowReader:
         self.measure(parts)
         return batch
 
-    def parts(self, rows: Array, column_ids: tuple[int, ...], places: Array | None = None) -> list[RowPart]:
+    def parts(self, rows: Array, column_ids: tuple[int, ...], places: Array | None = None, *, ascending: bool = False) -> list[RowPart]:
         """What `RowFields.take` needs of this segment.
 
         Args:
             rows: int64, row numbers in any order.
             column_ids: Which columns, in the order of the fields; negative where the segment has none for a field.
             places: uint32, where the rows go in the result; default in their order.
+            ascending: The rows rise already.
 
         Raises:
             ColumnNotFoundError: A column is not in the segment.
@@ -168,7 +209,7 @@ class RowReader:
             ValueError: A row is not in the segment.
         """
         places = np.arange(rows.size, dtype=np.uint32) if places is None else places
-        if rows.size > 1:
+        if rows.size > 1 and not ascending:
             # neighbours share vectors
             order = np.argsort(rows, kind="stable")
             rows, places = rows[order], places[order]

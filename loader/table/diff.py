@@ -51,7 +51,7 @@ def diff(first: SnapshotView, second: SnapshotView, storage: Storage, columns: S
     if [column.id for column in _columns(first, names)] != [column.id for column in _columns(second, names)]:
         shared = set()
     before, after = (_rows(view, names, shared, storage) for view in (first, second))
-    old, new = key_words(first.spec, before), key_words(second.spec, after)
+    old, new = key_words(second.spec, before), key_words(second.spec, after)
     order = old.order()
     found = search(old.take(order), new)
     at = np.flatnonzero(found >= 0)
@@ -76,19 +76,22 @@ def _states(view: SnapshotView) -> set[tuple[int, ...]]:
 
 
 def _rows(view: SnapshotView, names: Sequence[str], shared: set[tuple[int, ...]], storage: Storage) -> pa.Table:
+    """The rows of segments that are not the same in both, the key's columns and others by these names."""
     wanted = _columns(view, names)
     read: list[Column] = [*wanted, *([time] if (time := view.spec.time_column) is not None and time.name not in names else [])]
     schema = pa.schema([column.to_arrow() for column in read], metadata=view.schema.metadata)
     tables = [read_segment(view, ref, read, storage) for ref in view.segments if state_of(ref) not in shared]
     table = pa.concat_tables(tables) if tables else schema.empty_table()
-    return table.select(list(names)).combine_chunks()
+    return table.select([column.name for column in wanted]).combine_chunks().rename_columns(list(names))
 
 
 def _columns(view: SnapshotView, names: Sequence[str]) -> list[Column]:
-    absent = [name for name in names if name not in view.schema]
+    """The key's columns, whatever they were called at that snapshot, and the others by name."""
+    key, others = view.spec.columns(view.spec.primary_key_ids), names[len(view.spec.primary_key_ids) :]
+    absent = [name for name in others if name not in view.schema]
     if absent:
         raise SchemaError(f"snapshot {view.snapshot_id} of table {view.table!r} has no column {absent[0]!r}: give columns=[…] that both snapshots have")
-    return list(view.schema.select(names))
+    return [*key, *view.schema.select(others)]
 
 
 def equal_rows(one: pa.Array, other: pa.Array) -> Mask:

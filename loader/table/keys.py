@@ -115,6 +115,11 @@ class KeyDirectory:
         return len(self._refs)
 
     @property
+    def num_rows(self) -> int:
+        """Of the live segments, deleted ones included."""
+        return sum(ref.num_rows for ref in self._refs if ref is not None)
+
+    @property
     def num_bytes(self) -> int:
         """Memory of the runs, and of the pages of what is no part of them."""
         return sum(run.num_bytes for run in self._runs) + sum(pages.loaded_bytes for pages in self._pages.values())
@@ -257,9 +262,10 @@ class KeyDirectory:
         """
         ordinals = np.full(len(keys), -1, np.int64)
         rows = np.full(len(keys), -1, np.int64)
-        self._warm(len(keys), since)
+        if self._cold:
+            self._warm(len(keys), since)
         for run in self._runs:
-            if int(run.segments.max(initial=-1)) >= since:
+            if since == 0 or int(run.segments.max(initial=-1)) >= since:
                 alive = self._alive_of(run)
                 key_run.probe(Alive(run, alive.accept & (run.segments >= since), alive.dead) if since else alive, keys, ordinals, rows)
         for ordinal in self._cold:

@@ -11,7 +11,7 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,11 @@ from loader.catalog.read import (
     resolve_snapshot,
 )
 from loader.catalog.records import SegmentRef, Snapshot, SnapshotView, TableSpec
+from loader.decode.rows import RowFields, RowPart
 from loader.errors import ConflictError, CorruptSegmentError, SchemaError
 from loader.schema import Column, conform, take
 from loader.segment.column_files import JoinedReader
+from loader.segment.key_index import Keys, keys_of
 from loader.segment.layout import Section
 from loader.segment.lookup_rows import LookupRows
 from loader.segment.reader import SegmentReader
@@ -164,12 +166,43 @@ class _Wanted:
         columns: Those and, where a label needs it, the time.
         ids: Of `columns`.
         schema: Of `columns`, all nullable.
+        fields: The same, for look-ups in chunks.
     """
 
     names: list[str]
     columns: list[Column]
     ids: tuple[int, ...]
     schema: pa.Schema
+    fields: RowFields
+
+
+class SortedHits(NamedTuple):
+    """What was found, segment by segment and row by row.
+
+    Attributes:
+        segment_ids: The segments, rising.
+        starts: Where the rows of each begin, and behind them their number.
+        rows: i64, of each segment rising.
+        places: u32, which key each is of.
+    """
+
+    segment_ids: list[int]
+    starts: list[int]
+    rows: I64
+    places: npt.NDArray[np.uint32]
+
+    @staticmethod
+    def of(hits: Hits) -> SortedHits:
+        segment_ids, rows = hits.segment_ids, hits.rows
+        if len(rows) == 1:
+            segment_id = int(segment_ids[0])
+            return SortedHits([segment_id], [0, 1], rows, np.zeros(1, np.uint32)) if segment_id >= 0 else SortedHits([], [0], rows[:0], np.zeros(0, np.uint32))
+        order = np.lexsort((rows, segment_ids)) if int(segment_ids.max(initial=0)) >> 31 else np.argsort(segment_ids << 32 | rows)
+        order = order[int(np.count_nonzero(segment_ids < 0)) :]
+        of_each, rows = segment_ids[order], rows[order]
+        cuts = (np.flatnonzero(of_each[1:] != of_each[:-1]) + 1).tolist()
+        starts = [0, *cuts] if len(order) else []
+        return SortedHits(of_each[starts].tolist(), [*starts, len(order)], rows, order.astype(np.uint32))
 
 
 class LookUp:
@@ -189,11 +222,13 @@ class LookUp:
         self.spec, self.snapshot_id = spec, snapshot_id
         self._catalog, self._storage = catalog, storage
         self._cache_bytes = cache_bytes
-        self._cache, self._pages = RowCache(cache_bytes), GroupPages()
+        self._cache, self._pages = RowCache(cache_bytes, decode_after=1), GroupPages()
         self._lock = threading.Lock()
         self._key_bytes = KEY_MEMORY_BYTES if snapshot_id is None else KEY_MEMORY_BYTES // 8
         self._directory = KeyDirectory(storage, self._key_bytes)
         self._watermark: int | None = None
+        self._integer_key: tuple[tuple[int, ...], pa.DataType | None] | None = None  # columns of the key, and the type where it is one integer
+        self._state: object = None  # of the catalog, when it was followed last
         self._erased = 0  # of the one snapshot: the erasure that it was read after
         self._open: OrderedDict[int, _Open] = OrderedDict()
         self._asked: dict[tuple[str, ...] | None, _Wanted] = {}
@@ -205,17 +240,31 @@ class LookUp:
             for _ in range(_MAX_TRIES):
                 self._refresh()
                 wanted = self._wanted(columns)
-                hits = self._directory.probe(key_words(self.spec, key_table(self.spec, keys)))
-                opened = self._opened(hits)
+                hits = self._directory.probe(self._words(keys))
+                sorted_hits = SortedHits.of(hits)
+                opened = self._opened(sorted_hits.segment_ids)
                 if opened is not None:
                     break
             else:
                 raise ConflictError(f"table {self.spec.name!r} was compacted and expired {_MAX_TRIES} times under this look-up: try again")
-            table = self._rows(hits, opened, wanted)
-            view = SnapshotView(spec=self.spec, snapshot_id=self._directory.synced, watermark=self._watermark, segments=())
-        absent = ~hits.found
-        table = fill_default(view, table) if not absent.any() else _mask(fill_default(view, table), absent)
+            table = self._rows(len(hits.rows), sorted_hits, opened, wanted)
+            spec, view = self.spec, None
+            if spec.attribution is not None:
+                view = SnapshotView(spec=spec, snapshot_id=self._directory.synced, watermark=self._watermark, segments=())
+        table = table if view is None else fill_default(view, table)
+        table = table if len(sorted_hits.rows) == table.num_rows else _mask(table, ~hits.found)
         return table if len(wanted.names) == table.num_columns else table.select(wanted.names)
+
+    def _words(self, keys: KeyValues) -> Keys:
+        """The key words of what is looked for; an integer array that is as its column is needs no more checks."""
+        if isinstance(keys, pa.Array) and not keys.null_count:
+            key = self.spec.primary_key_ids
+            if self._integer_key is None or self._integer_key[0] != key:
+                kinds = [self.spec.schema.column(name).type for name in self.spec.primary_key]
+                self._integer_key = key, kinds[0] if len(kinds) == 1 and pa.types.is_integer(kinds[0]) else None
+            if keys.type == self._integer_key[1]:
+                return keys_of([keys])
+        return key_words(self.spec, key_table(self.spec, keys))
 
     def _wanted(self, columns: Sequence[str] | None) -> _Wanted:
         key = None if columns is None else tuple(columns)
@@ -226,7 +275,8 @@ class LookUp:
                 raise ValueError(f"columns names each column once, not {columns!r}")
             read = self._with_time(wanted)
             schema = pa.schema([column.to_arrow().with_nullable(True) for column in read])
-            found = _Wanted(names=[column.name for column in wanted], columns=read, ids=tuple(column.id for column in read), schema=schema)
+            names, ids = [column.name for column in wanted], tuple(column.id for column in read)
+            found = _Wanted(names=names, columns=read, ids=ids, schema=schema, fields=RowFields(schema))
             if len(self._asked) >= MAX_WANTED:
                 self._asked.clear()
             self._asked[key] = found
@@ -234,6 +284,13 @@ class LookUp:
 
     def _refresh(self) -> None:
         """Follow the catalog to the head, or to the one snapshot."""
+        state = self._catalog.state()
+        if state is not None and state == self._state:
+            return
+        self._follow()
+        self._state = state  # as it was before it was followed
+
+    def _follow(self) -> None:
         directory = self._directory
         with self._catalog.read() as connection:
             head = load_head(connection, self.spec) if self.snapshot_id is None else resolve_snapshot(connection, self.spec, self.snapshot_id)
@@ -256,7 +313,7 @@ class LookUp:
         if spec.schema_id != self.spec.schema_id:
             self._open.clear()
             self._asked.clear()
-        self._erased = erased
+        self._erased, self._cache.num_rows = erased, directory.num_rows
         self.spec, self._watermark, self._directory = spec, watermark, directory  # the directory last: it says what the others are of
 
     def _close_all(self) -> None:
@@ -266,21 +323,21 @@ class LookUp:
         self._open.clear()
         self._pages.clear()
 
-    def _opened(self, hits: Hits) -> dict[int, _Open] | None:
-        """The segments of hits, open; None if one has been forgotten since, which another refresh finds out."""
-        ids = np.unique(hits.segment_ids[hits.found]).tolist()
+    def _opened(self, ids: Sequence[int]) -> list[_Open] | None:
+        """Segments, open; None if one has been forgotten since, which another refresh finds out."""
         missing = [segment_id for segment_id in ids if segment_id not in self._open or segment_id in self._outdated]
         if missing:
             with self._catalog.read() as connection:
                 refs = load_segments_by_id(connection, self.spec.id, missing, self._directory.synced)
             if len(refs) < len(missing):
+                self._state = None
                 return None
             for ref in refs:
                 self._open[ref.segment_id] = _Open(self.spec, ref, self._storage, self._cache, self._open.get(ref.segment_id))
                 self._outdated.discard(ref.segment_id)
         for segment_id in ids:
             self._open.move_to_end(segment_id)
-        found = {segment_id: self._open[segment_id] for segment_id in ids}
+        found = [self._open[segment_id] for segment_id in ids]
         while len(self._open) > max(MAX_OPEN_SEGMENTS, len(ids)):
             self._open.popitem(last=False)[1].close()
         return found
@@ -293,34 +350,32 @@ class LookUp:
             return list(wanted)
         return [*wanted, time]
 
-    def _rows(self, hits: Hits, opened: dict[int, _Open], wanted: _Wanted) -> pa.Table:
+    def _rows(self, num_rows: int, hits: SortedHits, opened: Sequence[_Open], wanted: _Wanted) -> pa.Table:
         columns, schema = wanted.columns, wanted.schema
-        parts, slow, patched = [], [], []
+        parts: list[RowPart] = []
+        slow, patched = [], []
         groups: dict[bytes, list[tuple[_Open, GroupPart]]] = {}
-        fields = None
-        for segment_id, mine in _by_segment(hits, opened):
-            item = opened[segment_id]
-            group = item.group(columns, self._pages)
+        for item, start, stop in zip(opened, hits.starts, hits.starts[1:], strict=False):
+            rows, places = hits.rows[start:stop], hits.places[start:stop]
+            group = None if item.group_file is None else item.group(columns, self._pages)
             if group is not None:
-                groups.setdefault(group.layout_key, []).append((item, GroupPart(group=group, numbers=hits.rows[mine], places=mine)))
+                groups.setdefault(group.layout_key, []).append((item, GroupPart(group=group, numbers=rows, places=places.astype(np.int64))))
             elif item.rows is None or (chosen := item.chosen(wanted.ids)) is None:
-                slow.append((item, mine))
+                slow.append((item, places.astype(np.int64), rows))
                 continue
             else:
-                fields = fields or (item.rows.fields(chosen) if -1 not in chosen else None)
-                parts += item.rows.parts(hits.rows[mine], chosen, mine.astype(np.uint32))
+                parts += item.rows.parts(rows, chosen, places, ascending=True)
             if item.ref.overlays:
-                patched.append((item, mine))
+                patched.append((item, places.astype(np.int64), rows))
         if parts:
-            batch = (fields or _fields(schema)).take(parts, len(hits.rows))
-            table = pa.Table.from_arrays(batch.columns, schema=schema)
+            table = pa.Table.from_batches([wanted.fields.take(parts, num_rows)])
         elif not groups:
-            table = pa.Table.from_arrays([pa.nulls(len(hits.rows), column.type) for column in columns], schema=schema)
+            table = pa.Table.from_arrays([pa.nulls(num_rows, column.type) for column in columns], schema=schema)
         for number, found in enumerate(groups.values()):
-            table = self._from_groups(table if parts or number else None, found, columns, schema, len(hits.rows))
-        for item, mine in slow:
-            table = _slowly(table, item, columns, mine, hits.rows[mine])
-        return _patched(table, [(item, mine, hits.rows[mine]) for item, mine in patched + slow if item.ref.overlays], columns)
+            table = self._from_groups(table if parts or number else None, found, columns, schema, num_rows)
+        for item, to, rows in slow:
+            table = _slowly(table, item, columns, to, rows)
+        return _patched(table, patched + [one for one in slow if one[0].ref.overlays], columns)
 
     def _from_groups(
         self, table: pa.Table | None, found: list[tuple[_Open, GroupPart]], columns: Sequence[Column], schema: pa.Schema, num_rows: int
@@ -334,15 +389,6 @@ class LookUp:
             places = np.concatenate([part.places for _, part in found])
             arrays = [scatter(_whole(before), places, take(array, places)) for before, array in zip(table.columns, arrays, strict=True)]
         return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _by_segment(hits: Hits, opened: dict[int, _Open]) -> list[tuple[int, I64]]:
-    """(segment, positions of its hits) of each."""
-    if len(opened) == 1 and hits.found.all():
-        return [(next(iter(opened)), np.arange(len(hits.rows)))]
-    order = np.argsort(hits.segment_ids, kind="stable")
-    bounds = np.searchsorted(hits.segment_ids[order], list(opened), side="left"), np.searchsorted(hits.segment_ids[order], list(opened), side="right")
-    return [(segment_id, order[start:stop]) for segment_id, start, stop in zip(opened, bounds[0].tolist(), bounds[1].tolist(), strict=True)]
 
 
 def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -388,14 +434,10 @@ def _array(values: Any, kind: pa.DataType) -> Any:
     return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)
 
 
-def _fields(schema: pa.Schema) -> Any:
-    from loader.decode.rows import RowFields
-
-    return RowFields(schema)
-
-
 def _patched(table: pa.Table, parts: Sequence[tuple[_Open, I64, I64]], columns: Sequence[Column]) -> pa.Table:
     """With the patches of segments, at the places of their rows: a scatter a column, however many segments there are."""
+    if not parts:
+        return table
     found: dict[int, list[tuple[I64, pa.Array]]] = {}
     for item, places, rows in parts:
         for column_id, folded in item.folded(columns).items():

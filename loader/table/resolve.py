@@ -189,6 +189,8 @@ def read_operands(ref: SegmentRef, columns: Sequence[Column], storage: Storage) 
         sequences = np.full(len(rows), overlay.sequence)
         for column in present:
             values = one_type(read[column.id], column.type)
+            if not len(values):
+                continue  # an erasure took all of it
             if values.null_count == 0:
                 operands.setdefault(column.id, []).append(Operands(rows, orders, sequences, values))
                 continue

@@ -97,6 +97,40 @@ def test_any_rows_of_chunks_read_in_parts(column: pa.Array, seed: int) -> None:
         assert same_table(as_table(reader.take(rows, verify=False)), entries(table, rows))
 
 
+@settings(deadline=None, max_examples=150)
+@given(column=columns(), seed=st.integers(0, 2**32))
+def test_decoded_chunks_hold_the_same_rows(column: pa.Array, seed: int) -> None:
+    table = pa.table({"column": column, "other": pa.array(np.arange(len(column)))})
+    reader = SegmentReader(encode_segment(table, column_ids=[1, 2], options=WriteOptions(block_rows=700)).data)
+    cache = RowCache(num_rows=table.num_rows, decode_after=2)
+    taken = RowReader(reader, cache=cache)
+    random = np.random.default_rng(seed)
+    for turn in range(3):  # the second look-up decodes, and so the third finds it
+        rows = random.integers(0, max(table.num_rows, 1), min(40, table.num_rows))
+        assert same_table(as_table(taken.take(rows)), entries(table, rows)), turn
+        assert same_table(as_table(taken.take(rows, ["other"])), entries(table.select(["other"]), rows)), turn
+    for block in range(reader.num_blocks):
+        known = cache.find((taken._number, block), (2,))
+        if not isinstance(known, list):
+            chunks, number = known[0][0], int(known[1]["chunk"][0])
+            assert chunks is not None
+            inside = np.arange(min(5, int(reader.block_rows[block])))
+            (found,) = chunks.columns([number], [pa.int64()], inside)  # the reference on what was decoded
+            assert found.to_pylist() == (inside + int(reader.block_starts[block])).tolist()
+
+
+def test_blocks_are_decoded_only_where_all_rows_would_fit(samples: pa.Table, sample_bytes: memoryview) -> None:
+    rows = np.arange(0, ROWS, 7)
+    sizes = {}
+    for num_rows in (ROWS, 1_000 * ROWS):
+        cache = RowCache(32 << 20, num_rows=num_rows, decode_after=1)
+        taken = RowReader(SegmentReader(sample_bytes), cache=cache)
+        assert same_table(as_table(taken.take(rows)), entries(samples, rows))
+        sizes[num_rows] = cache.num_bytes
+        assert cache.num_bytes <= 32 << 20
+    assert sizes[ROWS] > 1.2 * sizes[1_000 * ROWS]  # decoded takes more
+
+
 @pytest.mark.parametrize("library", ["", "0"])
 @pytest.mark.parametrize("verify", [True, False])
 def test_rows_of_samples_in_any_order_and_twice(

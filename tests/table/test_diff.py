@@ -85,3 +85,20 @@ def test_maps_strings_and_halves() -> None:
     halves = [pa.array(np.array([1.5, np.nan, 2], np.float16)), pa.array(np.array([1.5, np.nan, 3], np.float16))]
     assert equal_rows(*halves).tolist() == [True, True, False]
     assert equal_rows(pa.array(["x", None, "y"]), pa.array(["x", None, "z"])).tolist() == [True, True, False]
+
+
+def test_a_key_that_was_renamed_is_the_same_key(lake: Lake) -> None:
+    table = create(lake)
+    table.append(rows(0, 5))
+    table.rename_column("item", "number")
+    renamed = [name if name != "item" else "number" for name in rows(0, 1).column_names]
+    table.append(rows(5, 7).rename_columns(renamed))
+    table.delete("number = 1")
+    table.patch(labels([2], clicks=[4]).rename_columns(["user", "number", "clicks"]))
+    for first, second, added, removed in ((1, None, [5, 6], [1]), (table.history()[-1].id, 1, [1], [5, 6])):
+        found = table.diff(first, second, columns=["clicks"])
+        name = "item" if second == 1 else "number"
+        assert sorted(found.added[name].to_pylist()) == added and sorted(found.removed[name].to_pylist()) == removed
+        assert found.before[name].to_pylist() == found.after[name].to_pylist() == [2]
+        assert {found.before["clicks"][0].as_py(), found.after["clicks"][0].as_py()} == {0, 4}
+    assert table.diff(1, 2, columns=["clicks"]).after.num_rows == 0

@@ -428,3 +428,32 @@ def test_rows_for_look_ups_of_a_blanked_segment_hold_nothing(lake: Lake, monkeyp
     assert_gone(lake, table, [3, 4, 61, 62], stays=[5])
     assert table.lookup(keys([3, 5]), ["note"])["note"].to_pylist() == [None, marker(5, "note")]
     assert not lake.doctor(deep=True).findings
+
+
+def test_a_patch_of_erased_rows_alone_leaves_an_empty_one_that_every_read_takes(lake: Lake) -> None:
+    table = create(lake)
+    table.append(samples(range(10)))
+    table.patch(comments([3, 4]))
+    table.tag("before")
+    table.erase(keys([3, 4]), due=NOW)
+    for snapshot in (None, "before"):
+        assert table.lookup(keys([3, 5]), ["comment", "clicks", "note"], snapshot=snapshot)["note"].to_pylist() == [None, marker(5, "note")]
+        assert numbers_in(table.to_arrow(snapshot=snapshot)) == [0, 1, 2, 5, 6, 7, 8, 9]
+    table.compact(full=True)
+    assert numbers_in(table.to_arrow()) == [0, 1, 2, 5, 6, 7, 8, 9]
+
+
+def test_what_is_forgotten_while_it_is_blanked_leaves_no_bytes_behind(lake: Lake, make_lake: Callable[..., Lake]) -> None:
+    table, other = create(lake), make_lake().table("people")
+    table.append(samples(range(10)))
+    table.patch(comments([3, 4]))
+    table.compact(full=True)
+    calls = []
+
+    def forget() -> None:
+        if not calls:
+            calls.append(other.expire(older_than=NOW, keep=1, grace_seconds=0))
+
+    with failpoints.armed("erase.hidden", forget):
+        table.erase(keys([3]), due=NOW)
+    assert calls and not lake.doctor(deep=True).findings
