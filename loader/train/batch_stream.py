@@ -136,11 +136,9 @@ def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch], pieces: 
         if after < len(begin[index]):
             slices.append(Part(window=windows[index], start=int(begin[index][taken[index]]), stop=int(begin[index][after])))
         taken[index] = after
-    given = [len(offsets) - 1 for offsets in begin]
+    given, unit = [len(offsets) - 1 for offsets in begin], "rows" if groups is None else "groups"
     if taken != given:
-        raise HeadraceError(
-            f"the batch at position {start} has parts of {given} rows, or groups, where {taken} are due: run the same Headrace and lake on every host"
-        )
+        raise HeadraceError(f"the batch at position {start} has parts of {given} {unit} where {taken} are due: run the same Headrace and lake on every host")
     return slices
 
 
