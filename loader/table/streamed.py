@@ -23,7 +23,7 @@ from loader.table.births import Births
 from loader.table.context import TableContext
 from loader.table.files import Stage
 from loader.table.keys import KeyDirectory
-from loader.table.parts import parts_of
+from loader.table.parts import fits_whole, parts_of
 from loader.table.rows import Data, describe_key, prepare
 from loader.table.segments import open_segment, read_by_id
 from loader.table.spill import KeySpill
@@ -190,6 +190,8 @@ def append(
     progress: Progress | None,
 ) -> Append | StreamedAppend:
     """See `Table.append`: the write of an input, in parts where it is large."""
+    if isinstance(data, pa.Table) and fits_whole(data, context.memory_bytes):
+        return Append(context, data, on_conflict=on_conflict, watermark=watermark, offsets=offsets, commit_id=commit_id)
     parts = parts_of(data, context.memory_bytes)
     first, second = next(parts), next(parts, None)
     if second is None:
