@@ -104,8 +104,8 @@ class DataConfig(_Section):
         time_column: Column of the sample's time, where a report or a feature needs it.
         where: SQL expression of the training rows.
         closed_before: Train only on rows whose attribution window closed by then: a time value, or `watermark`.
-        sample: Which share of the training rows, by rules, as for `loader.Sample`: `[{where: label = 1, rate: 1}, {rate: 0.1}]`, or a mapping with `rules`, `seed`
-            and `by`. The loss weighs a row by 1 / rate.
+        sample: Which share of the training rows, by rules, as for `loader.Sample`: `[{where: label = 1, rate: 1}, {rate: 0.1}]`, or a mapping with `rules`,
+            `seed` and `by`. The loss weighs a row by 1 / rate.
         group_by: Columns of a request or session, whose rows stay in one batch; `loader.global_batch_size` then counts groups.
         test_where, test_closed_before: The same for the rows that measure the model; without either nothing is measured.
         transforms: Steps from the table's columns to the model's, as for `loader.Transforms`: a kind and its keys each.
