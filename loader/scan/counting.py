@@ -26,6 +26,7 @@ from loader.scan.groups import GroupRuns, check_groups, runs_of
 from loader.scan.prune import Pruned, patched, possible_blocks
 from loader.scan.sampling import Sampler
 from loader.scan.selection import BLOCK_KEY, Bits, Codes, Selection, code_planes
+from loader.scan.since import Since
 from loader.table.times import closed_limit
 
 if TYPE_CHECKING:
@@ -65,13 +66,16 @@ def select(scan: Scan, view: SnapshotView, closed_before: int | None) -> Selecti
     """
     condition = Condition.of(view, scan.where, closed_before)
     pruned = condition.prune(view, scan.table.lake.database)
+    since = Since.of(scan.since, view, condition, scan.closed_before, scan.table.lake.database)
+    if since is not None:
+        pruned = since.prune(pruned)
     segments = pruned.segments
     first_block, owner, starts = block_starts(segments)
     keys = np.zeros(len(owner), BLOCK_KEY)
     keys["segment_id"], keys["num_rows"] = segments.field("segment_id")[owner], segments.block_rows()
     keys["block"] = np.arange(len(owner)) - first_block[owner]
     keys["selected"] = keys["num_rows"]
-    counter = _Counter(scan, view, condition)
+    counter = _Counter(scan, view, condition, since)
     open_segments = np.arange(len(segments))
     if not counter.looks_at_all:
         open_segments = np.flatnonzero(~pruned.whole | (segments.field("live_rows") < segments.field("num_rows")))
@@ -123,7 +127,8 @@ def select_blocks(scan: Scan, view: SnapshotView, condition: Condition, pruned: 
 class _Counter:
     """Evaluates a selection over single blocks; used by several threads."""
 
-    def __init__(self, scan: Scan, view: SnapshotView, condition: Condition) -> None:
+    def __init__(self, scan: Scan, view: SnapshotView, condition: Condition, since: Since | None = None) -> None:
+        self._since = since
         self._predicate, self._time, self._last_time = condition.predicate, condition.time, condition.last_time
         self.sampler = None if scan.sample is None else Sampler(scan.sample, view.schema)
         self.num_planes = 0 if scan.sample is None else len(scan.sample.rules).bit_length()
@@ -184,6 +189,7 @@ class _Counter:
                 mask &= ~deleted[rows]
         if item.is_whole and not self.looks_at_all:
             return mask, None
+        times: FixedColumn | None = None
         place = BlockPlace(ref=item.ref, block=item.block, row_start=item.row_start, num_rows=item.num_rows, selected=None)
         decoded = decode(self._fetcher.fetch_place(FetchRequest(sequence=0, shard=0, block=item.block), place), self._read, label=self._label)
         names = [column.name for column in self._read]
@@ -193,11 +199,15 @@ class _Counter:
         if self._predicate is not None:
             mask &= self._predicate.mask(table)
         if self._last_time is not None and self._time is not None:
-            times = decoded[names.index(self._time.name)]
-            assert isinstance(times, FixedColumn)
+            column = decoded[names.index(self._time.name)]
+            assert isinstance(column, FixedColumn)
+            times = column
             mask &= times.values <= self._last_time
             if times.validity is not None:
                 mask &= times.validity != 0
+        if self._since is not None:
+            offered = self._since.offers(self._fetcher, item.ref, range(rows.start, rows.stop), times)
+            mask = mask if offered is None else mask & offered
         return mask, table
 
 

@@ -56,11 +56,12 @@ class FetchSpec:
         snapshot: Number of the pinned snapshot.
         columns: As in the scan.
         where: Normalised predicate.
-        closed_before: In the time column's unit.
+        closed_before: In the time column's unit; with `since`, as in the scan.
         selection: Hash of the selection, which the catalog holds.
         num_rows: Rows of the plan; a fetcher that counts others refuses.
         sample: Of the scan, as plain values, or None.
         group_by: Of the scan.
+        since: As in the scan.
     """
 
     location: str
@@ -69,11 +70,12 @@ class FetchSpec:
     snapshot: int
     columns: tuple[str, ...]
     where: str | None
-    closed_before: int | None
+    closed_before: int | str | None
     selection: str
     num_rows: int
     sample: dict[str, Any] | None = None
     group_by: tuple[str, ...] = ()
+    since: int | None = None
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

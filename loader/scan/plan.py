@@ -198,11 +198,12 @@ class Plan:
             snapshot=self.snapshot,
             columns=self.columns,
             where=self.where,
-            closed_before=self.closed_before,
+            closed_before=self.scan.closed_before if self.scan.since is not None else self.closed_before,
             selection=self.selection_hash,
             num_rows=self.num_rows,
             sample=None if self.scan.sample is None else self.scan.sample.to_dict(),
             group_by=self.scan.group_by,
+            since=self.scan.since,
         )
 
     @property
@@ -246,7 +247,8 @@ def open_plan(spec: FetchSpec | OpensPlan) -> Any:
     connect = importlib.import_module("loader").connect  # the package imports us
     table = connect(spec.location, catalog=spec.catalog, create=False).table(spec.table)
     chosen = {"sample": None if spec.sample is None else Sample.of(spec.sample), "group_by": spec.group_by}
-    plan: Plan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before, **chosen).plan()
+    scan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before, **chosen)
+    plan: Plan = dataclasses.replace(scan, since=spec.since).plan()
     plan.release()
     if (plan.selection_hash, plan.num_rows) != (spec.selection, spec.num_rows):
         raise StateMismatchError(
@@ -275,13 +277,15 @@ def make_plan(scan: Scan) -> Plan:
         "closed_before": closed_before,
         **({} if scan.sample is None else {"sample": scan.sample.to_dict() | {"column": None}}),
         **({"group_by": list(scan.group_by)} if scan.group_by else {}),
+        **({} if scan.since is None else {"since": scan.since, "by_watermark": scan.offers_by_time}),
     }
     name = selection_hash(definition)
     pin = lake.pin(view.table, view.snapshot_id, f"plan {name}", PIN_SECONDS)
     try:
         stored = lake.catalog.load_selection(view.table, view.snapshot_id, name)
         selection = Selection.from_bytes(stored) if stored is not None else select(scan, view, closed_before)
-        if stored is None and (scan.where is not None or closed_before is not None or scan.sample is not None or scan.group_by):
+        is_counted = scan.where is not None or closed_before is not None or scan.since is not None or scan.sample is not None or bool(scan.group_by)
+        if stored is None and is_counted:
             lake.catalog.save_selection(view.table, view.snapshot_id, name, selection.to_bytes(), pin.id)
     except BaseException:
         lake.unpin(pin)  # nobody releases a plan that was never made
@@ -331,7 +335,9 @@ def _quarantined(blocks: npt.NDArray[Any], found: list[Quarantined], column_ids:
 
 
 def open_view(scan: Scan) -> SnapshotView:
-    """The snapshot that a scan reads, or what of it the scan's predicate can need."""
+    """The snapshot that a scan reads, or what of it the scan's predicate can need; to find what came since another, the handle brings its own view forward."""
+    if scan.since is not None:
+        return scan.table.view(scan.snapshot)
 
     def needed(spec: TableSpec) -> Within | None:
         if scan.where is None and not isinstance(scan.closed_before, int):

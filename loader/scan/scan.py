@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loader.catalog.records import SnapshotView
+from loader.scan.follow import Follow
 from loader.scan.groups import check_group_columns
 from loader.scan.plan import Plan, make_plan
 from loader.scan.predicate import parse
@@ -32,6 +33,8 @@ class Scan:
         closed_before: Only rows whose attribution window closed by then: a value in the time column's unit, "watermark", or None for all rows.
         sample: Which share of the rows, by rules, or None for all.
         group_by: Columns whose equal values make rows a group, which stays whole in a batch; empty for none.
+        since: Only rows that this earlier snapshot did not offer; None is all.
+        follow: How a loader goes on with later snapshots, or None.
     """
 
     table: Table
@@ -41,6 +44,8 @@ class Scan:
     closed_before: int | str | None = None
     sample: Sample | None = None
     group_by: tuple[str, ...] = ()
+    since: int | None = None
+    follow: Follow | None = None
 
     @classmethod
     def of(
@@ -53,6 +58,7 @@ class Scan:
         closed_before: int | str | datetime.datetime | None = None,
         sample: Sample | Sequence[Any] | None = None,
         group_by: Sequence[str] = (),
+        follow: bool | Follow = False,
     ) -> Scan:
         """Check what the caller gave.
 
@@ -69,6 +75,9 @@ class Scan:
             raise ValueError(f"columns names {twice[0]!r} twice" if twice else "columns is empty: name at least one, or leave it out for all")
         text = None if where is None else parse(where, schema.to_arrow()).text
         chosen = None if sample is None else Sample.of(sample).checked(schema, table.spec.primary_key, names)
+        settings = follow if isinstance(follow, Follow) else Follow() if follow else None
+        if settings is not None and (group_by or (chosen is not None and chosen.per_epoch)):
+            raise ValueError("follow goes on with rows as they come: they are not grouped, nor drawn anew by epoch; leave group_by and per_epoch out")
         return cls(
             table=table,
             columns=names,
@@ -77,6 +86,7 @@ class Scan:
             closed_before=_closed_before(table, closed_before),
             sample=chosen,
             group_by=check_group_columns(schema, group_by),
+            follow=settings,
         )
 
     @property
@@ -107,6 +117,11 @@ class Scan:
         from loader.scan.explain import explain  # it imports this module
 
         return explain(self, footers=footers)
+
+    @property
+    def offers_by_time(self) -> bool:
+        """Whether rows are offered when the watermark closes them."""
+        return self.closed_before == WATERMARK
 
     def closed_before_value(self, view: SnapshotView) -> int | None:
         """`closed_before` as a number, once the snapshot is known.

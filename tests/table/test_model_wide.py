@@ -150,7 +150,7 @@ class WideMachine(TableMachine):
     @rule(keep=st.integers(1, 4), collect=st.booleans())
     def expire(self, keep: int, collect: bool) -> None:
         gone = set(self.table.expire(older_than=NONE, keep=keep, grace_seconds=0).snapshots)
-        newest = set(range(max(self.model.sequence - keep, 0) + 1, self.model.sequence + 1))
+        newest = set(range(max(self.model.sequence - keep, 0) + 1, self.model.sequence + 1)) & set(self.model.snapshots)
         kept = {entry.id for entry in self.table.history()}
         assert {pin.snapshot_id for pin in self.pins} | set(self.tags.values()) | newest <= kept and not gone & kept
         self.model.expire(kept)
