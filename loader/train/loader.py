@@ -32,7 +32,7 @@ from loader.train.follow import Follower, check_follow
 from loader.train.images import Images, ImageStage, image_columns
 from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
 from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, layout_of, run
-from loader.train.renewal import Renewal
+from loader.train.renewal import Renewal, let_go
 from loader.train.state import LoaderState, snapshots_of
 from loader.train.stats import LoaderStats, StageClock, StatsRecorder, nvtx_ranges
 from loader.train.streams import StreamFactory, open_stream
@@ -417,9 +417,9 @@ class DataLoader:
             saved.check(self._state())
         except Exception:
             refused, self.__dict__ = vars(self), before  # as if no state had been given
-            _let_go(refused, before)
+            let_go(refused, before)
             raise
-        _let_go(before, vars(self))
+        let_go(before, vars(self))
         self._position = saved.position
         self._ledger.begin(self._epoch, self._position)
 
@@ -484,7 +484,7 @@ class DataLoader:
         self._device = None
         if not self._closed:
             self._closed = True
-            _let_go(vars(self), {})
+            let_go(vars(self), {})
 
     def __enter__(self) -> DataLoader:
         return self
@@ -495,12 +495,3 @@ class DataLoader:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self._stop()
-
-
-def _let_go(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Release the snapshots that a loader's attributes hold, where another's do not hold them too."""
-    if one["_follower"] is not None:
-        if one["_follower"] is not other.get("_follower"):
-            one["_follower"].close()
-    elif one["plan"] is not other.get("plan"):
-        one["plan"].release()
