@@ -12,6 +12,7 @@ from typing import Any
 
 from loader.errors import HeadraceError
 from loader.scan.order import num_batches
+from loader.train.options import LoaderOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,18 +124,16 @@ class Ledger:
         self.masked_rows += masked_rows
         self.padding_rows += padding_rows
 
-    def audit(self, *, planned: int, batch: int, remainder: str, rank: int, world_size: int, unit: str) -> Audit:
+    def audit(self, options: LoaderOptions, *, planned: int, unit: str) -> Audit:
         """The accounts as they stand.
 
         Args:
+            options: Of the loader.
             planned: Units of the plan.
-            batch: Units of a global batch.
-            remainder: Policy for the last ones.
-            rank, world_size: Of this loader.
             unit: What they are called.
         """
-        left = num_batches(planned, self.position, batch, remainder)
-        end = min(self.position + left * batch, planned)
+        rank, world_size, batch = options.rank, options.world_size, options.global_batch_size
+        end = min(self.position + num_batches(planned, self.position, batch, options.remainder) * batch, planned)
         own = RankAudit(
             rank=rank,
             began_at=self.began_at,

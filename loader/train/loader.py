@@ -162,7 +162,7 @@ class DataLoader:
     def _adopt(self, scan: AnyScan, order: Order | None = None) -> None:
         """Plan a scan and check that this loader can run it."""
         self.plan: AnyPlan = scan.plan() if self._follower is None else self._follower.first()
-        self._renewal = Renewal(self.plan.renew if self._follower is None else self._follower.renew)
+        self._renewal = Renewal(self.plan.renew) if self._follower is None else self._follower.renewal
         self._scan = scan
         try:
             self._take_plan(order)
@@ -255,7 +255,11 @@ class DataLoader:
 
     def _iterate_on(self, follower: Follower) -> Iterator[Any]:
         """Increment after increment, until the stream is over or was stopped. A second iteration goes on where this one ends."""
-        follower.begin()
+        plan = self.plan
+        assert isinstance(plan, FollowPlan)
+        agreed = follower.begin(plan, self._position)
+        if agreed is not plan:
+            self._take_increment(follower, agreed)
         self._recorder.begin()
         while True:
             plan = self.plan
@@ -374,15 +378,7 @@ class DataLoader:
 
         `loader.total_audit` adds up the audits of all ranks, and checks that nothing is missing or double.
         """
-        options = self.options
-        return self._ledger.audit(
-            planned=self.plan.num_units,
-            batch=options.global_batch_size,
-            remainder=options.remainder,
-            rank=options.rank,
-            world_size=options.world_size,
-            unit=self._unit,
-        )
+        return self._ledger.audit(self.options, planned=self.plan.num_units, unit=self._unit)
 
     def _state(self) -> LoaderState:
         self._follow_epoch()
@@ -427,7 +423,7 @@ class DataLoader:
         """Take up the increment of a state."""
         self._follower = follower
         self.plan = follower.resume(saved.content)
-        self._renewal = Renewal(follower.renew)
+        self._renewal = follower.renewal
         self._take_plan(order)
         left, batch = saved.num_rows - saved.position, self.options.global_batch_size
         if self.options.remainder == "drop" and left % batch:
