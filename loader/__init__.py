@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from loader.lake import Lake as Lake
     from loader.lake import connect as connect
     from loader.scan import Scan as Scan
+    from loader.scan.follow import Follow as Follow
     from loader.scan.mix import mix as mix
     from loader.schema import Schema as Schema
     from loader.segment.reader import SegmentReader as SegmentReader
@@ -33,6 +34,7 @@ _MODULES = {
     "Attribution": "loader.catalog.records",
     "CompactionOptions": "loader.table.compaction.pick",
     "DataLoader": "loader.train",
+    "Follow": "loader.scan.follow",
     "HeadraceError": "loader.errors",
     "ImageOptions": "loader.decode.images",
     "Jagged": "loader.batch.jagged",

@@ -259,6 +259,20 @@ pins = Table(
     sqlite_autoincrement=True,  # a number is never used again
 )
 
+follow_ends = Table(
+    "follow_ends",  # where the increments of followed tables end, as the ranks of each run agreed
+    metadata,
+    Column("table_id", ForeignKey("tables.id"), primary_key=True),
+    Column("stream", Text, primary_key=True),
+    Column("since", BigInteger, primary_key=True),  # where the increment begins, exclusive
+    Column("kind", Text, primary_key=True),  # increment, flush, over
+    Column("until", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False),  # ascending in the stream
+    Column("pin_id", BigInteger),
+    Column("made_at", BigInteger, nullable=False),
+    Index("follow_ends_number", "table_id", "stream", "number"),
+)
+
 selections = Table(
     "selections",
     metadata,

@@ -55,9 +55,10 @@ class FetchSpec:
         snapshot: Number of the pinned snapshot.
         columns: As in the scan.
         where: Normalised predicate.
-        closed_before: In the time column's unit.
+        closed_before: In the time column's unit; with `since`, as in the scan.
         selection: Hash of the selection, which the catalog holds.
         num_rows: Rows of the plan; a fetcher that counts others refuses.
+        since: As in the scan.
     """
 
     location: str
@@ -66,9 +67,10 @@ class FetchSpec:
     snapshot: int
     columns: tuple[str, ...]
     where: str | None
-    closed_before: int | None
+    closed_before: int | str | None
     selection: str
     num_rows: int
+    since: int | None = None
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

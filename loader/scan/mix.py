@@ -70,6 +70,8 @@ def mix(sources: Sequence[tuple[Scan, int]]) -> MixedScan:
     for pair in pairs:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Scan)):
             raise ValueError(f"{pair!r} is no (scan, weight) of a mix: give table.scan(…) and a whole number; mixes are not mixed again")
+        if pair[0].follow is not None:
+            raise ValueError(f"{pair[0]} follows its table: a mix is of snapshots; follow in a loader of its own, or mix without follow")
     return MixedScan(sources=tuple(scan for scan, _ in pairs), weights=check_weights([weight for _, weight in pairs]))
 
 

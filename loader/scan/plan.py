@@ -35,6 +35,7 @@ from loader.scan.order import Layout, Order
 from loader.scan.predicate import parse
 from loader.scan.prune import Pruned, patched, possible_blocks, within
 from loader.scan.selection import BLOCK_KEY, Selection, selection_hash
+from loader.scan.since import Since
 from loader.table.times import closed_limit
 
 if TYPE_CHECKING:
@@ -173,9 +174,10 @@ class Plan:
             snapshot=self.snapshot,
             columns=self.columns,
             where=self.where,
-            closed_before=self.closed_before,
+            closed_before=self.scan.closed_before if self.scan.since is not None else self.closed_before,
             selection=self.selection_hash,
             num_rows=self.num_rows,
+            since=self.scan.since,
         )
 
     @property
@@ -216,7 +218,8 @@ def open_plan(spec: FetchSpec | OpensPlan) -> Any:
         return spec.open()
     connect = importlib.import_module("loader").connect  # the package imports us
     table = connect(spec.location, catalog=spec.catalog, create=False).table(spec.table)
-    plan: Plan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before).plan()
+    scan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before)
+    plan: Plan = dataclasses.replace(scan, since=spec.since).plan()
     plan.release()
     if (plan.selection_hash, plan.num_rows) != (spec.selection, spec.num_rows):
         raise StateMismatchError(
@@ -243,13 +246,14 @@ def make_plan(scan: Scan) -> Plan:
         "snapshot": view.snapshot_id,
         "where": scan.where,
         "closed_before": closed_before,
+        **({} if scan.since is None else {"since": scan.since, "by_watermark": scan.offers_by_time}),
     }
     name = selection_hash(definition)
     pin = lake.pin(view.table, view.snapshot_id, f"plan {name}", PIN_SECONDS)
     try:
         stored = lake.catalog.load_selection(view.table, view.snapshot_id, name)
         selection = Selection.from_bytes(stored) if stored is not None else select(scan, view, closed_before)
-        if stored is None and (scan.where is not None or closed_before is not None):
+        if stored is None and (scan.where is not None or closed_before is not None or scan.since is not None):
             lake.catalog.save_selection(view.table, view.snapshot_id, name, selection.to_bytes(), pin.id)
     except BaseException:
         lake.unpin(pin)  # nobody releases a plan that was never made
@@ -282,7 +286,9 @@ def make_plan(scan: Scan) -> Plan:
 
 
 def open_view(scan: Scan) -> SnapshotView:
-    """The snapshot that a scan reads, or what of it the scan's predicate can need."""
+    """The snapshot that a scan reads, or what of it the scan's predicate can need; to find what came since another, the handle brings its own view forward."""
+    if scan.since is not None:
+        return scan.table.view(scan.snapshot)
 
     def needed(spec: TableSpec) -> Within | None:
         if scan.where is None and not isinstance(scan.closed_before, int):
@@ -335,6 +341,9 @@ def select(scan: Scan, view: SnapshotView, closed_before: int | None) -> Selecti
     """Find the selected rows of every block, reading only what pruning leaves open and only the columns that decide."""
     condition = Condition.of(view, scan.where, closed_before)
     pruned = condition.prune(view, scan.table.lake.database)
+    since = Since.of(scan.since, view, condition, scan.closed_before, scan.table.lake.database)
+    if since is not None:
+        pruned = since.prune(pruned)
     segments = pruned.segments
     first_block, owner, starts = _blocks(segments)
     keys = np.zeros(len(owner), BLOCK_KEY)
@@ -344,7 +353,7 @@ def select(scan: Scan, view: SnapshotView, closed_before: int | None) -> Selecti
     open_segments = np.flatnonzero(~pruned.whole | (segments.field("live_rows") < segments.field("num_rows")))
     if not len(open_segments):
         return Selection(blocks=keys, bits={})
-    counter = _Counter(scan, view, condition)
+    counter = _Counter(scan, view, condition, since)
     refs = [segments[at] for at in open_segments.tolist()]
     whole = pruned.whole[open_segments].tolist()
     first_blocks = first_block[open_segments].tolist()
@@ -381,7 +390,8 @@ def select_blocks(scan: Scan, view: SnapshotView, condition: Condition, pruned: 
 class _Counter:
     """Evaluates a selection over single blocks; used by several threads."""
 
-    def __init__(self, scan: Scan, view: SnapshotView, condition: Condition) -> None:
+    def __init__(self, scan: Scan, view: SnapshotView, condition: Condition, since: Since | None = None) -> None:
+        self._since = since
         self._predicate, self._time, self._last_time = condition.predicate, condition.time, condition.last_time
         self._read, self._label = resolve_columns(view, condition.columns, scan.closed_before_value(view))
         self._fetcher = BlockFetcher(view, scan.table.lake.storage, self._read)
@@ -424,6 +434,7 @@ class _Counter:
                 mask &= ~deleted[rows]
         if item.is_whole:
             return mask
+        times: FixedColumn | None = None
         place = BlockPlace(ref=item.ref, block=item.block, row_start=item.row_start, num_rows=item.num_rows, selected=None)
         decoded = decode(self._fetcher.fetch_place(FetchRequest(sequence=0, shard=0, block=item.block), place), self._read, label=self._label)
         names = [column.name for column in self._read]
@@ -431,9 +442,13 @@ class _Counter:
             arrays = [to_arrow(column, read.type) for column, read in zip(decoded, self._read, strict=True)]
             mask &= self._predicate.mask(pa.table(arrays, names=names))
         if self._last_time is not None and self._time is not None:
-            times = decoded[names.index(self._time.name)]
-            assert isinstance(times, FixedColumn)
+            column = decoded[names.index(self._time.name)]
+            assert isinstance(column, FixedColumn)
+            times = column
             mask &= times.values <= self._last_time
             if times.validity is not None:
                 mask &= times.validity != 0
+        if self._since is not None:
+            offered = self._since.offers(self._fetcher, item.ref, range(rows.start, rows.stop), times)
+            mask = mask if offered is None else mask & offered
         return mask

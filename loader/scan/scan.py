@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loader.catalog.records import SnapshotView
+from loader.scan.follow import Follow
 from loader.scan.plan import Plan, make_plan
 from loader.scan.predicate import parse
 from loader.table.reading import WATERMARK, closed_time
@@ -28,6 +29,8 @@ class Scan:
         where: Normalised SQL predicate, or None.
         snapshot: Number or tag, or None for the newest when it is planned.
         closed_before: Only rows whose attribution window closed by then: a value in the time column's unit, "watermark", or None for all rows.
+        since: Only rows that this earlier snapshot did not offer; None is all.
+        follow: How a loader goes on with later snapshots, or None.
     """
 
     table: Table
@@ -35,6 +38,8 @@ class Scan:
     where: str | None = None
     snapshot: int | str | None = None
     closed_before: int | str | None = None
+    since: int | None = None
+    follow: Follow | None = None
 
     @classmethod
     def of(
@@ -45,6 +50,7 @@ class Scan:
         where: str | None = None,
         snapshot: int | str | None = None,
         closed_before: int | str | datetime.datetime | None = None,
+        follow: bool | Follow = False,
     ) -> Scan:
         """Check what the caller gave.
 
@@ -60,7 +66,8 @@ class Scan:
         if twice or not names:
             raise ValueError(f"columns names {twice[0]!r} twice" if twice else "columns is empty: name at least one, or leave it out for all")
         text = None if where is None else parse(where, schema.to_arrow()).text
-        return cls(table=table, columns=names, where=text, snapshot=snapshot, closed_before=_closed_before(table, closed_before))
+        settings = follow if isinstance(follow, Follow) else Follow() if follow else None
+        return cls(table=table, columns=names, where=text, snapshot=snapshot, closed_before=_closed_before(table, closed_before), follow=settings)
 
     @property
     def sources(self) -> tuple[Scan, ...]:
@@ -84,6 +91,11 @@ class Scan:
         from loader.scan.explain import explain  # it imports this module
 
         return explain(self, footers=footers)
+
+    @property
+    def offers_by_time(self) -> bool:
+        """Whether rows are offered when the watermark closes them."""
+        return self.closed_before == WATERMARK
 
     def closed_before_value(self, view: SnapshotView) -> int | None:
         """`closed_before` as a number, once the snapshot is known.

@@ -21,6 +21,7 @@ from loader.table.lookup import KeyValues
 if TYPE_CHECKING:
     from loader.lake import Lake
     from loader.scan import Scan
+    from loader.scan.follow import Follow
     from loader.scan.predicate import Predicate
     from loader.table.table import Table
 
@@ -124,11 +125,18 @@ class TableReads:
         where: str | None = None,
         snapshot: int | str | None = None,
         closed_before: int | str | datetime.datetime | None = None,
+        follow: bool | Follow = False,
     ) -> Scan:
-        """What to read for training; see `loader.DataLoader`."""
+        """What to read for training; see `loader.DataLoader`.
+
+        Args:
+            columns, where, snapshot: As for `to_arrow`.
+            closed_before: Likewise; or "watermark".
+            follow: After the snapshot's rows, those that later snapshots add, as they come: True, or a `loader.Follow` that says how.
+        """
         from loader.scan import Scan
 
-        return Scan.of(cast("Table", self), columns=columns, where=where, snapshot=snapshot, closed_before=closed_before)
+        return Scan.of(cast("Table", self), columns=columns, where=where, snapshot=snapshot, closed_before=closed_before, follow=follow)
 
     def to_duckdb(self, connection: Any = None, name: str | None = None, snapshot: SnapshotLike = None) -> Any:
         """The table as a relation of DuckDB, which reads the columns and segments that a query needs and nothing else.

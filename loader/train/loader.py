@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from loader.batch.buffers import BufferPool
@@ -19,14 +19,17 @@ from loader.extras import require
 from loader.kernels.runtime import Runtime
 from loader.scan import order as ordering
 from loader.scan.fetch import FetchSpec, OpensPlan
+from loader.scan.follow import FollowPlan
 from loader.scan.mix import AnyPlan, AnyScan
 from loader.scan.mixed_order import AnyLayout
 from loader.scan.order import Order
+from loader.scan.scan import Scan
 from loader.scan.stream import BlockStream, ThreadBlockStream
 from loader.train import metrics
 from loader.train.batch_stream import BatchJob, BatchStream
 from loader.train.device_memory import plan_device_memory
 from loader.train.device_pipeline import pinned_fetch
+from loader.train.follow import Follower, check_follow
 from loader.train.images import Images, ImageStage, image_columns
 from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
 from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, layout_of, run
@@ -141,14 +144,19 @@ class DataLoader:
         self._prefetcher: Prefetcher | None = None
         self._epoch, self._position = 0, 0
         self._started = self._begun = self._closed = False
-        self._adopt(same_snapshot(scan) if rank is None else scan)
+        self._follower: Follower | None = None
+        begin = same_snapshot(scan) if rank is None else scan
+        if isinstance(begin, Scan) and begin.follow is not None:
+            check_follow(stream)
+            self._follower = Follower(begin, self.options)
+        self._adopt(begin)
         self._scan = scan
         self._watch = Watch(self.plan.table, metrics.count_in(self), own_rank, own_world, self.stats)
 
     def _adopt(self, scan: AnyScan, order: Order | None = None) -> None:
         """Plan a scan and check that this loader can run it."""
-        self.plan: AnyPlan = scan.plan()
-        self._renewal = Renewal(self.plan.renew)
+        self.plan: AnyPlan = scan.plan() if self._follower is None else self._follower.first()
+        self._renewal = Renewal(self.plan.renew if self._follower is None else self._follower.renew)
         self._scan = scan
         try:
             self._take_plan(order)
@@ -160,7 +168,7 @@ class DataLoader:
         self._order = order or default_order(self.plan, self.options)
         images = image_columns(self.plan, self._images)
         self._batch_layout = layout_of(self.plan, self.options.output, self.options.unique, images)
-        if self.options.remainder == "drop" and self.plan.num_rows < self.options.global_batch_size:
+        if self._follower is None and self.options.remainder == "drop" and self.plan.num_rows < self.options.global_batch_size:
             raise ValueError(
                 f"the plan has {self.plan.num_rows:,} rows and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no batch: "
                 "lower it, select more rows, or use remainder='pad' or 'uneven'"
@@ -192,7 +200,16 @@ class DataLoader:
         return self._layout_cache
 
     def __len__(self) -> int:
-        """Batches from the position where the current iteration began, or the next one begins; the same on every rank."""
+        """Batches from the position where the current iteration began, or the next one begins; the same on every rank.
+
+        Raises:
+            TypeError: The scan follows its table: nobody knows.
+        """
+        if self._follower is not None:
+            raise TypeError("a loader that follows a table has no length: iterate it until it ends, or stop() it")
+        return self._num_batches()
+
+    def _num_batches(self) -> int:
         return ordering.num_batches(self.plan.num_rows, self._first_position, self.options.global_batch_size, self.options.remainder)
 
     @property
@@ -205,13 +222,42 @@ class DataLoader:
         if self._closed:
             raise RuntimeError("this DataLoader is closed: make a new one, and load this one's state_dict() to continue")
         self._stop()
-        if self._begun:
+        if self._begun and self._follower is None:
             self._epoch, self._position = self._epoch + 1, 0
         self._started = self._begun = True
         self._began_at = self._position
-        return self._iterate()
+        return self._iterate() if self._follower is None else self._iterate_on(self._follower)
 
     def _iterate(self) -> Iterator[Any]:
+        yield from self._iterate_plan()
+        self._epoch, self._position, self._begun = self._epoch + 1, 0, False
+
+    def _iterate_on(self, follower: Follower) -> Iterator[Any]:
+        """Increment after increment, until the stream is over or was stopped. A second iteration goes on where this one ends."""
+        follower.begin()
+        self._recorder.begin()
+        while True:
+            plan = self.plan
+            assert isinstance(plan, FollowPlan)
+            with contextlib.closing(self._iterate_plan()) as batches:
+                for batch in batches if self._num_batches() else ():
+                    yield batch
+                    if follower.is_stopped(plan):
+                        return
+            clock = StageClock()
+            with self._recorder.blocked(clock), clock.stage("follow"):
+                following = follower.advance(plan)
+            if following is None:
+                return
+            self._take_increment(follower, following)
+
+    def _take_increment(self, follower: Follower, plan: FollowPlan) -> None:
+        self.plan, self._epoch, self._position, self._began_at = plan, plan.increment.number, 0, 0
+        self._take_plan(follower.order_of(plan))
+        if self._device is not None and not self._device.memory.covers(plan_device_memory(plan, self._order, self.options)):
+            self._device = None  # a larger increment than any before
+
+    def _iterate_plan(self) -> Generator[Any, None, None]:
         options, clock = self.options, StageClock(nvtx_ranges() if self._runtime is not None and self._runtime.device.startswith("cuda") else None)
         device = self._open_device()
         work = Work(
@@ -219,7 +265,7 @@ class DataLoader:
             layout=self._layout(),
             batch_layout=self._batch_layout,
             position=self._position,
-            num_batches=len(self),
+            num_batches=self._num_batches(),
             global_batch_size=options.global_batch_size,
             rank=options.rank,
             world_size=options.world_size,
@@ -250,7 +296,6 @@ class DataLoader:
                 batch = made.batch
                 del made
                 yield batch
-            self._epoch, self._position, self._begun = self._epoch + 1, 0, False
         finally:
             if self._prefetcher is prefetcher:
                 self._stop()
@@ -272,7 +317,7 @@ class DataLoader:
 
     def job(self) -> BatchJob:
         """What is left of the epoch under way, or of the next one to begin, as a stream of batches is asked for it."""
-        return BatchJob(options=self.options, order=self._layout().order, position=self._position, num_batches=len(self), num_rows=self.plan.num_rows)
+        return BatchJob(options=self.options, order=self._layout().order, position=self._position, num_batches=self._num_batches(), num_rows=self.plan.num_rows)
 
     @property
     def epoch(self) -> int:
@@ -299,6 +344,8 @@ class DataLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was handed over, as JSON-able plain data; the same on every rank."""
+        if self._follower is not None and isinstance(self.plan, FollowPlan):
+            self._follower.saved(self.plan)
         return self._state().to_dict()
 
     def _state(self) -> LoaderState:
@@ -322,7 +369,9 @@ class DataLoader:
         before = vars(self).copy()
         try:
             scan = saved.snapshots_for(self._scan, self.plan.state())
-            if scan is not None:
+            if self._follower is not None and isinstance(self._scan, Scan):
+                self._resume(Follower(self._scan, self.options), saved, order)
+            elif scan is not None:
                 self._adopt(scan, order)
             elif order != self._order:
                 self._check_memory(order)
@@ -330,13 +379,24 @@ class DataLoader:
             self._epoch, self._layout_cache = saved.order.epoch, None
             saved.check(self._state())
         except Exception:
-            refused, self.__dict__ = self.plan, before  # as if no state had been given
-            if refused is not self.plan:
-                refused.release()
+            refused, self.__dict__ = vars(self), before  # as if no state had been given
+            _let_go(refused, before)
             raise
-        if before["plan"] is not self.plan:
-            before["plan"].release()
+        _let_go(before, vars(self))
         self._position = saved.position
+
+    def _resume(self, follower: Follower, saved: LoaderState, order: Order) -> None:
+        """Take up the increment of a state."""
+        self._follower = follower
+        self.plan = follower.resume(saved.content)
+        self._renewal = Renewal(follower.renew)
+        self._take_plan(order)
+        left, batch = saved.num_rows - saved.position, self.options.global_batch_size
+        if self.options.remainder == "drop" and left % batch:
+            raise StateMismatchError(
+                f"global_batch_size: {left:,} rows are left of the state's increment, no multiple of {batch:,}, and remainder='drop' would lose the rest: "
+                "keep the batch size until the increment ends, or use remainder='pad' or 'uneven'"
+            )
 
     def restart(self, state: Mapping[str, Any]) -> None:
         """Go on at a state although iteration may have begun, which `load_state_dict` refuses: the next `iter()` begins there, and an iteration under way ends.
@@ -355,7 +415,20 @@ class DataLoader:
 
     def stats(self) -> LoaderStats:
         """What was read, and for what share of its time the consumer waited, by stage."""
-        return self._recorder.snapshot(self._clock)
+        stats = self._recorder.snapshot(self._clock)
+        if self._follower is None or self._closed or not isinstance(self.plan, FollowPlan):
+            return stats
+        lag = self._follower.lag(self.plan, self._position)
+        return dataclasses.replace(stats, behind_rows=lag.rows, behind_seconds=lag.seconds)
+
+    def stop(self) -> None:
+        """End an iteration that follows its table: at once where this rank is alone, else behind the increment under way, on all ranks alike.
+
+        Safe in a signal handler and from other threads. The state stays where the last batch was handed over; the next iteration goes on there.
+        """
+        if self._follower is None:
+            raise RuntimeError("stop() ends a loader that follows its table (scan(follow=True)); leave the loop over any other one with break")
+        self._follower.stop()
 
     def _stop(self) -> None:
         """End the iteration under way, if there is one."""
@@ -373,7 +446,7 @@ class DataLoader:
         self._device = None
         if not self._closed:
             self._closed = True
-            self.plan.release()
+            _let_go(vars(self), {})
 
     def __enter__(self) -> DataLoader:
         return self
@@ -384,3 +457,12 @@ class DataLoader:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self._stop()
+
+
+def _let_go(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Release the snapshots that a loader's attributes hold, where another's do not hold them too."""
+    if one["_follower"] is not None:
+        if one["_follower"] is not other.get("_follower"):
+            one["_follower"].close()
+    elif one["plan"] is not other.get("plan"):
+        one["plan"].release()
