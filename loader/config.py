@@ -94,6 +94,23 @@ class HistoryFeature(_Section):
     max_length: PositiveInt | None = None
 
 
+class MixSource(_Section):
+    """Another table of the lake whose rows are mixed into the training rows.
+
+    Attributes:
+        table: Its name.
+        weight: Its rows in a period of the mix.
+        snapshot: Number or tag; a run pins the newest if left out.
+        where, closed_before: Which of its rows; see DataConfig.
+    """
+
+    table: str
+    weight: PositiveInt
+    snapshot: int | str | None = None
+    where: str | None = None
+    closed_before: TimeValue = None
+
+
 class DataConfig(_Section):
     """What a row gives the model, and which rows train and test it.
 
@@ -105,6 +122,8 @@ class DataConfig(_Section):
         closed_before: Train only on rows whose attribution window closed by then: a time value, or `watermark`.
         test_where, test_closed_before: The same for the rows that measure the model; without either nothing is measured.
         transforms: Steps from the table's columns to the model's, as for `loader.Transforms`: a kind and its keys each.
+        weight: With `mix`, rows of the experiment's own table in a period.
+        mix: Other tables whose rows are mixed in, by their weights, as `loader.mix` does. They have the same columns.
     """
 
     dense: tuple[DenseFeature, ...] = ()
@@ -117,6 +136,8 @@ class DataConfig(_Section):
     test_where: str | None = None
     test_closed_before: TimeValue = None
     transforms: tuple[dict[str, Any], ...] = ()
+    weight: PositiveInt = 1
+    mix: tuple[MixSource, ...] = ()
 
     @property
     def columns(self) -> list[str]:

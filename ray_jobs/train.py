@@ -101,11 +101,31 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _pinned(config: ExperimentConfig, lake: Any) -> Iterator[Callable[[], None]]:
-    """Hold the run's snapshot: what is given renews the pin, a finished run lets it go, and one that was stopped has a day to go on."""
-    pin = lake.pin(config.lake.table, config.lake.snapshot, f"run:{config.run.name}", ttl_seconds=_PIN_SECONDS)
-    yield Renewal(lambda: lake.renew(pin, _PIN_SECONDS))
+    """Hold the run's snapshots: what is given renews the pins, a finished run lets them go, and one that was stopped has a day to go on."""
+    pins = [lake.pin(table, snapshot, f"run:{config.run.name}", ttl_seconds=_PIN_SECONDS) for table, snapshot in data.snapshots(config)]
+
+    def renew() -> None:
+        for pin in pins:
+            lake.renew(pin, _PIN_SECONDS)
+
+    yield Renewal(renew)
     with contextlib.suppress(CatalogBusyError):
-        lake.unpin(pin)
+        for pin in pins:
+            lake.unpin(pin)
+
+
+def _as_begun(config: ExperimentConfig, before: ExperimentConfig, lake: Any) -> ExperimentConfig:
+    """The experiment at the snapshots that its run began with, where it names none, and at numbers where it names tags."""
+
+    def found(table: str, wanted: int | str | None, begun: int | str | None) -> int | str | None:
+        return begun if wanted is None else lake.table(table).view(wanted).snapshot_id
+
+    begun = [snapshot for _, snapshot in data.snapshots(before)]
+    if len(begun) != 1 + len(config.data.mix):
+        return config
+    first, *others = [found(table, wanted, then) for (table, wanted), then in zip(data.snapshots(config), begun, strict=True)]
+    sources = tuple(source.model_copy(update={"snapshot": snapshot}) for source, snapshot in zip(config.data.mix, others, strict=True))
+    return _change(config, lake={"snapshot": first}, data={"mix": sources})
 
 
 def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]:
@@ -125,9 +145,7 @@ def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]
     with data.open_lake(config) as lake:
         if run.config.exists():
             before = loader.config.load(run.config)
-            wanted = config.lake.snapshot
-            found = before.lake.snapshot if wanted is None else lake.table(config.lake.table).view(wanted).snapshot_id
-            config = _change(config, lake={"snapshot": found})
+            config = _as_begun(config, before, lake)
             if config != before:
                 raise ConfigError(f"{run.path}: a run of this name began with another experiment: give another run.name, or remove the folder")
             return config, json.loads(run.plan.read_text(encoding="utf-8"))
@@ -135,13 +153,13 @@ def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]
             data.loader_options(config, rank=0, world_size=config.train.ranks)
             plan = data.make_scan(config, lake).plan()
             plan.release()  # the run has a pin of its own
-            config = _change(config, lake={"snapshot": plan.snapshot})
+            config = data.pinned_at(config, plan)
             _check_test_rows(config, lake)
         run.path.mkdir(parents=True, exist_ok=True)
         if config.train.record_ids:
             run.ids.mkdir(exist_ok=True)
             np.save(run.ids / "planned.npy", data.planned_positions(plan))
-    described = _plan_numbers(config, plan.num_rows, plan.snapshot)
+    described = _plan_numbers(config, plan.num_rows)
     journal.write_json(run.plan, described)
     config.dump(run.config)
     return config, described
@@ -168,14 +186,15 @@ def _check_test_rows(config: ExperimentConfig, lake: Any) -> None:
         raise ConfigError("data.test_where and data.test_closed_before select no row to measure the model on: change them, or leave both out")
 
 
-def _plan_numbers(config: ExperimentConfig, num_rows: int, snapshot: int) -> dict[str, Any]:
+def _plan_numbers(config: ExperimentConfig, num_rows: int) -> dict[str, Any]:
     size = config.loader.global_batch_size
     batches = order.num_batches(num_rows, 0, size, config.loader.remainder)
     if not batches:
         raise ConfigError(f"the plan has {num_rows:,} rows, fewer than loader.global_batch_size = {size:,}, and loader.remainder = drop would train on none")
     return {
         "table": config.lake.table,
-        "snapshot": snapshot,
+        "snapshot": config.lake.snapshot,
+        **({"mix": [[table, snapshot] for table, snapshot in data.snapshots(config)]} if config.data.mix else {}),
         "rows": num_rows,
         "rows_per_epoch": min(batches * size, num_rows),
         "batches_per_epoch": batches,

@@ -264,7 +264,7 @@ follow_ends = Table(
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
     Column("stream", Text, primary_key=True),
-    Column("since", BigInteger, primary_key=True),  # where the increment begins, exclusive
+    Column("since", BigInteger, primary_key=True),  # twice the snapshot where it begins, exclusive; one more where only carried rows came before it
     Column("kind", Text, primary_key=True),  # increment, flush, over
     Column("until", BigInteger, nullable=False),
     Column("number", BigInteger, nullable=False),  # ascending in the stream

@@ -156,7 +156,7 @@ class DataLoader:
     def _adopt(self, scan: AnyScan, order: Order | None = None) -> None:
         """Plan a scan and check that this loader can run it."""
         self.plan: AnyPlan = scan.plan() if self._follower is None else self._follower.first()
-        self._renewal = Renewal(self.plan.renew if self._follower is None else self._follower.renew)
+        self._renewal = Renewal(self.plan.renew) if self._follower is None else self._follower.renewal
         self._scan = scan
         try:
             self._take_plan(order)
@@ -234,7 +234,11 @@ class DataLoader:
 
     def _iterate_on(self, follower: Follower) -> Iterator[Any]:
         """Increment after increment, until the stream is over or was stopped. A second iteration goes on where this one ends."""
-        follower.begin()
+        plan = self.plan
+        assert isinstance(plan, FollowPlan)
+        agreed = follower.begin(plan, self._position)
+        if agreed is not plan:
+            self._take_increment(follower, agreed)
         self._recorder.begin()
         while True:
             plan = self.plan
@@ -389,7 +393,7 @@ class DataLoader:
         """Take up the increment of a state."""
         self._follower = follower
         self.plan = follower.resume(saved.content)
-        self._renewal = Renewal(follower.renew)
+        self._renewal = follower.renewal
         self._take_plan(order)
         left, batch = saved.num_rows - saved.position, self.options.global_batch_size
         if self.options.remainder == "drop" and left % batch:

@@ -215,7 +215,7 @@ class Worker:
                 "restarts": self.attempt,
                 "stream": self.config.train.stream,
                 "decode": self.config.loader.decode,
-                "snapshot": plan.snapshot,
+                "snapshot": self.config.lake.snapshot,
                 "train_seconds": progress.train_seconds,
                 "samples_per_second": progress.rows_trained / progress.train_seconds if progress.train_seconds else 0.0,
                 "wait_seconds": progress.wait_seconds,
