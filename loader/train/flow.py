@@ -22,18 +22,20 @@ class Flow:
 
     Args:
         threads: For fetching.
-        queue_bytes: Limit for batches that are made and not taken; two are always allowed.
-        fixed: Never more than two batches: where the memory of batches is planned beforehand.
 
     Attributes:
         batches: Batches made ahead at most.
         blocks: Blocks fetched ahead at most; `prefetch_bytes` limits them too.
+        queue_bytes: Limit for batches that are made and not taken; two are always allowed.
+        window_bytes: Limit for windows on the host, None where there are none.
+        is_fixed: Never more than two batches: where the memory of batches is planned beforehand.
     """
 
-    def __init__(self, *, threads: int, queue_bytes: int, fixed: bool = False) -> None:
+    def __init__(self, *, threads: int) -> None:
         self._first_blocks = BLOCKS_A_THREAD * threads
-        self._queue_bytes = queue_bytes
-        self._most = FIRST_BATCHES if fixed else MAX_BATCHES
+        self.queue_bytes = QUEUE_BYTES
+        self.window_bytes: int | None = None
+        self.is_fixed = False
         self.batches = FIRST_BATCHES
         self.blocks = self._first_blocks
         self._largest_bytes = 1
@@ -43,14 +45,15 @@ class Flow:
     @property
     def most_batches(self) -> int:
         """Batches that fit into the limit, by the largest one so far."""
-        return max(min(self._most, self._queue_bytes // self._largest_bytes), FIRST_BATCHES)
+        return max(min(FIRST_BATCHES if self.is_fixed else MAX_BATCHES, self.queue_bytes // self._largest_bytes), FIRST_BATCHES)
 
     def wanted_blocks(self) -> int:
         """`blocks` now."""
         return self.blocks
 
-    def begin(self) -> None:
+    def begin(self, *, is_fixed: bool) -> None:
         """An iteration begins: what was learned stays."""
+        self.is_fixed = is_fixed
         self._calm, self._lowest = 0, MAX_BATCHES
 
     def taken(self, waited: Mapping[str, float], seconds: float, *, queued: int, num_bytes: int) -> None:

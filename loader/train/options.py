@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loader.batch.batch import TENSOR_OUTPUTS
 from loader.extras import require
 from loader.scan.order import REMAINDERS, Order
+from loader.train.bad_blocks import MAX_CONSECUTIVE, POLICIES
 from loader.train.flow import QUEUE_BYTES
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class LoaderOptions:
     unique: tuple[str, ...] = ()
     device_memory_bytes: int | None = None
     pinned_bytes: int | None = None
+    bad_records: str = "fail"
+    max_consecutive_bad: int = MAX_CONSECUTIVE
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -58,9 +61,16 @@ class LoaderOptions:
             raise ValueError(f"decode is {self.decode!r}; it must be one of {', '.join(DECODE_PLACES)}")
         if self.device.startswith("cuda") and self.decode == "rank" and self.output not in TENSOR_OUTPUTS:
             raise ValueError(f"device is {self.device!r} and output is {self.output!r}: a GPU gives tensors; use output='dict', or device='cpu'")
-        for name in ("prefetch_bytes", "threads", "device_memory_bytes", "pinned_bytes"):
+        if self.bad_records not in POLICIES:
+            raise ValueError(f"bad_records is {self.bad_records!r}; it must be one of {', '.join(POLICIES)}")
+        for name in ("prefetch_bytes", "threads", "device_memory_bytes", "pinned_bytes", "max_consecutive_bad"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def pad_groups(self) -> int:
+        """Groups that a rank's batch has at least, where rows are grouped."""
+        return self.global_batch_size // self.world_size if self.remainder == "pad" else 0
 
     @property
     def may_use_gpu(self) -> bool:
@@ -74,7 +84,8 @@ def default_order(plan: AnyPlan, options: LoaderOptions) -> Order:
     if shards is None:
         per_rank = min(SHARDS_PER_RANK, plan.shard_blocks // (MIN_BLOCKS_A_SHARD * options.world_size)) if options.shuffle != "none" else 1
         shards = options.world_size * max(per_rank, 1)
-    return Order(seed=options.seed, epoch=0, shards=shards, mode=options.shuffle, window_rows=options.window_rows, run_rows=options.shuffle_run_rows)
+    window = options.window_rows if plan.groups is None else max(int(options.window_rows / max(plan.groups.mean_rows, 1)), 1)  # units are groups
+    return Order(seed=options.seed, epoch=0, shards=shards, mode=options.shuffle, window_rows=window, run_rows=options.shuffle_run_rows)
 
 
 def distributed_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -114,21 +125,8 @@ def window_memory(plan: AnyPlan, order: Order, world_size: int) -> tuple[int, in
     return order.shards // math.gcd(order.shards, world_size) + 1, plan.window_rows(order)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HostMemory:
-    """How a limit for host memory divides.
-
-    Attributes:
-        window_bytes: For decoded windows.
-        queue_bytes: For batches that are made and not taken.
-    """
-
-    window_bytes: int
-    queue_bytes: int
-
-
-def check_memory(plan: AnyPlan, order: Order, options: LoaderOptions) -> HostMemory:
-    """Refuse a set-up whose windows cannot fit, with the arithmetic; what they leave is for batches.
+def check_memory(plan: AnyPlan, order: Order, options: LoaderOptions) -> tuple[int, int]:
+    """Refuse a set-up whose windows cannot fit, with the arithmetic: (bytes for windows, bytes for batches that wait).
 
     Raises:
         ValueError: They cannot.
@@ -144,7 +142,7 @@ def check_memory(plan: AnyPlan, order: Order, options: LoaderOptions) -> HostMem
             f"{limit / 2**30:,.2f} GiB: lower window_rows ({order.window_rows:,}) or canonical_shards ({order.shards}), or read fewer columns"
         )
     left = int(limit - windows * rows * row_bytes)
-    return HostMemory(window_bytes=limit - min(left, QUEUE_BYTES), queue_bytes=min(left, QUEUE_BYTES))
+    return limit - min(left, QUEUE_BYTES), min(left, QUEUE_BYTES)
 
 
 def available_bytes() -> int:

@@ -45,7 +45,7 @@ def test_a_slow_store_is_the_culprit_and_more_is_fetched_ahead(table, monkeypatc
     real = fetch.retry
     monkeypatch.setattr(fetch, "retry", lambda action, **options: (time.sleep(DELAY_SECONDS), real(action, **options))[1])
     with make(table) as batches:
-        first = batches._begin_flow().blocks
+        first = batches._flow.blocks
         for _ in range(2):
             assert sum(1 for _ in batches) == 50
         stats = batches.stats()
@@ -65,7 +65,7 @@ def test_slow_checksums_are_told_from_a_slow_store(table, monkeypatch):
 
 def test_a_slow_trainer_leaves_the_depths_small(table):
     with make(table) as batches:
-        first, left = batches._begin_flow().blocks, len(batches)
+        first, left = batches._flow.blocks, len(batches)
         for _ in batches:
             left -= 1
             while batches._prefetcher.queued < min(left, FIRST_BATCHES):
@@ -81,7 +81,7 @@ def test_memory_stays_inside_its_setting_however_far_ahead_the_loader_may_work(t
         needed = next(size for size in range(1_000, 10_000_000, 1_000) if _fits(table, size))
         roomy.close()
     with make(table, memory_bytes=needed + 20_000) as batches:
-        batches._begin_flow().batches = 256  # as if the trainer had waited long
+        batches._flow.batches = 256  # as if the trainer had waited long
         for _ in batches:
             pass
         stats = batches.stats()
@@ -117,7 +117,8 @@ def test_lost_reads_are_tried_again_and_counted(table, monkeypatch):
 
 
 def test_depths_grow_by_waiting_stop_at_the_limit_and_shrink_when_calm():
-    flow = Flow(threads=2, queue_bytes=1_000)
+    flow = Flow(threads=2)
+    flow.queue_bytes = 1_000
     flow.taken({}, 1.0, queued=0, num_bytes=100)
     assert (flow.batches, flow.blocks) == (FIRST_BATCHES, 4)
     flow.taken({"decode": 0.5}, 1.0, queued=0, num_bytes=100)
@@ -128,7 +129,8 @@ def test_depths_grow_by_waiting_stop_at_the_limit_and_shrink_when_calm():
     for _ in range(CALM_BATCHES + 1):
         flow.taken({"read": 0.001}, 1.0, queued=8, num_bytes=100)
     assert flow.batches == 6
-    assert Flow(threads=1, queue_bytes=1, fixed=True).most_batches == FIRST_BATCHES
+    flow.begin(is_fixed=True)
+    assert flow.most_batches == FIRST_BATCHES
 
 
 def test_a_wait_is_charged_to_what_the_other_thread_is_at(monkeypatch):
