@@ -73,9 +73,9 @@ class DataLoader:
             They are decoded in the loader's thread before the transforms.
         stream: A block stream, or what makes one from a `FetchSpec` (`loader.distributed.RayBlockStream`). Default threads of this process. With
             decode="actor" a batch stream, or what makes one; default `loader.distributed.RayBatchStream` with one actor.
-        prefetch_bytes: Encoded bytes fetched ahead.
+        prefetch_bytes: Encoded bytes fetched ahead at most; how many blocks that are follows how long the trainer waits for them.
         threads: For fetching, decoding and gathering. Default up to 4.
-        memory_bytes: Limit for decoded windows; a loader that cannot keep it is refused. Default 80% of the memory that is free.
+        memory_bytes: Limit for decoded windows and batches that wait; a loader that cannot keep it is refused. Default 80% of the memory that is free.
         unique: List columns that come unexpanded: each distinct list once, and for every row the number of its list (`Jagged.inverse`).
         device_memory_bytes: GPU memory for encoded bytes and windows, taken once; what batches hold comes on top. Default what the plan needs.
         pinned_bytes: Pinned host memory that blocks are fetched into, taken once. Default twice `prefetch_bytes`, and room for four blocks.
@@ -329,13 +329,8 @@ class DataLoader:
                     flow.taken(self._recorder.waited, seconds, queued=queued, num_bytes=made.num_bytes)
                     prefetcher.deepen(flow.batches)
                 self._recorder.note_queued_bytes(prefetcher.queued * made.num_bytes)
-                self._ledger.hand_over(
-                    position=self._position,
-                    units=made.num_units,
-                    rows=made.num_samples,
-                    masked_rows=made.num_masked,
-                    padding_rows=made.num_rows - made.num_samples,
-                )
+                rows = {"rows": made.num_samples, "masked_rows": made.num_masked, "padding_rows": made.num_rows - made.num_samples}
+                self._ledger.hand_over(position=self._position, units=made.num_units, **rows)
                 self._watch.look()
                 batch = made.batch
                 del made
