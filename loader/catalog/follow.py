@@ -1,6 +1,7 @@
 """Where the increments of a followed table end, as the ranks of a run agreed: the first to say so wins, the others take what it said.
 
-A stream is one run's way through a table, by name. For every snapshot at which an increment ended there is at most one next end; or the stream is over there.
+A stream is one run's way through a table, by name. Where an increment ended (`since`: twice its snapshot, one more where only carried rows came) there is at
+most one next end; or the stream is over there.
 Every function takes a connection inside a transaction; those that write, inside a write transaction of the table, in which nobody else writes to it.
 """
 
@@ -54,7 +55,7 @@ def last_mark(connection: Connection, table_id: int, stream: str) -> int:
 
 
 def load_end(connection: Connection, table_id: int, stream: str, since: int) -> End | None:
-    """Where the increment after a snapshot ends, once it is agreed."""
+    """Where the next increment ends, once it is agreed."""
     row = connection.execute(
         "select until, kind from follow_ends where table_id = ? and stream = ? and since = ? and kind <> ?", (table_id, stream, since, OVER)
     ).fetchone()

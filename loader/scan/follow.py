@@ -78,6 +78,11 @@ class Increment:
     carried: int = 0
     num_rows: int | None = None
 
+    @property
+    def cursor(self) -> int:
+        """Where the stream stands behind it, for the catalog: twice the snapshot, and one more where nothing but carried rows came."""
+        return 2 * self.until + (self.since == self.until)
+
 
 Range = tuple[int, int, int]  # block of the plan, first ordinal, rows
 
@@ -103,12 +108,10 @@ class FollowPlan(JoinedPlan):
         ranges: Which those are, by the blocks of `before`.
         batch_rows: Rows of a global batch.
 
-    Raises:
-        SchemaError: A column changed its type between the two snapshots.
     """
 
     def __init__(self, increment: Increment, now: Plan, before: Plan | None = None, ranges: tuple[Range, ...] = (), *, batch_rows: int) -> None:
-        carried = () if before is None or not ranges else (_only(before, [block for block, _, _ in ranges]),)
+        carried = () if before is None or not ranges else (_only(before, [block for block, _, _ in ranges], now),)
         parts = (*carried, now)
         super().__init__(parts, [f"snapshot {part.snapshot} of table {part.table!r}" for part in parts])
         self.now, self.before, self.ranges = now, before, ranges
@@ -148,10 +151,6 @@ class FollowPlan(JoinedPlan):
     def block_sources(self) -> npt.NDArray[np.int64] | None:
         return None
 
-    def label_of(self, block: int) -> Any:
-        """Rows that are carried show their labels as new ones do: by the watermark of this increment."""
-        return self.now.label
-
     @property
     def shard_blocks(self) -> int:
         return self.num_blocks
@@ -187,11 +186,13 @@ def carried_ranges(plan: Plan, order: Order, num_rows: int) -> tuple[Range, ...]
     return tuple(tail_ranges(plan.lay_out(order), num_rows)) if num_rows else ()
 
 
-def _only(plan: Plan, blocks: list[int]) -> Plan:
-    """A plan of some of its blocks."""
+def _only(plan: Plan, blocks: list[int], now: Plan) -> Plan:
+    """A plan of some of its blocks, read as a later one reads: by its schema, whatever came or was widened since."""
     at = np.array(blocks, np.int64)
     bits = {new: plan.bits[old] for new, old in enumerate(blocks) if old in plan.bits}
-    return dataclasses.replace(plan, blocks=plan.blocks[at], row_starts=plan.row_starts[at], segment_index=plan.segment_index[at], bits=bits)
+    return dataclasses.replace(
+        plan, blocks=plan.blocks[at], row_starts=plan.row_starts[at], segment_index=plan.segment_index[at], bits=bits, read=now.read, label=now.label
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,17 +17,20 @@ from typing import Any
 from loader.catalog import follow as ends
 from loader.catalog.follow import End, Head
 from loader.catalog.read import load_snapshot
-from loader.errors import HeadraceError, StateMismatchError
+from loader.errors import CatalogBusyError, HeadraceError, SnapshotNotFoundError, StateMismatchError
 from loader.extras import require
 from loader.scan.follow import Follow, FollowPlan, Increment, carried_ranges
 from loader.scan.order import Order
 from loader.scan.plan import Plan
 from loader.scan.scan import Scan
 from loader.train.options import LoaderOptions, default_order, process_group
+from loader.train.renewal import Renewal
 
 logger = logging.getLogger(__name__)
 
 LAG_SECONDS = 1.0
+STOP_SECONDS = 0.1
+BEGINNING = -1  # where the first snapshot of a stream is agreed
 STATE_FIELDS = ("name", "number", "before", "since", "carried", "shards")
 
 
@@ -61,7 +63,8 @@ class Follower:
         self.stream = stream_name(scan.follow, options)
         self._plans: dict[int, Plan] = {}  # of the new rows of each increment that may still be asked for
         self._saved: list[int] = []
-        self._stopped = threading.Event()
+        self._stopped = False
+        self.renewal = Renewal(self.renew)
         self._after_mark = 0
         self._shards: tuple[int, int] | None = None
         self._lag, self._lag_at = Lag(rows=0, seconds=0.0), -LAG_SECONDS
@@ -103,21 +106,32 @@ class Follower:
 
     def advance(self, plan: FollowPlan) -> FollowPlan | None:
         """Wait for the increment after a plan; None where the stream is over, or was stopped here."""
-        waiting = _Waiting(since=plan.increment.until, began=self._clock())
+        waiting = _Waiting(cursor=plan.increment.cursor, began=self._clock())
         while True:
-            found = self._look(plan, waiting)
+            self.renewal()
+            try:
+                found = self._look(plan, waiting)
+            except CatalogBusyError as error:
+                logger.warning("the next increment waits for the catalog: %s", error)
+                found = None
             if found is not None or waiting.is_over:
                 return found
             if not waiting.moved:
-                self._stopped.wait(self._settings.poll_seconds if not self._stopped.is_set() else 0.05)
+                self._wait(self._settings.poll_seconds)
             waiting.moved = False
+
+    def _wait(self, seconds: float) -> None:
+        """Sleep, in pieces: a lock that a signal handler could set would be one that it can meet held."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._stopped:
+            time.sleep(min(left, STOP_SECONDS))
 
     def _look(self, plan: FollowPlan, waiting: _Waiting) -> FollowPlan | None:
         """One look at the catalog: the next plan, if there is one; what was learnt goes into `waiting`."""
         table_id = self._scan.table.spec.id
         with self._lake.database.read() as connection:
-            agreed = ends.load_end(connection, table_id, self.stream, waiting.since)
-            over = agreed is None and ends.is_over(connection, table_id, self.stream, waiting.since, self._after_mark)
+            agreed = ends.load_end(connection, table_id, self.stream, waiting.cursor)
+            over = agreed is None and ends.is_over(connection, table_id, self.stream, waiting.cursor, self._after_mark)
             head = ends.load_head(connection, table_id, plan.increment.until)
         if agreed is not None:
             return self._take(plan, agreed, waiting)
@@ -129,16 +143,21 @@ class Follower:
             return None
         with self._lake.database.write(table_id, as_reader=True) as connection:
             if mine is not None:
-                ends.propose(connection, self._scan.table.spec, self.stream, waiting.since, mine, self._after_mark)
+                ends.propose(connection, self._scan.table.spec, self.stream, waiting.cursor, mine, self._after_mark)
             else:
-                ends.propose_over(connection, table_id, self.stream, waiting.since)
+                ends.propose_over(connection, table_id, self.stream, waiting.cursor)
         waiting.moved = True
         return None
 
     def _take(self, plan: FollowPlan, agreed: End, waiting: _Waiting) -> FollowPlan | None:
         """The increment up to an agreed end; None where it is too small to be one, and becomes part of the next."""
-        found = self._plan_until(plan, agreed.until, is_flush=agreed.is_flush and self._options.remainder != "drop")
-        waiting.since, waiting.moved = agreed.until, True
+        waiting.moved = True
+        try:
+            found = self._plan_until(plan, agreed.until, is_flush=agreed.is_flush and self._options.remainder != "drop")
+        except SnapshotNotFoundError:  # of an older run of this name: it is gone for every rank
+            waiting.cursor = 2 * agreed.until
+            return None
+        waiting.cursor = 2 * agreed.until
         if found.num_rows and found.is_ready:
             self._plans[found.increment.number] = found.now
             self._let_go(found.increment.number)
@@ -149,13 +168,15 @@ class Follower:
     def _decide(self, plan: FollowPlan, head: Head, waiting: _Waiting) -> End | None:
         """The end to propose, if what has come is worth an increment, or has waited long enough."""
         closed_more = self._scan.offers_by_time and head.watermark != plan.now.view.watermark
-        if head.snapshot_id <= waiting.since or not (head.num_rows or closed_more):
-            return None
+        settings, pads = self._settings, self._options.remainder != "drop"
+        if 2 * head.snapshot_id <= waiting.cursor or not (head.num_rows or closed_more):
+            overdue = pads and plan.left > 0 and self._clock() - waiting.began >= settings.max_wait_seconds
+            return End(until=plan.increment.until, is_flush=True) if overdue and waiting.cursor == plan.increment.cursor else None
         if waiting.news_at is None:
             waiting.news_at = self._clock()
-        late = self._clock() - waiting.news_at >= self._settings.max_wait_seconds
+        late = self._clock() - waiting.news_at >= settings.max_wait_seconds
         batch = self._options.global_batch_size
-        enough = self._settings.min_rows or batch
+        enough = settings.min_rows or batch
         if head.snapshot_id != waiting.counted_at and (late or closed_more or head.num_rows * waiting.share >= enough):
             found = self._plan_of(plan.increment.until, head.snapshot_id)
             found.release()
@@ -165,13 +186,15 @@ class Follower:
             waiting.share = max(found.num_rows / head.num_rows, 0.001) if head.num_rows else 1.0
         rows = plan.left + waiting.counted
         whole = rows >= batch and rows % batch <= waiting.counted
-        is_flush = late and waiting.counted > 0 and self._options.remainder != "drop"
+        is_flush = late and pads and rows > 0
+        if 2 * waiting.counted_at <= waiting.cursor:
+            return None
         if not is_flush and not (whole and (waiting.counted >= enough or late)):
             return None
         return End(until=waiting.counted_at, is_flush=is_flush)
 
     def _must_end(self) -> bool:
-        return self._stopped.is_set() or (self._settings.end is not None and datetime.datetime.now(datetime.UTC) >= self._settings.end)
+        return self._stopped or (self._settings.end is not None and datetime.datetime.now(datetime.UTC) >= self._settings.end)
 
     def _is_idle(self, waiting: _Waiting) -> bool:
         since = waiting.began if waiting.idle_from is None else waiting.idle_from
@@ -241,27 +264,41 @@ class Follower:
 
     # the end
 
-    def begin(self) -> None:
-        """An iteration begins: what ended the one before is forgotten."""
-        self._stopped.clear()
+    def begin(self, plan: FollowPlan, position: int) -> FollowPlan:
+        """An iteration begins: what ended the one before is forgotten. Ranks that begin at the newest snapshot agree on which it is; returns the plan of that.
+
+        Raises:
+            SnapshotNotFoundError: A run of this name began before, and its snapshot is gone: take another name, or load its state.
+        """
+        self._stopped = False
         self._told_at = None
         with self._lake.database.read() as connection:
             self._after_mark = ends.last_mark(connection, self._scan.table.spec.id, self.stream)
+        if plan.increment.number or position or self._options.world_size == 1 or self._scan.snapshot is not None:
+            return plan
+        with self._lake.database.write(self._scan.table.spec.id, as_reader=True) as connection:
+            mine = End(until=plan.increment.until, is_flush=False)
+            agreed = ends.propose(connection, self._scan.table.spec, self.stream, BEGINNING, mine, self._after_mark)
+        if agreed is None or agreed == mine:
+            return plan
+        self.close()
+        now = self._plans[0] = self._plan_of(None, agreed.until)
+        return self._as_plan(Increment(number=0, before=None, since=None, until=now.snapshot), now, None)
 
     def stop(self) -> None:
         """Ask for the end; safe in a signal handler."""
-        self._stopped.set()
+        self._stopped = True
 
     def is_stopped(self, plan: FollowPlan) -> bool:
         """After a batch: whether to stop here. A rank among others says in the catalog that the stream is over after this increment, for all of them."""
-        if not self._stopped.is_set():
+        if not self._stopped:
             return False
         if self._options.world_size == 1:
             return True
         if self._told_at != plan.increment.until:
             self._told_at = plan.increment.until
             with self._lake.database.write(self._scan.table.spec.id, as_reader=True) as connection:
-                ends.propose_over(connection, self._scan.table.spec.id, self.stream, plan.increment.until)
+                ends.propose_over(connection, self._scan.table.spec.id, self.stream, plan.increment.cursor)
         return False
 
     # how far behind
@@ -292,7 +329,7 @@ class _Waiting:
     """What a wait for the next increment has learnt.
 
     Attributes:
-        since: The last agreed end that was looked at.
+        cursor: The last agreed end that was looked at.
         began: When the wait began.
         news_at: When the first rows were seen that may be selected.
         idle_from: When rows were last found to be selected.
@@ -303,7 +340,7 @@ class _Waiting:
         moved: Whether to look again at once.
     """
 
-    since: int
+    cursor: int
     began: float
     news_at: float | None = None
     idle_from: float | None = None
