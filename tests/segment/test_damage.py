@@ -225,7 +225,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 def test_threads_that_compare_checksums_name_the_first_damaged_column() -> None:
     rng = np.random.default_rng(14)
     table = pa.table({f"x{number}": rng.integers(0, 1 << 62, 65_536) for number in range(12)})  # over 4 MiB: less is not shared among threads
-    data = bytearray(encode_segment(table, options=WriteOptions(block_rows=65_536)).data)
+    data = bytearray(encode_segment(table, column_ids=range(1, 13), options=WriteOptions(block_rows=65_536)).data)
     clean = SegmentReader(bytes(data))
     ids = clean.resolve(None)
     chunks = clean.chunks(ids, [0])[:, 0]
