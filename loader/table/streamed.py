@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from loader import failpoints
@@ -109,11 +110,14 @@ class StreamedAppend(Write):
         with self.context.lock:  # others of this process go on between the attempts
             return self.attempt()
 
-    def attempt(self) -> CommitPlan:
-        context = self.context
-        base = context.refresh()
+    def attempt(self) -> CommitPlan | Stale:
+        base = self.context.refresh()
         if self.on_conflict == "check":
             self._refuse_existing()
+        return self._plan(base)
+
+    def _plan(self, base: int) -> CommitPlan:
+        context = self.context
         buckets = tuple(sorted(self._buckets))
         waiting = context.waiting(buckets)
         for number, births in enumerate(self._births):
@@ -143,14 +147,17 @@ class StreamedAppend(Write):
         directory = self.context.directory
         since = self._probed[1] if self._probed is not None and self._probed[0] is directory else 0
         for number in range(len(self._spill)):
-            keys, _ = self._spill.read(number)
-            found = np.flatnonzero(directory.probe(keys, since).found)
-            if len(found):
-                raise KeyExistsError(
-                    f"{len(found)} of the keys in part {number + 1} of {len(self._spill)} are in table {self.context.spec.name!r} already, the first is "
-                    f"{self._describe(number, int(found[0]))}: leave them out, or change those rows with patch or upsert; nothing was written"
-                )
+            self._refuse(number, directory.probe(self._spill.read(number)[0], since).found)
         self._probed = (directory, len(directory))
+
+    def _refuse(self, number: int, exists: npt.NDArray[np.bool_]) -> None:
+        """Raise KeyExistsError if any of the sorted keys of a part is taken."""
+        found = np.flatnonzero(exists)
+        if len(found):
+            raise KeyExistsError(
+                f"{len(found)} of the keys in part {number + 1} of {len(self._spill)} are in table {self.context.spec.name!r} already, the first is "
+                f"{self._describe(number, int(found[0]))}: leave them out, or change those rows with patch or upsert; nothing was written"
+            )
 
     def _keys(self, number: int) -> Keys:
         """The keys of a part in the order of its rows."""
