@@ -36,7 +36,7 @@ def describe(requests: Iterable[FetchRequest]) -> pa.Table:
 
 def usual_blocks_per_task(block_bytes: int, prefetch_bytes: int, num_actors: int) -> int:
     """So many blocks as make a task worth its while, and leave each actor a few tasks to be ahead by. 1 where the size of blocks is unknown."""
-    worth = min(TASK_BYTES, prefetch_bytes // (4 * num_actors))
+    worth = min(TASK_BYTES, prefetch_bytes // (4 * max(num_actors, 1)))
     return min(max(worth // block_bytes, 1), MAX_BLOCKS_PER_TASK) if block_bytes else 1
 
 
