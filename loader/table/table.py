@@ -372,8 +372,8 @@ class Table(TableReads):
     ) -> ErasureProof:
         """Remove rows for good: from the head, and from every file that is live or kept for an older snapshot, tag or pin.
 
-        An erased row keeps its place in older snapshots as a blank row that reads leave out, so that a job which trains on one keeps its order and position;
-        it gets a blank sample there. Rows that come later under the same key are new rows, labels that come later wait as others do. Killed anywhere, the
+        An erased row keeps its place in older snapshots as a blank row that reads leave out, so that a job which trains on one keeps its order and position:
+        it is masked in the job's batches. Rows that come later under the same key are new rows, labels that come later wait as others do. Killed anywhere, the
         same call goes on.
 
         Args:
