@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -77,7 +78,16 @@ class Schema:
         return cls(columns=columns, next_id=len(columns) + 1, metadata=schema.metadata)
 
     def to_arrow(self) -> pa.Schema:
+        return self._arrow
+
+    @functools.cached_property
+    def _arrow(self) -> pa.Schema:
         return pa.schema([column.to_arrow() for column in self.columns], metadata=self.metadata)
+
+    @functools.cached_property
+    def required(self) -> tuple[Column, ...]:
+        """The columns that hold no nulls."""
+        return tuple(column for column in self.columns if not column.nullable)
 
     @property
     def names(self) -> list[str]:
@@ -183,6 +193,8 @@ def conform(data: pa.Table, schema: Schema, *, names: Iterable[str] | None = Non
         ColumnNotFoundError: `data` has a column that the schema lacks.
         SchemaError: A column is missing, does not cast, or holds nulls where none are allowed.
     """
+    if names is None and data.schema.equals(schema.to_arrow(), check_metadata=True) and not any(data[column.name].null_count for column in schema.required):
+        return data
     for name in data.column_names:
         schema.column(name)
     wanted = list(schema) if names is None else [schema.column(name) for name in names]

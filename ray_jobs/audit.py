@@ -108,7 +108,9 @@ def audit(folder: str | Path) -> Audit:
         raise NotFoundError(f"{run.path} holds no plan and ids: run the job with train.record_ids=true, then give its folder")
     plan = json.loads(run.plan.read_text(encoding="utf-8"))
     planned = _keys(np.load(run.ids / "planned.npy", allow_pickle=False))
-    restored = [attempt["restored"] for attempt in journal.read(run.attempts)]
+    attempts = journal.read(run.attempts)
+    restored = [attempt["restored"] for attempt in attempts]
+    ranks = [attempt.get("ranks", plan["ranks"]) for attempt in attempts]
     limits = surviving_until(restored)
     kept: dict[tuple[int, int], list[Record]] = defaultdict(list)
     rolled_back = 0
@@ -120,7 +122,7 @@ def audit(folder: str | Path) -> Audit:
         else:
             rolled_back += len(record.positions)
     epochs = [
-        _judge(records, planned, per_epoch=plan["rows_per_epoch"], ranks=plan["ranks"], steps=plan["batches_per_epoch"], seed=plan["seeds"][key[0]])
+        _judge(records, planned, per_epoch=plan["rows_per_epoch"], ranks=ranks, steps=plan["batches_per_epoch"], seed=plan["seeds"][key[0]])
         for key, records in sorted(kept.items())
     ]
     return Audit(
@@ -155,7 +157,7 @@ def _in_place(kept: Mapping[tuple[int, int], Sequence[Record]], attempt: int, po
     return trained == point["rows_seen"]
 
 
-def _judge(records: Sequence[Record], planned: npt.NDArray[np.int64], *, per_epoch: int, ranks: int, steps: int, seed: int) -> EpochAudit:
+def _judge(records: Sequence[Record], planned: npt.NDArray[np.int64], *, per_epoch: int, ranks: Sequence[int], steps: int, seed: int) -> EpochAudit:
     trained = np.sort(_keys(np.concatenate([record.positions for record in records])))
     unique = np.unique(trained)
     known = np.isin(unique, planned, assume_unique=True)
@@ -173,13 +175,21 @@ def _judge(records: Sequence[Record], planned: npt.NDArray[np.int64], *, per_epo
     )
 
 
-def _broken_steps(records: Iterable[Record], ranks: int, first: int, steps: int) -> int:
-    """Steps of the epoch that are not there from every rank exactly once, and steps that do not belong to it."""
-    seen: dict[int, list[int]] = defaultdict(list)
+def _broken_steps(records: Iterable[Record], ranks: Sequence[int], first: int, steps: int) -> int:
+    """Steps of the epoch that are not there from every rank of one attempt exactly once, and steps that do not belong to it.
+
+    Args:
+        records: Of the surviving history.
+        ranks: By attempt, how many there were.
+        first: Steps before the epoch.
+        steps: Of an epoch.
+    """
+    seen: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for record in records:
-        seen[record.step].append(record.rank)
+        seen[record.step].append((record.attempt, record.rank))
     wanted = range(first + 1, first + steps + 1)
-    return sum(sorted(seen.get(step, ())) != list(range(ranks)) for step in wanted) + len(seen.keys() - set(wanted))
+    whole = {step for step, found in seen.items() if sorted(found) == [(found[0][0], rank) for rank in range(ranks[found[0][0]])]}
+    return len(set(wanted) - whole) + len(seen.keys() - set(wanted))
 
 
 def _keys(positions: Positions) -> npt.NDArray[np.int64]:

@@ -93,7 +93,7 @@ def load(connection: Connection, table: str, rows: pa.Table) -> None:
 def _as_copied(table: str, rows: pa.Table) -> pa.Table:
     if table == "pins":  # tags stay; what running jobs hold, they hold in the other lake
         return rows.filter(pa.compute.field("kind") == "tag")
-    empty = {"buckets": ("lease_owner", "lease_until"), "selections": ("pin_id",)}
+    empty = {"buckets": ("lease_owner", "lease_until"), "selections": ("pin_id",), "follow_ends": ("pin_id",)}
     for name in empty.get(table, ()):
         at = rows.column_names.index(name)
         rows = rows.set_column(at, rows.schema.field(at), pa.nulls(rows.num_rows, rows.schema.field(at).type))

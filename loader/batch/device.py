@@ -43,6 +43,10 @@ class DeviceMemoryPlan:
     pinned_bytes: int
     table_bytes: int = TABLE_BYTES
 
+    def covers(self, other: DeviceMemoryPlan) -> bool:
+        """Whether it is as much of everything as another asks for."""
+        return all(mine >= asked for mine, asked in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
+
 
 class BatchDevice:
     """A device with a loader's memory on it. One thread puts work on it; fetch threads only take slabs.

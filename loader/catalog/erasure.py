@@ -123,6 +123,11 @@ class ErasureStep:
     inline: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     pending_buckets: Sequence[int] = ()
 
+    @property
+    def new_paths(self) -> set[str]:
+        """Where it puts sections and vectors."""
+        return {move.path for move in self.moves if move.path is not None} | {mark.path for mark in self.marks}
+
 
 def load_erasures(connection: Connection, table_id: int, prefix: str = "") -> list[Erasure]:
     """Requests of a table whose id begins with `prefix`, oldest first."""
@@ -222,8 +227,13 @@ def apply(connection: Connection, step: ErasureStep, *, grace_seconds: float) ->
     )
     connection.execute("update tables set head = ?, erased_in = ? where id = ?", (new, new, spec.id))
     # the new places too: what was to lie there may have been forgotten meanwhile
-    places = {move.section.path for move in step.moves} | {new_path for _, new_path in moved} | {mark.path for mark in step.marks}
-    throw_away(connection, spec.id, sorted(places), reason=f"erasure {step.erasure_id}", grace_seconds=grace_seconds)
+    throw_away(
+        connection,
+        spec.id,
+        sorted({move.section.path for move in step.moves} | step.new_paths),
+        reason=f"erasure {step.erasure_id}",
+        grace_seconds=grace_seconds,
+    )
     return new
 
 

@@ -15,7 +15,7 @@ from loader.catalog.records import INLINE_PREFIX
 from loader.storage import TEMPORARY_SUFFIX, Storage
 
 BATCH_PATHS = 1_000  # deleted in one go
-MAX_STAGED_GAP = 4  # numbers without a file after which a writer's files have ended; a writer leaves no gaps on purpose
+MAX_STAGED_GAP = 32  # numbers without a file after which a writer's files have ended; gaps are files that were thrown away or moved, and deleted since
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -307,6 +307,11 @@ def load_pending(connection: Connection, table_id: int, pending_buckets: Iterabl
     ]
 
 
+def load_pending_changed(connection: Connection, table_id: int) -> int:
+    """The newest snapshot in which labels began or ended to wait for their row."""
+    return int(connection.execute("select coalesce(max(pending_changed_in), 0) from buckets where table_id = ?", (table_id,)).fetchone()[0])
+
+
 def load_bucket_changes(connection: Connection, table_id: int) -> dict[int, tuple[int, int]]:
     """Key bucket -> (rows_changed_in, pending_changed_in)."""
     rows = connection.execute(BUCKETS, (table_id,))

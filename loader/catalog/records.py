@@ -393,6 +393,11 @@ class CommitPlan:
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     written: bool = False
 
+    @property
+    def is_inline(self) -> bool:
+        """Whether it refers to no files."""
+        return all(part.path.startswith(INLINE_PREFIX) for parts in (self.segments, self.overlays, self.pending, self.column_files) for part in parts)
+
     def paths(self) -> set[str]:
         """Every path that the commit refers to."""
         return {part.path for parts in (self.segments, self.overlays, self.pending, self.column_files) for part in parts}

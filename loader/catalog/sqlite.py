@@ -117,6 +117,7 @@ class SqliteCatalog:
         self._in_transaction = False
         self._closed = False
         self._is_checked = False
+        self._synchronous = "full"
         self._watch: sqlite3.Connection | None = None
         self._watch_lock = threading.Lock()
         if not path.exists() and not create:
@@ -180,7 +181,11 @@ class SqliteCatalog:
         with self.queue(), self._threads, self._translated():
             if self._in_transaction:
                 raise CommitError("a catalog transaction cannot begin inside another")
-            self._connection.execute(f"pragma synchronous = {'normal' if durability == 'relaxed' else 'full'}")
+            synchronous = "normal" if durability == "relaxed" else "full"
+            if synchronous != self._synchronous:
+                self._synchronous = ""  # whatever becomes of the statement
+                self._connection.execute(f"pragma synchronous = {synchronous}")
+                self._synchronous = synchronous
             try:
                 self._in_transaction = True
                 self._connection.execute("begin immediate")

@@ -259,6 +259,20 @@ pins = Table(
     sqlite_autoincrement=True,  # a number is never used again
 )
 
+follow_ends = Table(
+    "follow_ends",  # where the increments of followed tables end, as the ranks of each run agreed
+    metadata,
+    Column("table_id", ForeignKey("tables.id"), primary_key=True),
+    Column("stream", Text, primary_key=True),
+    Column("since", BigInteger, primary_key=True),  # twice the snapshot where it begins, exclusive; one more where only carried rows came before it
+    Column("kind", Text, primary_key=True),  # increment, flush, over
+    Column("until", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False),  # ascending in the stream
+    Column("pin_id", BigInteger),
+    Column("made_at", BigInteger, nullable=False),
+    Index("follow_ends_number", "table_id", "stream", "number"),
+)
+
 selections = Table(
     "selections",
     metadata,
@@ -303,6 +317,17 @@ repairs = Table(
     Column("repaired_at", BigInteger, nullable=False),
     Column("code", Text, nullable=False),
     Column("what", Text, nullable=False),
+)
+
+quarantine = Table(
+    "quarantine",  # damaged blocks that loaders go on without
+    metadata,
+    Column("table_id", ForeignKey("tables.id"), primary_key=True),
+    Column("segment_id", BigInteger, primary_key=True),
+    Column("block", Integer, primary_key=True),
+    Column("column_id", Integer, primary_key=True),  # -1 is all of the block
+    Column("reason", Text, nullable=False),
+    Column("found_at", BigInteger, nullable=False),
 )
 
 

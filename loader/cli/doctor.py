@@ -43,11 +43,16 @@ def doctor(
             _explain(("--repair: " if finding.is_repairable else "what to do: ") + finding.remedy)
         for line in report.repaired:
             output.console.print(f"repaired {line}", markup=False, soft_wrap=True)
-        counts = f"{len(report.tables):,} tables, {report.num_checks:,} checks, {report.num_objects:,} objects, {report.num_sections:,} sections read"
-        verdict = "all is well" if not report.findings else f"{len(report.findings):,} findings"
+        parts = {"table": len(report.tables), "check": report.num_checks, "object": report.num_objects, "section": report.num_sections}
+        counts = ", ".join(_counted(number, thing) for thing, number in parts.items()) + " read"
+        verdict = "all is well" if not report.findings else _counted(len(report.findings), "finding")
         output.console.print(f"{counts}: {verdict}", markup=False, soft_wrap=True)
     if not report.is_clean:
         raise typer.Exit(1)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _show(severity: str, line: str) -> None:

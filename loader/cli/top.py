@@ -55,6 +55,7 @@ def _table(shown: Sequence[Mapping[str, Any]], before: Mapping[tuple[int, int], 
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("waits", justify="right")
     table.add_column("for")
+    table.add_column("behind", justify="right")
     for values in shown:
         then = before.get(_key(values), {})
         seconds = values["seconds"] - then.get("seconds", 0.0)
@@ -72,5 +73,6 @@ def _table(shown: Sequence[Mapping[str, Any]], before: Mapping[tuple[int, int], 
             f"{(values['encoded_bytes'] - then.get('encoded_bytes', 0)) / seconds / 1e6:,.1f}" if seconds else "",
             f"[{'red' if share > 0.05 else 'green'}]{share:.1%}[/]",
             ", ".join(f"{stage} {waited[stage] / seconds:.1%}" for stage in stages) if seconds else "",
+            f"{values['behind_rows']:,} rows, {values['behind_seconds']:,.0f} s" if values.get("behind_rows") is not None else "",
         )
     return table

@@ -19,6 +19,7 @@ struct Run {
 
 const u64 ENTRIES_PER_THREAD = 1 << 21;
 const u64 KEYS_PER_GRAB = 4096;
+const u64 ENTRIES_TO_ORDER = 1 << 20;  // of a run that caches do not hold
 const int LANES_IN_STEP = 16;      // searches side by side, so that their cache misses overlap
 const u32 HASHES_IN_STEP = 64;     // filter blocks side by side
 
@@ -43,31 +44,22 @@ inline bool below(const Run& run, u64 entry, u64 low, u64 high) {
     return run.low[entry] < low || (run.high && run.low[entry] == low && run.high[entry] < high);
 }
 
-// Which of the keys in `left` pass the run's range and filter, to `passed`; returns how many. Filter blocks are asked for well before they are looked at.
+// Which of the keys in `left` pass the run's filter, to `passed`; returns how many. Filter blocks are asked for well before they are looked at.
 inline u64 candidates(const Run& run, const u64* low, const u32* left, u64 n, u32* passed) {
-    const u64 least = run.low[0], most = run.low[run.count - 1];
     if (!run.bloom) {
-        u64 found = 0;
-        for (u64 k = 0; k < n; ++k) {
-            passed[found] = left[k];
-            found += low[left[k]] >= least && low[left[k]] <= most;
-        }
-        return found;
+        std::copy(left, left + n, passed);
+        return n;
     }
     u64 found = 0;
     u64 hashes[HASHES_IN_STEP];
-    u32 keys[HASHES_IN_STEP];
-    for (u64 first = 0; first < n;) {
-        u32 width = 0;
-        for (; first < n && width < HASHES_IN_STEP; ++first) {
-            const u32 key = left[first];
-            const u64 hash = mix(low[key]);
-            keys[width] = key;
-            hashes[width] = ((hash >> 32) * run.bloom_blocks >> 32) << 32 | (u32)hash;
-            __builtin_prefetch(run.bloom + (hashes[width] >> 32) * (BLOCK_BYTES / 4));
-            width += low[key] >= least && low[key] <= most;
+    for (u64 first = 0; first < n; first += HASHES_IN_STEP) {
+        const u32 width = (u32)(n - first < HASHES_IN_STEP ? n - first : HASHES_IN_STEP);
+        for (u32 k = 0; k < width; ++k) {
+            const u64 hash = mix(low[left[first + k]]);
+            hashes[k] = ((hash >> 32) * run.bloom_blocks >> 32) << 32 | (u32)hash;
+            __builtin_prefetch(run.bloom + (hashes[k] >> 32) * (BLOCK_BYTES / 4));
         }
-        found += DISPATCH(may_hold(run.bloom, hashes, keys, width, passed + found));
+        found += DISPATCH(may_hold(run.bloom, hashes, left + first, width, passed + found));
     }
     return found;
 }
@@ -87,15 +79,10 @@ inline void lower_bounds(const Run& run, const u64* low, const u64* high, const 
     }
 }
 
-// Keys in [begin, end) that have no segment yet.
-inline void probe_some(const Run& run, const u64* low, const u64* high, u64 begin, u64 end, i64* segments, i64* rows) {
-    u32 left[KEYS_PER_GRAB], passed[KEYS_PER_GRAB];
-    u64 num_left = 0;
-    for (u64 k = begin; k < end; ++k) {
-        left[num_left] = (u32)k;
-        num_left += segments[k] < 0;
-    }
-    const u64 num_passed = candidates(run, low, left, num_left, passed);
+// Looks for the keys in `left`, at most KEYS_PER_GRAB.
+inline void probe_some(const Run& run, const u64* low, const u64* high, const u32* left, u64 n, i64* segments, i64* rows) {
+    u32 passed[KEYS_PER_GRAB];
+    const u64 num_passed = candidates(run, low, left, n, passed);
     for (u64 done = 0; done < num_passed; done += LANES_IN_STEP) {
         const int width = (int)(num_passed - done < (u64)LANES_IN_STEP ? num_passed - done : LANES_IN_STEP);
         u64 first[LANES_IN_STEP];
@@ -115,11 +102,48 @@ inline void probe_some(const Run& run, const u64* low, const u64* high, u64 begi
     }
 }
 
+// Keys roughly in the run's order, so that searches one after another walk the same lines of memory: by their distance from the run's least key, in as many
+// steps as there are fours of keys.
+inline std::vector<u32> in_order(const Run& run, const u64* low, const std::vector<u32>& keys) {
+    int bits = 0, span = 0;
+    while (keys.size() >> (bits + 2) && bits < 16) ++bits;
+    while (span < 64 && (run.low[run.count - 1] - run.low[0]) >> span) ++span;
+    const int shift = span > bits ? span - bits : 0;
+    std::vector<u32> starts((1ull << bits) + 1, 0), sorted(keys.size());
+    for (const u32 key : keys) ++starts[((low[key] - run.low[0]) >> shift) + 1];
+    for (u64 k = 1; k < starts.size(); ++k) starts[k] += starts[k - 1];
+    for (const u32 key : keys) sorted[starts[(low[key] - run.low[0]) >> shift]++] = key;
+    return sorted;
+}
+
+// Which of the keys [begin, end) have no segment yet and lie in the run's range, to `left`; returns how many.
+inline u64 open_keys(const Run& run, const u64* low, const i64* segments, u64 begin, u64 end, u32* left) {
+    const u64 least = run.low[0], width = run.low[run.count - 1] - least;
+    u64 found = 0;
+    for (u64 k = begin; k < end; ++k) {
+        left[found] = (u32)k;
+        found += (u64)(segments[k] < 0) & (u64)(low[k] - least <= width);
+    }
+    return found;
+}
+
+// Looks for the keys that have no segment yet.
 inline void probe(const Run& run, const u64* low, const u64* high, u64 n, i64* segments, i64* rows, unsigned num_threads) {
     if (!run.count || !n) return;
     const u64 grabs = (n + KEYS_PER_GRAB - 1) / KEYS_PER_GRAB;
-    threads::Team((unsigned)(grabs < num_threads ? grabs : num_threads)).run({n}, KEYS_PER_GRAB, [&](unsigned, size_t, u64 begin, u64 end) {
-        probe_some(run, low, high, begin, end, segments, rows);
+    threads::Team team((unsigned)(grabs < num_threads ? grabs : num_threads));
+    if (n < KEYS_PER_GRAB || run.count < ENTRIES_TO_ORDER) {
+        team.run({n}, KEYS_PER_GRAB, [&](unsigned, size_t, u64 begin, u64 end) {
+            u32 left[KEYS_PER_GRAB];
+            probe_some(run, low, high, left, open_keys(run, low, segments, begin, end, left), segments, rows);
+        });
+        return;
+    }
+    std::vector<u32> left(n);
+    left.resize(open_keys(run, low, segments, 0, n, left.data()));
+    left = in_order(run, low, left);
+    team.run({left.size()}, KEYS_PER_GRAB, [&](unsigned, size_t, u64 begin, u64 end) {
+        probe_some(run, low, high, left.data() + begin, end - begin, segments, rows);
     });
 }
 

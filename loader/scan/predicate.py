@@ -28,6 +28,7 @@ from loader.schema import plain_type
 
 ALLOWED = "allowed are: = <> < <= > >=, AND OR NOT, IN (…), BETWEEN … AND …, IS [NOT] NULL, + - * /, numbers, 'text', TRUE, FALSE, DATE '…', TIMESTAMP '…'"
 
+_QUERY = "SELECT 1 WHERE "
 ARITHMETIC: dict[type[Any], str] = {exp.Add: "add_checked", exp.Sub: "subtract_checked", exp.Mul: "multiply_checked", exp.Div: "divide"}
 TIME_TYPES = {exp.DataType.Type.DATE: "date", exp.DataType.Type.TIMESTAMP: "timestamp", exp.DataType.Type.TIMESTAMPTZ: "timestamp"}
 
@@ -78,12 +79,7 @@ def parse(text: str, schema: pa.Schema) -> Predicate:
         ColumnNotFoundError: It names a column that is not there.
         ValueError: It does not parse, or says something that is not allowed; the message says what is.
     """
-    try:
-        tree = sqlglot.parse_one(text)
-    except SqlglotError as error:
-        details = getattr(error, "errors", None) or [{}]
-        where = f" near {details[0]['highlight']!r}" if details[0].get("highlight") else ""
-        raise ValueError(f"where {text!r} is not a SQL expression{where}; {ALLOWED}") from None
+    tree = _tree(text)
     for node in tree.walk():
         node.comments = None
     compiled = _Compiler(text, schema)
@@ -91,6 +87,20 @@ def parse(text: str, schema: pa.Schema) -> Predicate:
     if result.type is None or not pa.types.is_boolean(result.type):
         raise ValueError(f"where {text!r} is {result.type or 'a literal'}, not true or false; compare it with something")
     return Predicate(text=tree.sql(), columns=tuple(sorted(compiled.columns)), expression=result.expression, facts=compiled.facts(tree))
+
+
+def _tree(text: str) -> Any:
+    """The expression, parsed where it stands in a query: alone, one that begins with a column called `comment` or `set` would be a statement."""
+    try:
+        statements = sqlglot.parse(_QUERY + text)
+    except SqlglotError as error:
+        details = getattr(error, "errors", None) or [{}]
+        where = f" near {details[0]['highlight']!r}" if details[0].get("highlight") else ""
+        raise ValueError(f"where {text!r} is not a SQL expression{where}; {ALLOWED}") from None
+    query = statements[0]
+    if len(statements) > 1 or not isinstance(query, exp.Select) or {name for name, part in query.args.items() if part} != {"expressions", "where"}:
+        raise ValueError(f"where {text!r} is more than one SQL expression; {ALLOWED}")
+    return query.args["where"].this
 
 
 @dataclasses.dataclass(frozen=True)

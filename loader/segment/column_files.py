@@ -75,14 +75,17 @@ class JoinedReader:
         """
         if columns is None:
             return self.column_ids
-        names = {self._name(column): column for column in self.column_ids}
+        names = {} if all(isinstance(column, int) for column in columns) else {self._name(column): column for column in self.column_ids}
         found = []
         for column in columns:
             column_id = names.get(column) if isinstance(column, str) else column
             if column_id is None or column_id not in self._owner:
-                raise ColumnNotFoundError(f"{self.readers[0].name} and its column files have no column {column!r}: {did_you_mean(str(column), names)}")
+                raise ColumnNotFoundError(f"{self.readers[0].name} and its column files have no column {column!r}: {self._like(column)}")
             found.append(column_id)
         return found
+
+    def _like(self, column: str | int) -> str:
+        return did_you_mean(str(column), map(self._name, self.column_ids))
 
     def _name(self, column_id: int) -> str:
         reader = self.readers[self._owner[column_id]]

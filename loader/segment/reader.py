@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Allocate = Callable[[int], Array]  # uint8 of at least so many bytes, on 8 bytes
 Rows = slice | range | Sequence[int] | Array
 _REMEDY = "fetch the file again or restore it"
+PLANNED_COLUMNS, PLANNED_READS = 64, 32  # of one read, and of them: what an open segment remembers of where its chunks are
 LOOK_UP_ROWS = 1024  # at a time
 LOOK_UP_SHARE = 16  # blocks of which more than this part of the rows is wanted are decoded faster than they are looked up in
 
@@ -56,6 +57,16 @@ class Chunks:
         return np.asarray(self.records["num_bytes"].astype(np.int64))
 
 
+class _Planned(NamedTuple):
+    """Of one read of some columns of a block: CHUNK records, their sizes, what to ask for, the shared dictionaries, and which column looks up which."""
+
+    records: Array
+    sizes: Array
+    requests: requests.Requests
+    dictionaries: Array
+    shared: Array | None
+
+
 class SegmentReader(OpenFooter):
     """A segment, open for reading; safe to share between threads once its footer is loaded."""
 
@@ -72,6 +83,8 @@ class SegmentReader(OpenFooter):
         """
         super().__init__(source)
         self._verify = verify
+        self._plans: dict[tuple[int, tuple[int, ...]], _Planned] = {}
+        self._schemas: dict[tuple[int, ...], pa.Schema] = {}
 
     def read_block(
         self, block: int, column_ids: Sequence[int], *, verify: bool | None = None, threads: int = 1, allocate: Allocate | None = None
@@ -112,9 +125,7 @@ class SegmentReader(OpenFooter):
             CorruptSegmentError: A checksum does not match; names file, block, column and offset.
         """
         verify = self._verify if verify is None else verify
-        records, (dictionaries, numbers) = self.chunks(column_ids, [block])[:, 0], self.dictionaries(column_ids)
-        sizes = records["num_bytes"].astype(np.int64)
-        wanted = requests.plan(records["offset"].astype(np.int64), sizes)
+        records, sizes, wanted, dictionaries, shared = self._planned(block, tuple(column_ids))
         slab, offsets = np.empty(wanted.slab_bytes + sum(map(round_up, dictionaries["num_bytes"].tolist())), np.uint8), wanted.chunk_offsets
         self.read_into(wanted.ranges, wanted.starts, slab)
         at = wanted.slab_bytes - PADDING_BYTES
@@ -128,7 +139,18 @@ class SegmentReader(OpenFooter):
             if bad is not None:
                 where = self.where_chunk(block, column_ids[bad], int(records["offset"][bad]))
                 raise CorruptSegmentError(f"{where}: its checksum does not match: the bytes changed since they were written; {_REMEDY}")
-        return Chunks(slab=slab, offsets=offsets, records=np.concatenate([records, dictionaries]), shared=behind_columns(numbers))
+        return Chunks(slab=slab, offsets=offsets, records=np.concatenate([records, dictionaries]) if dictionaries.size else records, shared=shared)
+
+    def _planned(self, block: int, column_ids: tuple[int, ...]) -> _Planned:
+        """Where the chunks of a read are: of a few columns it is remembered, for whoever reads them again."""
+        found = self._plans.get((block, column_ids))
+        if found is None:
+            records, (dictionaries, numbers) = self.chunks(column_ids, [block])[:, 0], self.dictionaries(column_ids)
+            sizes = records["num_bytes"].astype(np.int64)
+            found = _Planned(records, sizes, requests.plan(records["offset"].astype(np.int64), sizes), dictionaries, behind_columns(numbers))
+            if len(column_ids) <= PLANNED_COLUMNS and len(self._plans) < PLANNED_READS:
+                self._plans[block, column_ids] = found
+        return found
 
     def read_into(self, ranges: Sequence[tuple[int, int]], starts: Sequence[int], slab: Array) -> None:
         """Read (offset, num_bytes) ranges of the segment to their places in a slab (uint8)."""
@@ -212,12 +234,18 @@ class SegmentReader(OpenFooter):
         Raises:
             CorruptSegmentError: The Arrow schema has other types than the columns.
         """
+        known = self._schemas.get(tuple(column_ids))
+        if known is not None:
+            return known
         schema, chosen = self.arrow_schema, self.rows_of(column_ids)
         fields = [schema.field(index) for index in self.columns["schema_index"][chosen].tolist()]
         for field, stated in zip(fields, self.leaves(column_ids), strict=True):
             if leaf_type(field.type, field.name) != stated:
                 raise CorruptSegmentError(f"{self.name}: column {field.name!r} is {field.type} in the Arrow schema and {stated} in the columns")
-        return pa.schema(fields, metadata=schema.metadata)
+        found = pa.schema(fields, metadata=schema.metadata)
+        if len(fields) <= PLANNED_COLUMNS and len(self._schemas) < PLANNED_READS:
+            self._schemas[tuple(column_ids)] = found
+        return found
 
     def _block_table(self, schema: pa.Schema, ids: Sequence[int], block: int, verify: bool | None) -> pa.Table:
         columns = self.read_block(block, ids, verify=verify)

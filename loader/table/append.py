@@ -12,7 +12,8 @@ import pyarrow as pa
 from loader import failpoints
 from loader.catalog.records import CommitPlan, Snapshot, SourceOffsets
 from loader.errors import HeadraceError, KeyExistsError
-from loader.table.births import Births
+from loader.segment.key_index import bucket_of
+from loader.table.births import Births, remember_all
 from loader.table.context import TableContext
 from loader.table.keys import Resolution
 from loader.table.rows import Data, as_table, describe_key, encode_sections, prepare, prepare_parts
@@ -54,6 +55,7 @@ class Append(Write):
         except (HeadraceError, ValueError, pa.ArrowException):
             super().stage_all(writes)  # one of them does not fit, and has the error to itself
             return
+        buckets = bucket_of(whole.keys, context.spec.buckets)
         for number, (write, (first, last)) in enumerate(zip(writes, itertools.pairwise(prepared.section_bounds), strict=True)):
             births = Births(context, prepared.part(number))
             try:
@@ -61,7 +63,8 @@ class Append(Write):
             except Exception as error:  # noqa: BLE001 (the caller of the write gets it)
                 write.fail(error)
                 continue
-            write._born(births)
+            mine = buckets[bounds[number] : bounds[number + 1]]
+            write._born(births, tuple(np.flatnonzero(np.bincount(mine, minlength=1)).tolist()))
         failpoints.hit("append.staged")
 
     @classmethod
@@ -70,17 +73,18 @@ class Append(Write):
         if len(new) > 1:
             Resolution.bring_all(new, writes[0].context.directory)
 
-    def _born(self, births: Births) -> None:
+    def _born(self, births: Births, buckets: tuple[int, ...] | None = None) -> None:
         self.births, self.keys = births, births.rows.keys
-        self.buckets = self.context.key_buckets(self.keys)
+        self.buckets = self.context.key_buckets(self.keys) if buckets is None else buckets
         self.resolution = Resolution(self.keys)
 
     def refused(self, error: HeadraceError) -> Snapshot | None:
         """Keys exist because another process committed the same records in between: its snapshot is the answer."""
         return self.known() if isinstance(error, KeyExistsError) else None
 
-    def remember(self) -> None:
-        self.births.remember()
+    @classmethod
+    def remember_all(cls, writes: Sequence[Self]) -> None:
+        remember_all([write.births for write in writes])
 
     def attempt(self) -> CommitPlan:
         base = self.context.refresh()

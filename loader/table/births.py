@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -196,12 +197,22 @@ class Births:
 
     def remember(self) -> None:
         """After the commit: keep the key indexes, so that the next write need not read them back."""
-        if self._placed is None:
-            return
-        directory, path, sections = self._context.directory, self._placed.path, self.rows.sections
-        offsets = [offset for offset, _ in self._placed.sections]
-        if max(stop - start for _, _, start, stop in sections) <= ALWAYS_WARM_KEYS:
-            directory.remember_sections(path, offsets, self.rows.keys, [0, *(stop for _, _, _, stop in sections)])
-        else:
-            for encoded, offset in zip(self._encoded, offsets, strict=True):
-                directory.remember(path, offset, encoded.index)
+        remember_all([self])
+
+
+def remember_all(births: Sequence[Births]) -> None:
+    """`remember` for the new rows of commits of one table that were made together."""
+    small: list[Births] = []
+    for one in births:
+        placed = one._placed
+        if placed is None:
+            continue
+        if max(stop - start for _, _, start, stop in one.sections) <= ALWAYS_WARM_KEYS:
+            small.append(one)
+            continue
+        for encoded, (offset, _) in zip(one._encoded, placed.sections, strict=True):
+            one._context.directory.remember(placed.path, offset, encoded.index)
+    if small:
+        sections = [(one._placed.path, offset) for one in small if one._placed is not None for offset, _ in one._placed.sections]
+        sizes = [stop - start for one in small for _, _, start, stop in one.sections]
+        small[0]._context.directory.remember_sections(sections, Keys.concat([one.rows.keys for one in small]), [0, *itertools.accumulate(sizes)])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from loader.table.context import TableContext
 
 logger = logging.getLogger(__name__)
-MAX_GROUP = 64  # writes of one transaction
+MAX_GROUP = 128  # writes of one transaction
 MAX_GROUP_BYTES = 4 * 1024 * 1024  # of their data
 MAX_QUEUED = 4 * MAX_GROUP  # writes that nobody waits for yet; the next one has to
 
@@ -173,6 +173,10 @@ class Commits:
         if any(isinstance(outcome, LeaseLostError) for outcome in outcomes):
             stage.forget()
         stage.committed([plans[write] for write in group])
+        for kind, of_kind in _by_kind(
+            [write for write, outcome in zip(group, outcomes, strict=True) if isinstance(outcome, Snapshot) and plans[write].written]
+        ):
+            kind.remember_all(of_kind)
         for write, outcome in zip(group, outcomes, strict=True):
             if not (isinstance(outcome, ConflictError) and _follows_another(write, left)):
                 self._settle(write, plans[write], outcome)
@@ -181,7 +185,6 @@ class Commits:
     def _settle(self, write: Write, plan: CommitPlan, outcome: Outcome) -> None:
         if isinstance(outcome, Snapshot):
             if plan.written:
-                write.remember()
                 self._context.sealer.note(outcome.id, len(plan.segments))
             write.future.set_result(outcome)
         elif isinstance(outcome, Stale):

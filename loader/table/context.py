@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from loader.catalog.commit import LeaseLostError, Stale, answered, commit
-from loader.catalog.connection import Database
+from loader.catalog.connection import Connection, Database
 from loader.catalog.inline import LakeStorage
-from loader.catalog.read import load_deletes, load_head_and_floor, load_pending, load_segment_changes
+from loader.catalog.read import load_deletes, load_head_and_floor, load_pending, load_pending_changed, load_segment_changes
 from loader.catalog.records import CommitPlan, PendingRef, Snapshot, SourceOffsets, TableSpec
 from loader.catalog.views import Views
 from loader.errors import ConflictError
@@ -31,6 +31,7 @@ OPTIMISTIC_TRIES = 4  # after these the writer resolves while it holds the queue
 _MAX_TRIES = 16
 _PAUSE_SECONDS = 0.002
 MEMORY_BYTES = 1 << 30
+MAX_WAITING_BYTES = 16 << 20  # of the keys of waiting labels, that are kept from one write to the next
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -52,7 +53,8 @@ class TableContext:
         self.look_ups = LookUps(spec=self.spec, catalog=self.catalog, storage=self.storage, cache_bytes=self.lookup_cache_bytes)
         self.commits = Commits(self)
         self._head: int | None = None
-        self._waiting: list[PendingRef] | None = None
+        self._waiting: list[PendingRef] = []
+        self._waiting_as_of: tuple[int, int] | None = None
 
     def new_stage(self, owner: str | None = None) -> Stage:
         return Stage(self.catalog, self.storage, self.spec.id, owner=owner)
@@ -64,7 +66,9 @@ class TableContext:
         try:
             yield
         finally:
-            self._head = self._waiting = None
+            self._head = None
+            if sum(len(label.keys) for label in self._waiting) > MAX_WAITING_BYTES:
+                self._waiting, self._waiting_as_of = [], None
 
     def refresh(self) -> int:
         """Bring the key directory to the head; returns that snapshot's number. No transaction is open while indexes are read."""
@@ -72,18 +76,25 @@ class TableContext:
 
     def waiting(self, buckets: Sequence[int]) -> list[PendingRef]:
         """Labels of these key buckets that wait for their row, in the order they came; as of `refresh`, or later."""
-        waiting, wanted = self._waiting, set(buckets)
-        if waiting is None:
+        if self._head is None:
             with self.catalog.read() as connection:
-                waiting = load_pending(connection, self.spec.id, range(self.spec.buckets))
-            if self._head is not None:
-                self._waiting = waiting
-        return [label for label in waiting if label.bucket in wanted]
+                self._load_waiting(connection, load_head_and_floor(connection, self.spec)[1])
+        if not self._waiting:
+            return []
+        wanted = set(buckets)
+        return [label for label in self._waiting if label.bucket in wanted]
+
+    def _load_waiting(self, connection: Connection, floor: int) -> None:
+        """Read the waiting labels again, if any came or went since, or were moved by an erasure."""
+        as_of = (load_pending_changed(connection, self.spec.id), floor)
+        if as_of != self._waiting_as_of:
+            self._waiting, self._waiting_as_of = load_pending(connection, self.spec.id, range(self.spec.buckets)), as_of
 
     def _follow(self) -> int:
         directory = self.directory
         with self.catalog.read() as connection:
             head, floor = load_head_and_floor(connection, self.spec)
+            self._load_waiting(connection, floor)
             if head == directory.synced:
                 return head
             if directory.synced < floor:
@@ -105,6 +116,7 @@ class TableContext:
     def forget_rows(self) -> None:
         """Let go of what this process holds of the table's rows; it is read again when it is needed. The directory begins anew at its next refresh."""
         self.look_ups.forget()
+        self._waiting, self._waiting_as_of = [], None
         self.storage.forget()
 
     def key_buckets(self, keys: Keys) -> tuple[int, ...]:

@@ -86,7 +86,7 @@ class Stage:
 
     def is_used_by(self, plan: CommitPlan) -> bool:
         """Whether a plan names files of this stage that are not committed yet."""
-        return bool(self._unused) and not plan.paths().isdisjoint(self._unused)
+        return bool(self._unused) and not plan.is_inline and not plan.paths().isdisjoint(self._unused)
 
     def check_kept(self, plan: CommitPlan) -> None:
         """Refuse a plan with files that were forgotten when the lease was found to be lost, before the plan's turn came.
@@ -94,6 +94,8 @@ class Stage:
         Raises:
             LeaseLostError: It names a file that this stage does not hold.
         """
+        if plan.is_inline:
+            return
         lost = sorted(path for path in plan.paths() if path not in self._unused and not path.startswith(INLINE_PREFIX))
         if lost:
             raise LeaseLostError(f"this writer's lease on {lost[0]} ran out before it committed, and its files were collected: repeat the write")
@@ -129,7 +131,7 @@ class Stage:
 
     def committed(self, plans: Sequence[CommitPlan]) -> None:
         """Plans that `account` saw have gone to the catalog: what was written of them is not left over."""
-        for plan in plans:
+        for plan in plans if self._unused else ():
             if plan.written:
                 for path in (*plan.garbage, *plan.paths()):
                     self._unused.pop(path, None)

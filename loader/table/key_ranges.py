@@ -50,7 +50,10 @@ class KeyRanges:
 
     def add(self, keys: Keys, table: pa.Table) -> None:
         """Write the next part: its rows, and the key of each."""
-        words = spread(keys)
+        self.add_words(spread(keys), table)
+
+    def add_words(self, words: U64, table: pa.Table) -> None:
+        """Write the next part by words of the caller's own, in whose order ranges are."""
         self._num_bytes += table.nbytes
         order = np.argsort(words, kind="stable")
         words, num_rows, step = words[order], len(words), max(len(words) // SAMPLES, 1)
@@ -87,12 +90,17 @@ class KeyRanges:
 
     def read(self, number: int) -> pa.Table:
         """The rows of a range: those of one key in the order they came."""
-        assert self._bounds is not None and self._schema is not None, "ranges are counted before they are read"
+        assert self._bounds is not None, "ranges are counted before they are read"
+        return self.between(self._bounds[number - 1] if number else None, self._bounds[number] if number < len(self._bounds) else None)
+
+    def between(self, low: np.uint64 | None, high: np.uint64 | None) -> pa.Table:
+        """The rows whose word is at least `low` and below `high`; None is open."""
+        assert self._schema is not None, "something was added"
         tables = []
         for run in self._runs:
             words = self._words(run)
-            first = int(np.searchsorted(words, self._bounds[number - 1])) if number else 0
-            last = int(np.searchsorted(words, self._bounds[number])) if number < len(self._bounds) else run.num_rows
+            first = 0 if low is None else int(np.searchsorted(words, low))
+            last = run.num_rows if high is None else int(np.searchsorted(words, high))
             tables += self._rows(run, first, last)
         return pa.Table.from_batches(tables, self._schema).combine_chunks()
 

@@ -106,7 +106,9 @@ class KeyDirectory:
         self._pages: OrderedDict[int, KeyPages] = OrderedDict()
         self._built: dict[tuple[str, int], KeyIndex] = {}
         self._built_keys = 0
-        self._written: dict[str, KeyRun] = {}  # by path, what this process wrote into it: segments are the sections' offsets, for they have no place yet
+        self._written: list[
+            tuple[Sequence[tuple[str, int]], KeyRun]
+        ] = []  # what this process wrote: (path, offset) of a run's segments, which have no place yet
         self._deleted: dict[int, Flags] = {}  # by place, of segments that have lost rows
         self._alive: dict[KeyRun, Alive] = {}  # begun afresh when something dies
 
@@ -131,10 +133,10 @@ class KeyDirectory:
         while self._built_keys * KEY_BYTES > self._memory_bytes // 4 and self._built:
             self._built_keys -= len(self._built.pop(next(iter(self._built))))
 
-    def remember_sections(self, path: str, offsets: Sequence[int], keys: Keys, bounds: Sequence[int]) -> None:
-        """`remember` for all sections of one object: the keys of their rows end to end, and the first row of each."""
+    def remember_sections(self, sections: Sequence[tuple[str, int]], keys: Keys, bounds: Sequence[int]) -> None:
+        """`remember` for small sections that were committed together, by path and offset: the keys of their rows end to end, and the first row of each."""
         order = keys.order()
-        self._written[path] = KeyRun(keys.take(order), order.astype(np.uint32), np.array(bounds, np.uint64), np.array(offsets))
+        self._written.append((sections, KeyRun(keys.take(order), order.astype(np.uint32), np.array(bounds, np.uint64), np.arange(len(sections)))))
 
     def apply(self, head: int, added: list[SegmentRef], removed: list[int], deletes: list[tuple[int, OverlayRef]]) -> None:
         """Follow the catalog to snapshot `head`.
@@ -170,17 +172,14 @@ class KeyDirectory:
         self._built_keys = 0
 
     def _take_written(self, added: list[SegmentRef]) -> list[KeyRun]:
-        """Runs of the objects that this process has written and that came whole, a run for each."""
+        """Runs of what this process has written, of those that came whole."""
         if not self._written:
             return []
-        by_path: dict[str, list[SegmentRef]] = {}
-        for ref in added:
-            if ref.path in self._written:
-                by_path.setdefault(ref.path, []).append(ref)
+        by_place = {(ref.path, ref.offset): ref for ref in added}
         runs = []
-        for path, refs in by_path.items():
-            run = self._written[path]
-            if [ref.offset for ref in refs] == run.segments.tolist():
+        for sections, run in self._written:
+            refs = [by_place[section] for section in sections if section in by_place]
+            if len(refs) == len(sections):
                 runs.append(dataclasses.replace(run, segments=np.array([self._place(ref) for ref in refs])))
         return runs
 

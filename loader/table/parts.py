@@ -38,6 +38,11 @@ def parts_of(data: Data, memory_bytes: int) -> Iterator[pa.Table]:
     return iter([as_table(data)])
 
 
+def fits_whole(data: pa.Table, memory_bytes: int) -> bool:
+    """Whether an input is one part."""
+    return bool(data.nbytes <= memory_bytes // WORKING_COPIES)
+
+
 def _cut(table: pa.Table, part_bytes: int) -> Iterator[pa.Table]:
     rows = max(table.num_rows * part_bytes // max(table.nbytes, 1), 1)
     for start in range(0, max(table.num_rows, 1), rows):

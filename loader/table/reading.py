@@ -16,7 +16,7 @@ from loader.schema import Column, keep
 from loader.segment.column_files import JoinedReader
 from loader.storage import Storage
 from loader.table.resolve import fold, scatter
-from loader.table.segments import kept_columns, one_type, open_columns, read_by_id
+from loader.table.segments import kept_columns, one_chunk, one_type, open_columns, read_chunked
 from loader.table.times import closed_limit, time_value, time_words
 
 if TYPE_CHECKING:
@@ -140,13 +140,18 @@ def _stored_rows(view: SnapshotView, ref: SegmentRef, columns: Sequence[Column],
     """All rows of one segment as they are shown, and which of them are deleted."""
     schema = pa.schema([column.to_arrow() for column in columns], metadata=view.schema.metadata)
     reader = kept_columns(storage, ref)
-    stored = read_by_id(reader, [column.id for column in columns])
+    read = read_chunked(reader, [column.id for column in columns])
+    touched = {column_id for overlay in ref.overlays for column_id in overlay.column_ids}
+    stored = {column_id: one_chunk(column) for column_id, column in read.items() if column_id in touched}
     resolved = fold(view, ref, [column.id for column in columns], storage, stored, reader)
-    arrays = []
+    arrays: list[pa.Array | pa.ChunkedArray] = []
     for column in columns:
-        array = one_type(stored[column.id], column.type) if column.id in stored else column.missing(ref.num_rows)
-        patch = resolved.patches.get(column.id)
-        arrays.append(array if patch is None else scatter(array, patch.rows, patch.values))
+        if column.id not in resolved.patches:
+            arrays.append(one_type(read[column.id], column.type) if column.id in read else column.missing(ref.num_rows))
+            continue
+        patch = resolved.patches[column.id]
+        base = one_type(stored[column.id], column.type) if column.id in stored else column.missing(ref.num_rows)
+        arrays.append(scatter(base, patch.rows, patch.values))
     table = pa.Table.from_arrays(arrays, schema=schema)
     return fill_default(view, table), resolved.deleted
 

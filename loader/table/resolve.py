@@ -56,7 +56,7 @@ def fold(
     ref: SegmentRef,
     column_ids: Iterable[int],
     storage: Storage,
-    stored: Mapping[int, pa.Array | pa.ChunkedArray] | None = None,
+    stored: Mapping[int, pa.Array] | None = None,
     reader: SegmentReader | JoinedReader | None = None,
 ) -> Resolved:
     """Fold the overlays of one segment of a view. What was folded stays in memory for the next read, as far as the lake's `read_cache_bytes` go.
@@ -85,7 +85,7 @@ def _patches(
     ref: SegmentRef,
     column_ids: Sequence[int],
     storage: Storage,
-    stored: Mapping[int, pa.Array | pa.ChunkedArray] | None,
+    stored: Mapping[int, pa.Array] | None,
     reader: SegmentReader | JoinedReader | None,
 ) -> dict[int, Patch]:
     kept = storage.kept if isinstance(storage, LakeStorage) else Kept(0)

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from loader import failpoints
@@ -23,7 +24,7 @@ from loader.table.births import Births
 from loader.table.context import TableContext
 from loader.table.files import Stage
 from loader.table.keys import KeyDirectory
-from loader.table.parts import parts_of
+from loader.table.parts import fits_whole, parts_of
 from loader.table.rows import Data, describe_key, prepare
 from loader.table.segments import open_segment, read_by_id
 from loader.table.spill import KeySpill
@@ -109,11 +110,14 @@ class StreamedAppend(Write):
         with self.context.lock:  # others of this process go on between the attempts
             return self.attempt()
 
-    def attempt(self) -> CommitPlan:
-        context = self.context
-        base = context.refresh()
+    def attempt(self) -> CommitPlan | Stale:
+        base = self.context.refresh()
         if self.on_conflict == "check":
             self._refuse_existing()
+        return self._plan(base)
+
+    def _plan(self, base: int) -> CommitPlan:
+        context = self.context
         buckets = tuple(sorted(self._buckets))
         waiting = context.waiting(buckets)
         for number, births in enumerate(self._births):
@@ -143,14 +147,17 @@ class StreamedAppend(Write):
         directory = self.context.directory
         since = self._probed[1] if self._probed is not None and self._probed[0] is directory else 0
         for number in range(len(self._spill)):
-            keys, _ = self._spill.read(number)
-            found = np.flatnonzero(directory.probe(keys, since).found)
-            if len(found):
-                raise KeyExistsError(
-                    f"{len(found)} of the keys in part {number + 1} of {len(self._spill)} are in table {self.context.spec.name!r} already, the first is "
-                    f"{self._describe(number, int(found[0]))}: leave them out, or change those rows with patch or upsert; nothing was written"
-                )
+            self._refuse(number, directory.probe(self._spill.read(number)[0], since).found)
         self._probed = (directory, len(directory))
+
+    def _refuse(self, number: int, exists: npt.NDArray[np.bool_]) -> None:
+        """Raise KeyExistsError if any of the sorted keys of a part is taken."""
+        found = np.flatnonzero(exists)
+        if len(found):
+            raise KeyExistsError(
+                f"{len(found)} of the keys in part {number + 1} of {len(self._spill)} are in table {self.context.spec.name!r} already, the first is "
+                f"{self._describe(number, int(found[0]))}: leave them out, or change those rows with patch or upsert; nothing was written"
+            )
 
     def _keys(self, number: int) -> Keys:
         """The keys of a part in the order of its rows."""
@@ -190,6 +197,8 @@ def append(
     progress: Progress | None,
 ) -> Append | StreamedAppend:
     """See `Table.append`: the write of an input, in parts where it is large."""
+    if isinstance(data, pa.Table) and fits_whole(data, context.memory_bytes):
+        return Append(context, data, on_conflict=on_conflict, watermark=watermark, offsets=offsets, commit_id=commit_id)
     parts = parts_of(data, context.memory_bytes)
     first, second = next(parts), next(parts, None)
     if second is None:

@@ -16,7 +16,6 @@ from loader.schema import Schema
 from loader.table import changes
 from loader.table import evolve as evolution
 from loader.table.append import Append
-from loader.table.backfill import Backfill
 from loader.table.compaction.pick import CompactionOptions
 from loader.table.compaction.run import CompactionReport, Progress, compact
 from loader.table.context import TableContext
@@ -25,11 +24,12 @@ from loader.table.erasure.proof import ErasureProof
 from loader.table.erasure.run import DEFAULT_DUE, erase
 from loader.table.expire import ExpiryReport, expire
 from loader.table.lookup import KeyValues
-from loader.table.overwrite import Overwrite
+from loader.table.overwrite import overwrite
 from loader.table.reads import Moment, SnapshotLike, TableReads
 from loader.table.row_groups import RowGroupReport, build_row_groups
 from loader.table.rows import Data
 from loader.table.streamed import append
+from loader.table.streamed_backfill import backfill
 from loader.table.times import time_value
 from loader.table.ttl import Retention, save_retention
 
@@ -238,22 +238,30 @@ class Table(TableReads):
         return changes.delete(self._writable(), keys_or_where, offsets=offsets, commit_id=commit_id, progress=progress)
 
     def overwrite(
-        self, data: Data, where: str, *, watermark: Moment | None = None, offsets: SourceOffsets | None = None, commit_id: str | None = None
+        self,
+        data: Data,
+        where: str,
+        *,
+        watermark: Moment | None = None,
+        offsets: SourceOffsets | None = None,
+        commit_id: str | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Snapshot:
         """Delete the rows that an expression selects and append others, in one commit: readers see the old or the new.
 
         Args:
             data: The new rows. They need not be selected by `where`.
             where: A SQL boolean expression: the rows that go.
-            watermark, offsets, commit_id: As for `append`.
+            watermark, offsets, commit_id, progress: As for `append`.
 
         Raises:
             KeyExistsError: A key of the data is in a row that stays. Nothing was written.
             SchemaError, ColumnNotFoundError: As for `append` and `delete`.
         """
-        return Overwrite(self._writable(), data, where, watermark=self._moment(watermark), offsets=offsets, commit_id=commit_id).run()
+        moment = self._moment(watermark)
+        return overwrite(self._writable(), data, where, watermark=moment, offsets=offsets, commit_id=commit_id, progress=progress).run()
 
-    def backfill(self, data: Data, *, snapshot: SnapshotLike = None, commit_id: str | None = None) -> Snapshot:
+    def backfill(self, data: Data, *, snapshot: SnapshotLike = None, commit_id: str | None = None, progress: Callable[[int], None] | None = None) -> Snapshot:
         """Fill columns of rows that are there, each by the column's merge rule, without rewriting a segment.
 
         Args:
@@ -261,7 +269,7 @@ class Table(TableReads):
                 Columns that the table does not have are added. A null leaves a row's value, or the column's default. Keys that the table does not
                 have are counted and passed over.
             snapshot: For data without a key: the snapshot whose rows it follows, which must still be the newest.
-            commit_id: As for `append`.
+            commit_id, progress: As for `append`; a large input is put in the order of the table's rows, on disk where it has a key.
 
         Raises:
             SchemaError: A type does not fit, a column says where rows lie, or the number of rows is another.
@@ -271,7 +279,7 @@ class Table(TableReads):
         if snapshot is not None:
             with self.lake.database.read() as connection:
                 at = resolve_snapshot(connection, self.spec, snapshot)
-        done = Backfill(context, data, snapshot_id=at, commit_id=commit_id).run()
+        done = backfill(context, data, snapshot_id=at, commit_id=commit_id, progress=progress).run()
         self._context = self.lake.context(self.name)
         return done
 

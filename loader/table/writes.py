@@ -80,6 +80,12 @@ class Write:
     def remember(self) -> None:
         """After the commit: keep what the next write can use."""
 
+    @classmethod
+    def remember_all(cls, writes: Sequence[Self]) -> None:
+        """`remember` for several writes of this kind that were committed together."""
+        for write in writes:
+            write.remember()
+
     def fail(self, error: Exception) -> None:
         """Give it an error, unless it has its answer."""
         if not self.future.done():

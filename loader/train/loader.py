@@ -8,35 +8,37 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from loader.batch.buffers import BufferPool
 from loader.batch.device import BatchDevice
 from loader.decode.known_answers import open_device
 from loader.errors import ForkedProcessError, StateMismatchError
-from loader.extras import require
 from loader.kernels.runtime import Runtime
 from loader.scan import order as ordering
-from loader.scan.fetch import FetchSpec, OpensPlan
+from loader.scan.follow import FollowPlan
 from loader.scan.mix import AnyPlan, AnyScan
 from loader.scan.mixed_order import AnyLayout
 from loader.scan.order import Order
-from loader.scan.stream import BlockStream, ThreadBlockStream
+from loader.scan.scan import Scan
+from loader.scan.stream import BlockStream
 from loader.train import metrics
+from loader.train.audit import Audit, Ledger
+from loader.train.bad_blocks import MAX_CONSECUTIVE, BadBlocks
 from loader.train.batch_stream import BatchJob, BatchStream
 from loader.train.device_memory import plan_device_memory
-from loader.train.device_pipeline import pinned_fetch
+from loader.train.follow import Follower, check_follow
 from loader.train.images import Images, ImageStage, image_columns
 from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
 from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, layout_of, run
-from loader.train.renewal import Renewal
-from loader.train.state import LoaderState
+from loader.train.renewal import Renewal, let_go
+from loader.train.state import LoaderState, snapshots_of
 from loader.train.stats import LoaderStats, StageClock, StatsRecorder, nvtx_ranges
+from loader.train.streams import StreamFactory, open_stream
 from loader.train.watch import Watch
 
 Transform = Callable[[Any], Any]
-StreamFactory = Callable[[FetchSpec | OpensPlan], BlockStream | BatchStream]
 
 
 class DataLoader:
@@ -76,6 +78,9 @@ class DataLoader:
         unique: List columns that come unexpanded: each distinct list once, and for every row the number of its list (`Jagged.inverse`).
         device_memory_bytes: GPU memory for encoded bytes and windows, taken once; what batches hold comes on top. Default what the plan needs.
         pinned_bytes: Pinned host memory that blocks are fetched into, taken once. Default twice `prefetch_bytes`, and room for four blocks.
+        bad_records: What to do about a block that is damaged or gone. "fail" raises the error; "skip" masks its rows in their place (`batch.mask`) and counts
+            them; "quarantine" does, and writes the block down in the catalog, so that later runs skip it without trying.
+        max_consecutive_bad: Bad blocks one after another after which "skip" and "quarantine" give up, too.
 
     Raises:
         ValueError: An option is wrong, the windows do not fit, or the plan is smaller than a batch that must be whole.
@@ -107,6 +112,8 @@ class DataLoader:
         unique: Sequence[str] = (),
         device_memory_bytes: int | None = None,
         pinned_bytes: int | None = None,
+        bad_records: str = "fail",
+        max_consecutive_bad: int = MAX_CONSECUTIVE,
     ) -> None:
         own_rank, own_world = distributed_rank(rank, world_size)
         self.options = LoaderOptions(
@@ -128,12 +135,14 @@ class DataLoader:
             unique=tuple(unique),
             device_memory_bytes=device_memory_bytes,
             pinned_bytes=pinned_bytes,
+            bad_records=bad_records,
+            max_consecutive_bad=max_consecutive_bad,
         )
         self._transforms: tuple[Transform, ...] = (transforms,) if callable(transforms) else tuple(transforms or ())
         self._stream = stream
         self._images = images
         self._process = os.getpid()
-        self._recorder = StatsRecorder()
+        self._recorder, self._ledger = StatsRecorder(), Ledger()
         self._pool = BufferPool()
         self._runtime: Runtime | None = None
         self._device: BatchDevice | None = None
@@ -141,14 +150,19 @@ class DataLoader:
         self._prefetcher: Prefetcher | None = None
         self._epoch, self._position = 0, 0
         self._started = self._begun = self._closed = False
-        self._adopt(same_snapshot(scan) if rank is None else scan)
-        self._scan = scan
+        self._follower: Follower | None = None
+        begin = (same_snapshot(scan) if rank is None else scan).for_epoch(0)
+        if isinstance(begin, Scan) and begin.follow is not None:
+            check_follow(stream)
+            self._follower = Follower(begin, self.options)
+        self._adopt(begin)
+        self._scan = scan.for_epoch(0)
         self._watch = Watch(self.plan.table, metrics.count_in(self), own_rank, own_world, self.stats)
 
     def _adopt(self, scan: AnyScan, order: Order | None = None) -> None:
         """Plan a scan and check that this loader can run it."""
-        self.plan: AnyPlan = scan.plan()
-        self._renewal = Renewal(self.plan.renew)
+        self.plan: AnyPlan = scan.plan() if self._follower is None else self._follower.first()
+        self._renewal = Renewal(self.plan.renew) if self._follower is None else self._follower.renewal
         self._scan = scan
         try:
             self._take_plan(order)
@@ -159,11 +173,11 @@ class DataLoader:
     def _take_plan(self, order: Order | None) -> None:
         self._order = order or default_order(self.plan, self.options)
         images = image_columns(self.plan, self._images)
-        self._batch_layout = layout_of(self.plan, self.options.output, self.options.unique, images)
-        if self.options.remainder == "drop" and self.plan.num_rows < self.options.global_batch_size:
+        self._batch_layout = layout_of(self.plan, self.options.output, self.options.unique, images, pad_groups=self.options.pad_groups)
+        if self._follower is None and self.options.remainder == "drop" and self.plan.num_units < self.options.global_batch_size:
             raise ValueError(
-                f"the plan has {self.plan.num_rows:,} rows and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no batch: "
-                "lower it, select more rows, or use remainder='pad' or 'uneven'"
+                f"the plan has {self.plan.num_units:,} {self._unit} and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no "
+                "batch: lower it, select more, or use remainder='pad' or 'uneven'"
             )
         self._layout_cache: AnyLayout | None = None
         self._check_memory(self._order)
@@ -192,8 +206,19 @@ class DataLoader:
         return self._layout_cache
 
     def __len__(self) -> int:
-        """Batches from the position where the current iteration began, or the next one begins; the same on every rank."""
-        return ordering.num_batches(self.plan.num_rows, self._first_position, self.options.global_batch_size, self.options.remainder)
+        """Batches from the position where the current iteration began, or the next one begins; the same on every rank.
+
+        Raises:
+            TypeError: The scan follows its table: nobody knows.
+        """
+        if self._follower is not None:
+            raise TypeError("a loader that follows a table has no length: iterate it until it ends, or stop() it")
+        return self._num_batches()
+
+    def _num_batches(self) -> int:
+        if not self._begun:
+            self._follow_epoch()
+        return ordering.num_batches(self.plan.num_units, self._first_position, self.options.global_batch_size, self.options.remainder)
 
     @property
     def _first_position(self) -> int:
@@ -205,13 +230,60 @@ class DataLoader:
         if self._closed:
             raise RuntimeError("this DataLoader is closed: make a new one, and load this one's state_dict() to continue")
         self._stop()
-        if self._begun:
+        if self._begun and self._follower is None:
             self._epoch, self._position = self._epoch + 1, 0
         self._started = self._begun = True
         self._began_at = self._position
-        return self._iterate()
+        self._follow_epoch()
+        self._ledger.begin(self._epoch, self._position)
+        return self._iterate() if self._follower is None else self._iterate_on(self._follower)
+
+    def _snapshots(self) -> list[int]:
+        return [snapshot for _, snapshot in snapshots_of(self.plan.state())]
+
+    def _follow_epoch(self) -> None:
+        """Plan anew where every epoch draws its own sample, at the same snapshot."""
+        scan, before = self._scan.for_epoch(self._epoch), self.plan
+        if scan is not self._scan:
+            self._adopt(scan.at(*self._snapshots()), self._order)
+            self._scan = scan
+            before.release()
 
     def _iterate(self) -> Iterator[Any]:
+        yield from self._iterate_plan()
+        self._epoch, self._position, self._begun = self._epoch + 1, 0, False
+
+    def _iterate_on(self, follower: Follower) -> Iterator[Any]:
+        """Increment after increment, until the stream is over or was stopped. A second iteration goes on where this one ends."""
+        plan = self.plan
+        assert isinstance(plan, FollowPlan)
+        agreed = follower.begin(plan, self._position)
+        if agreed is not plan:
+            self._take_increment(follower, agreed)
+        self._recorder.begin()
+        while True:
+            plan = self.plan
+            assert isinstance(plan, FollowPlan)
+            with contextlib.closing(self._iterate_plan()) as batches:
+                for batch in batches if self._num_batches() else ():
+                    yield batch
+                    if follower.is_stopped(plan):
+                        return
+            clock = StageClock()
+            with self._recorder.blocked(clock), clock.stage("follow"):
+                following = follower.advance(plan)
+            if following is None:
+                return
+            self._take_increment(follower, following)
+
+    def _take_increment(self, follower: Follower, plan: FollowPlan) -> None:
+        self.plan, self._epoch, self._position, self._began_at = plan, plan.increment.number, 0, 0
+        self._ledger.begin(self._epoch, 0)
+        self._take_plan(follower.order_of(plan))
+        if self._device is not None and not self._device.memory.covers(plan_device_memory(plan, self._order, self.options)):
+            self._device = None  # a larger increment than any before
+
+    def _iterate_plan(self) -> Generator[Any, None, None]:
         options, clock = self.options, StageClock(nvtx_ranges() if self._runtime is not None and self._runtime.device.startswith("cuda") else None)
         device = self._open_device()
         work = Work(
@@ -219,7 +291,7 @@ class DataLoader:
             layout=self._layout(),
             batch_layout=self._batch_layout,
             position=self._position,
-            num_batches=len(self),
+            num_batches=self._num_batches(),
             global_batch_size=options.global_batch_size,
             rank=options.rank,
             world_size=options.world_size,
@@ -231,8 +303,9 @@ class DataLoader:
             job=self.job() if options.decode == "actor" else None,
             images=self._image_stage,
             device=device,
+            bad=BadBlocks(options.bad_records, options.max_consecutive_bad, self.plan.place, lambda met: self.plan.quarantine(met.block, met.bad)),
         )
-        stream = self._open_stream(device)
+        stream = open_stream(self._stream, self.plan, self._scan, self.options, device)
         self._stop()
         self._recorder.begin()
         prefetcher = Prefetcher(lambda: run(work, stream, clock, self._recorder), name="headrace-batches", ahead=QUEUED_BATCHES, clock=clock)
@@ -244,35 +317,27 @@ class DataLoader:
                     made.hand_over()
                 if self._prefetcher is not prefetcher:
                     raise RuntimeError(ENDED)
-                self._position = min(self._position + options.global_batch_size, self.plan.num_rows)
+                self._position = min(self._position + options.global_batch_size, self.plan.num_units)
                 self._recorder.handed_over(made.num_samples, made.bad_records)
+                self._ledger.hand_over(
+                    position=self._position,
+                    units=made.num_units,
+                    rows=made.num_samples,
+                    masked_rows=made.num_masked,
+                    padding_rows=made.num_rows - made.num_samples,
+                )
                 self._watch.look()
                 batch = made.batch
                 del made
                 yield batch
-            self._epoch, self._position, self._begun = self._epoch + 1, 0, False
         finally:
             if self._prefetcher is prefetcher:
                 self._stop()
 
-    def _open_stream(self, device: BatchDevice | None) -> BlockStream | BatchStream:
-        given, on_actors = self._stream, self.options.decode == "actor"
-        if given is None and on_actors:
-            given = require("loader.distributed", extra="ray").RayBatchStream
-        if given is None and device is not None:
-            fetch, slabs = pinned_fetch(self.plan.fetcher(), device.slabs), device.slabs
-            return ThreadBlockStream(fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes, interrupt=slabs.interrupt)
-        if given is None:
-            return ThreadBlockStream(self.plan.fetcher().fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes)
-        stream = given if not isinstance(given, type) and isinstance(given, BlockStream | BatchStream) else given(self.plan.fetch_spec())
-        if isinstance(stream, BatchStream) is not on_actors:
-            wanted = "a stream of batches (loader.distributed.RayBatchStream)" if on_actors else "a stream of blocks (loader.distributed.RayBlockStream)"
-            raise ValueError(f"decode is {self.options.decode!r} and stream gives a {type(stream).__name__}: give {wanted}, or leave stream out")
-        return stream
-
     def job(self) -> BatchJob:
         """What is left of the epoch under way, or of the next one to begin, as a stream of batches is asked for it."""
-        return BatchJob(options=self.options, order=self._layout().order, position=self._position, num_batches=len(self), num_rows=self.plan.num_rows)
+        num_batches = self._num_batches()
+        return BatchJob(options=self.options, order=self._layout().order, position=self._position, num_batches=num_batches, num_rows=self.plan.num_units)
 
     @property
     def epoch(self) -> int:
@@ -286,8 +351,8 @@ class DataLoader:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Samples that all ranks yield together in a whole epoch, exactly."""
-        rows, batch = self.plan.num_rows, self.options.global_batch_size
+        """Samples that all ranks yield together in a whole epoch, exactly; groups, where the scan groups."""
+        rows, batch = self.plan.num_units, self.options.global_batch_size
         return rows - rows % batch if self.options.remainder == "drop" else rows
 
     def set_epoch(self, epoch: int) -> None:
@@ -296,12 +361,27 @@ class DataLoader:
             raise ValueError(f"epoch is {epoch}; it must be at least 0")
         self._stop()
         self._epoch, self._position, self._begun = epoch, 0, False
+        self._ledger.begin(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was handed over, as JSON-able plain data; the same on every rank."""
+        if self._follower is not None and isinstance(self.plan, FollowPlan):
+            self._follower.saved(self.plan)
         return self._state().to_dict()
 
+    @property
+    def _unit(self) -> str:
+        return "rows" if self.plan.groups is None else "groups"
+
+    def audit(self) -> Audit:
+        """What became of the epoch under way, or of the last one that ended: given, remaining, left out, masked, padded; exact, by rank and for all ranks.
+
+        `loader.total_audit` adds up the audits of all ranks, and checks that nothing is missing or double.
+        """
+        return self._ledger.audit(self.options, planned=self.plan.num_units, unit=self._unit)
+
     def _state(self) -> LoaderState:
+        self._follow_epoch()
         layout = self._layout()
         return LoaderState(content=self.plan.state(), order=layout.order, plan=layout.fingerprint(), position=self._position)
 
@@ -321,22 +401,36 @@ class DataLoader:
             order = dataclasses.replace(order, shards=saved.order.shards)
         before = vars(self).copy()
         try:
-            scan = saved.snapshots_for(self._scan, self.plan.state())
-            if scan is not None:
-                self._adopt(scan, order)
+            scan = (saved.snapshots_for(self._scan, self.plan.state()) or self._scan).for_epoch(saved.order.epoch)
+            if self._follower is not None and isinstance(self._scan, Scan):
+                self._resume(Follower(self._scan, self.options), saved, order)
+            elif scan is not self._scan:
+                self._adopt(scan if all(source.snapshot is not None for source in scan.sources) else scan.at(*self._snapshots()), order)
             elif order != self._order:
                 self._check_memory(order)
                 self._order = order
             self._epoch, self._layout_cache = saved.order.epoch, None
             saved.check(self._state())
         except Exception:
-            refused, self.__dict__ = self.plan, before  # as if no state had been given
-            if refused is not self.plan:
-                refused.release()
+            refused, self.__dict__ = vars(self), before  # as if no state had been given
+            let_go(refused, before)
             raise
-        if before["plan"] is not self.plan:
-            before["plan"].release()
+        let_go(before, vars(self))
         self._position = saved.position
+        self._ledger.begin(self._epoch, self._position)
+
+    def _resume(self, follower: Follower, saved: LoaderState, order: Order) -> None:
+        """Take up the increment of a state."""
+        self._follower = follower
+        self.plan = follower.resume(saved.content)
+        self._renewal = follower.renewal
+        self._take_plan(order)
+        left, batch = saved.num_rows - saved.position, self.options.global_batch_size
+        if self.options.remainder == "drop" and left % batch:
+            raise StateMismatchError(
+                f"global_batch_size: {left:,} rows are left of the state's increment, no multiple of {batch:,}, and remainder='drop' would lose the rest: "
+                "keep the batch size until the increment ends, or use remainder='pad' or 'uneven'"
+            )
 
     def restart(self, state: Mapping[str, Any]) -> None:
         """Go on at a state although iteration may have begun, which `load_state_dict` refuses: the next `iter()` begins there, and an iteration under way ends.
@@ -355,7 +449,20 @@ class DataLoader:
 
     def stats(self) -> LoaderStats:
         """What was read, and for what share of its time the consumer waited, by stage."""
-        return self._recorder.snapshot(self._clock)
+        stats = self._recorder.snapshot(self._clock)
+        if self._follower is None or self._closed or not isinstance(self.plan, FollowPlan):
+            return stats
+        lag = self._follower.lag(self.plan, self._position)
+        return dataclasses.replace(stats, behind_rows=lag.rows, behind_seconds=lag.seconds)
+
+    def stop(self) -> None:
+        """End an iteration that follows its table: at once where this rank is alone, else behind the increment under way, on all ranks alike.
+
+        Safe in a signal handler and from other threads. The state stays where the last batch was handed over; the next iteration goes on there.
+        """
+        if self._follower is None:
+            raise RuntimeError("stop() ends a loader that follows its table (scan(follow=True)); leave the loop over any other one with break")
+        self._follower.stop()
 
     def _stop(self) -> None:
         """End the iteration under way, if there is one."""
@@ -373,7 +480,7 @@ class DataLoader:
         self._device = None
         if not self._closed:
             self._closed = True
-            self.plan.release()
+            let_go(vars(self), {})
 
     def __enter__(self) -> DataLoader:
         return self

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-STAGES = ("plan", "read", "copy", "decode", "shuffle", "assembly", "images", "transform", "hand_over")
+STAGES = ("plan", "follow", "read", "copy", "decode", "shuffle", "assembly", "images", "transform", "hand_over")
 
 
 class StageClock:
@@ -80,6 +80,8 @@ class LoaderStats:
         blocks: Blocks fetched.
         encoded_bytes: Bytes of their chunks, as stored.
         peak_window_bytes: Largest decoded size of all windows held at once.
+        behind_rows: With `follow`, rows that were committed and not handed over yet; see `loader.train.follow.Lag`.
+        behind_seconds: With `follow`, since the oldest of them was committed.
         bad_records: Values that mean nothing, in batches handed over, by column: broken images that the policy "skip" left out.
     """
 
@@ -92,6 +94,8 @@ class LoaderStats:
     encoded_bytes: int = 0
     peak_window_bytes: int = 0
     bad_records: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    behind_rows: int | None = None
+    behind_seconds: float | None = None
 
     @property
     def samples_per_second(self) -> float:

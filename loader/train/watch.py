@@ -18,6 +18,7 @@ REPEAT_SECONDS = 300.0
 
 CURES = {
     "plan": "the plan is made before the first batch: pin a snapshot, or select less",
+    "follow": "no new rows had come: the trainer is as fast as the table's writers; raise Follow(min_rows=…) to wait less often",
     "read": "storage is too slow for this: raise prefetch_bytes or threads, read fewer columns, move the lake closer, or fetch with Ray actors "
     "(stream=loader.distributed.RayBlockStream)",
     "checksum": "checksums take the time: raise threads",

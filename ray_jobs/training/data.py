@@ -11,6 +11,7 @@ import numpy.typing as npt
 import loader
 from loader.config import ExperimentConfig
 from loader.distributed import RayBatchStream, RayBlockStream
+from loader.scan.mix import AnyPlan
 from loader.scan.plan import Plan
 from loader.train.options import LoaderOptions
 
@@ -26,7 +27,25 @@ def make_scan(config: ExperimentConfig, lake: Any, *, test: bool = False) -> Any
     """The rows that train, or those that test."""
     data = config.data
     where, closed_before = (data.test_where, data.test_closed_before) if test else (data.where, data.closed_before)
-    return lake.table(config.lake.table).scan(columns=data.columns, where=where, closed_before=closed_before, snapshot=config.lake.snapshot)
+    chosen = {} if test else {"sample": data.sample, "group_by": data.group_by}
+    own = lake.table(config.lake.table).scan(columns=data.columns, where=where, closed_before=closed_before, snapshot=config.lake.snapshot, **chosen)
+    if test or not data.mix:
+        return own
+    others = [(lake.table(source.table).scan(data.columns, source.where, source.snapshot, source.closed_before), source.weight) for source in data.mix]
+    return loader.mix([(own, data.weight), *others])
+
+
+def pinned_at(config: ExperimentConfig, plan: AnyPlan) -> ExperimentConfig:
+    """The experiment with the snapshots that a plan of its training rows reads."""
+    first, *others = [plan.snapshot] if isinstance(plan, Plan) else [part.snapshot for part in plan.parts]
+    sources = tuple(source.model_copy(update={"snapshot": snapshot}) for source, snapshot in zip(config.data.mix, others, strict=True))
+    changed = {"lake": config.lake.model_copy(update={"snapshot": first}), "data": config.data.model_copy(update={"mix": sources})}
+    return config.model_copy(update=changed)
+
+
+def snapshots(config: ExperimentConfig) -> list[tuple[str, int | str | None]]:
+    """(table, snapshot) of all that the experiment reads."""
+    return [(config.lake.table, config.lake.snapshot), *((source.table, source.snapshot) for source in config.data.mix)]
 
 
 def is_tested(config: ExperimentConfig) -> bool:
@@ -59,6 +78,8 @@ def loader_options(config: ExperimentConfig, *, rank: int, world_size: int, test
         memory_bytes=None,
         device_memory_bytes=options.device_memory_bytes,
         pinned_bytes=options.pinned_bytes,
+        bad_records=options.bad_records,
+        max_consecutive_bad=options.max_consecutive_bad,
     )
 
 
@@ -69,7 +90,7 @@ def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: i
     return loader.DataLoader(scan, stream=stream, transforms=transforms, **dataclasses.asdict(options))
 
 
-def make_stream(config: ExperimentConfig, plan: Plan) -> Stream | None:
+def make_stream(config: ExperimentConfig, plan: AnyPlan) -> Stream | None:
     """Who fetches the training blocks, or makes the batches: None for threads of the rank, or its Ray Data actors."""
     train = config.train
     if config.loader.decode == "actor":
@@ -80,7 +101,7 @@ def make_stream(config: ExperimentConfig, plan: Plan) -> Stream | None:
     return RayBlockStream(plan.fetch_spec(), num_actors=train.fetch_actors, prefetch_bytes=config.loader.prefetch_bytes)
 
 
-def planned_positions(plan: Plan) -> npt.NDArray[np.int64]:
+def planned_positions(plan: AnyPlan) -> npt.NDArray[np.int64]:
     """int64 [rows, 2], (segment id, row) of every row of a plan, from its selection alone: no order, no batch, no fetch has a say in it."""
     parts = [np.zeros((0, 2), np.int64)]
     for index in range(plan.num_blocks):

@@ -63,6 +63,21 @@ def test_an_undisturbed_run_is_exact(tmp_path: Path) -> None:
     assert {(epoch.trained, epoch.dropped, epoch.num_steps) for epoch in result.epochs} == {(80, 3, 10)}
 
 
+def test_ranks_may_be_others_after_a_restart(tmp_path: Path) -> None:
+    run = write_run(tmp_path, crash_after=7, restored=5)
+    attempts = journal.read(run.attempts)
+    run.attempts.unlink()
+    for attempt, ranks in zip(attempts, (2, 1), strict=True):
+        journal.append(run.attempts, {**attempt, "ranks": ranks})
+    first, lost = sorted(run.ids.glob("attempt-0001-*"))
+    found = audit.audit(run.path).epochs
+    assert [epoch.broken_steps for epoch in found] == [5, 10], "a start of one rank that left records of two"
+    lost.unlink()
+    found = audit.audit(run.path).epochs
+    assert [(epoch.broken_steps, epoch.missing) for epoch in found] == [(0, 20), (0, 40)]
+    assert first.exists()
+
+
 @pytest.mark.parametrize(("crash_after", "restored"), [(7, 5), (7, 0), (7, 7), (13, 10), (15, 12)])
 def test_steps_after_the_restored_checkpoint_do_not_count(tmp_path: Path, crash_after: int, restored: int) -> None:
     result = audit.audit(write_run(tmp_path, crash_after=crash_after, restored=restored).path)

@@ -74,6 +74,33 @@ def test_decode_actors_feed_every_row_once(ray_cluster: None, tiny_lake: Path, t
     assert result["decode"] == "actor" and result["auc"]["mean"] > 0.5 and result["loader"]["encoded_bytes"] > 0
 
 
+def mix_two(config: ExperimentConfig) -> ExperimentConfig:
+    """Two parts of the rows, three of one to one of the other."""
+    source = loader.config.MixSource(table="samples", weight=1, where="ts >= 3000 and ts < 4800")
+    return config.model_copy(update={"data": config.data.model_copy(update={"where": "ts < 3000", "weight": 3, "mix": (source,)})})
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_mix_is_trained_in_its_proportions_through_a_kill(ray_cluster: None, tiny_lake: Path, tmp_path: Path) -> None:
+    config = mix_two(make_config(tiny_lake, tmp_path, "mix", stream="ray", seeds=[1], epochs=1, kill_rank_at_step=10))
+    result = train.train(config)
+    verdict = audit.audit(tmp_path / "mix")
+    assert verdict.exact and verdict.attempts == 2 and {epoch.trained for epoch in verdict.epochs} == {4000}
+    assert result["rows_trained"] == result["rows_planned"] == 4000 and result["auc"]["mean"] > 0.5
+
+
+def test_a_mix_goes_on_at_the_snapshots_of_all_its_sources(tiny_lake: Path, tmp_path: Path) -> None:
+    first, plan = train.prepare(mix_two(make_config(tiny_lake, tmp_path, "mix")))
+    assert plan["mix"] == [["samples", 4], ["samples", 4]] and plan["rows"] == 4000
+    assert train.prepare(mix_two(make_config(tiny_lake, tmp_path, "mix"))) == (first, plan)
+    heavier = mix_two(make_config(tiny_lake, tmp_path, "mix"))
+    with pytest.raises(ConfigError, match="another run.name"):
+        train.prepare(heavier.model_copy(update={"data": heavier.data.model_copy(update={"weight": 5})}))
+    with pytest.raises(ConfigError, match="another run.name"):
+        train.prepare(make_config(tiny_lake, tmp_path, "mix"))
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("skip", [0, 5])
 def test_batches_through_ray_equal_those_through_threads(ray_cluster: None, tiny_lake: Path, tmp_path: Path, skip: int) -> None:

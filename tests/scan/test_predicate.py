@@ -135,3 +135,19 @@ def test_wrong_texts_say_what_is_wrong(text, message):
 def test_an_unknown_column_names_the_closest():
     with pytest.raises(ColumnNotFoundError, match="did you mean country"):
         parse("contry = 'US'", TABLE.schema)
+
+
+@pytest.mark.parametrize(
+    "name", ["comment", "describe", "set", "use", "show", "kill", "cache", "load", "execute", "delete", "update", "copy", "begin", "desc", "key"]
+)
+def test_a_column_may_be_called_as_a_statement_begins(name):
+    table = pa.table({name: [1, 5], "b": [1, 2]})
+    for text in (f"{name} > 3 and b = 2", f"b = 2 and {name} > 3", f'"{name}" > 3'):
+        assert parse(text, table.schema).mask(table).tolist() == [False, True]
+        assert parse(parse(text, table.schema).text, table.schema).columns == parse(text, table.schema).columns
+
+
+@pytest.mark.parametrize("text", ["a = 1; b = 2", "a = 1 order by b", "a = 1 limit 3", "a = 1 union select 2", "a = 1) or (b = 2", "", "select 1"])
+def test_one_expression_is_all_that_a_text_may_hold(text):
+    with pytest.raises(ValueError, match="allowed are: = <>"):
+        parse(text, TABLE.schema)

@@ -169,3 +169,27 @@ def test_a_damaged_page_is_named_and_not_believed() -> None:
     data[at] ^= 1
     with pytest.raises(CorruptSegmentError, match="section KEY_INDEX"):
         indexed(keys, data).probe(keys)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_many_keys_in_a_run_larger_than_caches(wide: bool) -> None:
+    random = np.random.default_rng(5)
+    low = random.integers(0, 1 << 64, (1 << 20) + 5, dtype=np.uint64, endpoint=False)
+    low[:3], low[3:5_000] = (0, (1 << 64) - 1, 1 << 63), random.integers(1 << 40, (1 << 40) + 3_000, 4_997)  # the ends, and keys that lie close, some twice
+    high = random.integers(0, 4, len(low)).astype(np.uint64) if wide else None
+    keys = Keys(low, high)
+    order = keys.order()
+    run = KeyRun(keys.take(order), order.astype(np.uint32), np.array([0, 400_000, len(low)], np.uint64), np.array([7, 9]))
+    chosen = np.append(np.arange(6_000), random.choice(len(low), 9_000, replace=False))
+    wanted = Keys.concat([keys.take(chosen), Keys(random.integers(0, 1 << 64, 2_000, dtype=np.uint64), None if high is None else np.zeros(2_000, np.uint64))])
+    alive = Alive(run, np.array([True, False]), [None, None])
+    found, rows = np.full(len(wanted), -1), np.full(len(wanted), -1)
+    found[::5] = 3  # found before: passed over
+    key_run.probe(alive, wanted, found, rows)
+    words = {(int(a), 0 if high is None else int(high[at])) for at, a in enumerate(low[:400_000].tolist())}
+    for at, word in enumerate(wanted.low.tolist()):
+        there = (word, 0 if wanted.high is None else int(wanted.high[at])) in words
+        assert found[at] == (3 if at % 5 == 0 else 7 if there else -1)
+        if found[at] == 7:
+            assert low[rows[at]] == word
+            assert high is None or wanted.high is None or high[rows[at]] == wanted.high[at]

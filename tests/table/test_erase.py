@@ -18,7 +18,7 @@ import loader
 from loader import failpoints
 from loader.catalog.commit import STAGED_LEASE_SECONDS, TABLES_WITH_PATHS, now_micros
 from loader.catalog.garbage import collect
-from loader.errors import SchemaError
+from loader.errors import CorruptSegmentError, SchemaError
 from loader.lake import Lake
 from loader.scan.encoded import FetchRequest
 from loader.table.erasure.proof import ErasureProof
@@ -457,3 +457,60 @@ def test_what_is_forgotten_while_it_is_blanked_leaves_no_bytes_behind(lake: Lake
     with failpoints.armed("erase.hidden", forget):
         table.erase(keys([3]), due=NOW)
     assert calls and not lake.doctor(deep=True).findings
+
+
+def quantised() -> pa.Table:
+    """200 rows with every way to store floats with less precision, halves, and lists and maps, some of which may not be null."""
+    rng, count = np.random.default_rng(1), 200
+    columns: dict[str, tuple[pa.Field, Any]] = {"item": (pa.field("item", pa.int64(), nullable=False), np.arange(count))}
+    for kind in ("int8", "float16", "bfloat16"):
+        metadata = {"headrace.quantise": kind}
+        values = rng.normal(100, 20, count).astype(np.float32)
+        lists = [rng.normal(100, 20, at % 4).astype(np.float32) for at in range(count)]
+        pairs = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(100, 20, 2 * count).astype(np.float32)), 2)
+        columns |= {
+            f"may_{kind}": (pa.field("x", pa.float32(), metadata=metadata), values),
+            f"must_{kind}": (pa.field("x", pa.float32(), nullable=False, metadata=metadata), values),
+            f"lists_{kind}": (pa.field("x", pa.list_(pa.float32()), metadata=metadata), lists),
+            f"pairs_{kind}": (pa.field("x", pa.list_(pa.float32(), 2), nullable=False, metadata=metadata), pairs),
+        }
+    columns |= {
+        "half": (pa.field("x", pa.float16(), nullable=False), rng.normal(100, 20, count).astype(np.float16)),
+        "map": (pa.field("x", pa.map_(pa.string(), pa.int32())), [[(marker(at, "note"), at)] for at in range(count)]),
+        "must_map": (pa.field("x", pa.map_(pa.string(), pa.float32()), nullable=False), [[("k", float(at))] for at in range(count)]),
+        "texts": (pa.field("x", pa.list_(pa.string()), nullable=False), [[marker(at, "late"), "b"][: at % 3] for at in range(count)]),
+    }
+    schema = pa.schema([field.with_name(name) for name, (field, _) in columns.items()])
+    arrays = [values if isinstance(values, pa.Array) else pa.array(values, field.type) for field, values in columns.values()]
+    return pa.Table.from_arrays([array.cast(field.type) for array, field in zip(arrays, schema, strict=True)], schema=schema)
+
+
+def test_rows_beside_an_erased_one_keep_every_bit_whatever_their_type(lake: Lake) -> None:
+    """Values that are stored with less precision are not rounded again, and a blank among them is as blank as the proof says."""
+    data = quantised()
+    table = lake.create_table("values", data.schema, primary_key=["item"])
+    table.append(data)
+    table.patch(pa.table({"item": [3, 4], "may_int8": pa.array([1.5, 2.5], pa.float32())}))
+    table.tag("before")
+    before = {row["item"]: repr(row) for row in table.to_arrow().to_pylist()}
+    for gone in ([3, 7, 50], [4, 8]):
+        assert table.erase(gone, due=NOW).is_complete
+        before = {item: row for item, row in before.items() if item not in gone}
+        for snapshot in (None, "before"):
+            assert {row["item"]: repr(row) for row in table.to_arrow(snapshot=snapshot).to_pylist()} == before
+    stored = everything_stored(lake)
+    for number in (4, 8, 50):
+        assert marker(number, "note").encode() not in stored and marker(number, "late").encode() not in stored
+    assert not lake.doctor(deep=True).findings
+
+
+def test_blanked_bytes_that_still_hold_a_key_never_take_the_place_of_the_old(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = build(lake)
+    own = {1: pa.scalar(3), 2: pa.scalar("item-3")}
+    monkeypatch.setattr("loader.table.erasure.blank.free_key", lambda spec, kinds, erased, fixed: own)
+    with pytest.raises(CorruptSegmentError, match=r"still holds values of \d erased rows in .*user, item"):
+        table.erase(keys([3]), due=NOW)
+    monkeypatch.undo()
+    assert table.erase(keys([3]), due=NOW).is_complete
+    assert_gone(lake, table, [3], stays=[4])
+    assert not lake.doctor(deep=True).findings

@@ -74,7 +74,7 @@ def test_acknowledged_writes_are_there_once_whatever_fails(make_lake: Callable[.
     for name in sorted(told, key=told.__getitem__):
         assert model.apply(operation(name)) is None, name
     table = clean.table("t")
-    assert differences(table, max(names.values()), model) == []
+    assert differences(table, max(names.values()), model.rows) == []
     assert table.describe()["num_pending"] == model.num_held
     for lake, _ in opened:
         lake.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import loader
-from loader import SourceOffsets
+from loader import SourceOffsets, failpoints
 from loader.errors import (
     AlreadyExistsError,
     ColumnNotFoundError,
@@ -346,3 +347,35 @@ def test_public_names_are_sorted_and_there() -> None:
     assert loader.__all__ == sorted(loader.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         loader.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("write", ["append", "patch", "upsert", "delete", "overwrite", "delete where", "backfill"])
+def test_the_same_commit_id_by_two_at_once_is_one_commit(lake: Lake, make_lake: Callable[..., Lake], write: str) -> None:
+    """The second is under way, resolved and staged, when the first is committed: it has the first's snapshot, not an error, and counts once."""
+    table, other = create(lake), make_lake().table("samples")
+    table.append(rows(0, 10))
+    bump = labels([1, 2], clicks=[2, 3])
+    moved = rows(1, 12).drop_columns(["history", "label"])
+    place, run = {
+        "append": ("append.resolved", lambda one: one.append(rows(10, 15), commit_id="mine")),
+        "patch": ("patch.staged", lambda one: one.patch(bump, commit_id="mine")),
+        "upsert": ("upsert.staged", lambda one: one.upsert(moved, commit_id="mine")),
+        "delete": ("delete.staged", lambda one: one.delete(labels([3]), commit_id="mine")),
+        "overwrite": ("overwrite.staged", lambda one: one.overwrite(rows(20, 22), "item > 7", commit_id="mine")),
+        "delete where": ("delete.staged", lambda one: one.delete("item = 4", commit_id="mine")),
+        "backfill": ("backfill.staged", lambda one: one.backfill(bump, commit_id="mine")),
+    }[write]
+    first: list[Any] = []
+
+    def meanwhile() -> None:
+        if not first:
+            first.append(None)
+            first[0] = run(other)
+
+    with failpoints.armed(place, meanwhile):
+        assert run(table) == first[0]
+    assert [entry.commit_id for entry in table.history()].count("mine") == 1 and len(table.history()) == 2
+    assert table.view().num_rows == table.to_arrow().num_rows == table.history()[-1].num_rows
+    if write in ("patch", "backfill"):
+        assert [column(table, "clicks")[item] for item in (0, 1, 2)] == [0, 2, 3]
+    assert lake.doctor(deep=True).is_clean

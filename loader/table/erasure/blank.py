@@ -20,6 +20,7 @@ from loader.schema import take
 from loader.segment.column_files import COLUMNS_OF
 from loader.segment.key_index import KeyIndex, Keys, build, keys_of, signed
 from loader.segment.layout import ROW_COLUMN_ID, SEQUENCE_COLUMN_ID, Feature, Section
+from loader.segment.plan import QUANTISE_KEY
 from loader.segment.reader import SegmentReader
 from loader.segment.writer import WriteOptions, encode_segment
 from loader.table.resolve import scatter
@@ -147,8 +148,11 @@ def _candidates(kind: pa.DataType, count: int) -> pa.Array:
 
 
 def _read(reader: SegmentReader) -> tuple[list[int], pa.Table]:
+    """All that is stored, to be stored again as it is: what was rounded once is not rounded again, by another scale."""
     ids = [int(column_id) for column_id in reader.resolve(None)]
-    return ids, reader.read(columns=ids).combine_chunks()
+    table = reader.read(columns=ids).combine_chunks()
+    fields = [field.with_metadata({key: value for key, value in (field.metadata or {}).items() if key != QUANTISE_KEY}) for field in table.schema]
+    return ids, table.cast(pa.schema(fields, metadata=table.schema.metadata))
 
 
 def _blank(table: pa.Table, ids: list[int], rows: Rows, fillers: Mapping[int, pa.Scalar]) -> pa.Table:

@@ -14,7 +14,7 @@ from loader.catalog.connection import Database
 from loader.catalog.erasure import REQUESTED, Erasure, StoredSection
 from loader.catalog.records import ERASED, TableSpec
 from loader.schema import Column, take
-from loader.segment.key_index import KeyIndex, Keys
+from loader.segment.key_index import KeyIndex, Keys, keys_of
 from loader.segment.layout import LOOKUP_ROWS_COLUMN_ID, ROW_COLUMN_ID, SEQUENCE_COLUMN_ID, Section
 from loader.segment.lookup_rows import LookupRows
 from loader.segment.reader import SegmentReader
@@ -120,6 +120,14 @@ def not_blank(spec: TableSpec, reader: SegmentReader, rows: Rows) -> list[str]:
         if not blank:
             names.append(field.name)
     return names
+
+
+def names_of_keys(spec: TableSpec, reader: SegmentReader, rows: Rows, erased: Keys) -> list[str]:
+    """The primary key's columns, if they or the key index hold an erased key in one of these rows; else none."""
+    ids = list(spec.primary_key_ids)
+    read = read_by_id(reader, ids, rows=rows.astype(np.int64))
+    stored = is_among(keys_of([read[column_id] for column_id in ids]), erased).any()
+    return spec.primary_key if stored or len(np.intersect1d(rows_of_keys(reader, erased), rows)) else []
 
 
 def _not_blank_side_by_side(reader: SegmentReader, rows: Rows, filled: Collection[int | None]) -> list[str]:

@@ -18,14 +18,16 @@ import pyarrow as pa
 
 from loader import failpoints
 from loader.catalog import erasure as records
+from loader.catalog.commit import throw_away
 from loader.catalog.erasure import ErasureStep, Mark, Move, StoredSection
 from loader.catalog.records import ERASED
-from loader.errors import NotFoundError
+from loader.errors import CorruptSegmentError, NotFoundError
 from loader.segment.key_index import Keys
 from loader.segment.layout import LOOKUP_ROWS_COLUMN_ID, ROW_COLUMN_ID
 from loader.segment.reader import SegmentReader
 from loader.table.context import TableContext
 from loader.table.erasure.blank import Blanked, Rows, blank_columns, blank_segment, drop_operands
+from loader.table.erasure.check import names_of_keys, not_blank
 from loader.table.erasure.find import Found, HeldLabels, StoredSegment
 from loader.table.files import Stage, place
 from loader.table.segments import encode_overlay, operand_rows, read_by_id
@@ -135,7 +137,17 @@ class Rewriter:
         return bool(np.isin(operand_rows(read_by_id(self._reader(section), [ROW_COLUMN_ID])), rows).any())
 
     def _segment(self, segment: StoredSegment, rows: Rows) -> Blanked:
-        return blank_segment(self.context.spec, self._reader(segment), rows, self.keys, segment.partition)
+        """The segment's new bytes, read back before anything refers to them: nobody can say later which key a blank row had."""
+        spec = self.context.spec
+        blanked = blank_segment(spec, self._reader(segment), rows, self.keys, segment.partition)
+        written = SegmentReader(blanked.data)
+        left = not_blank(spec, written, rows) + names_of_keys(spec, written, rows, self.keys)
+        if left:
+            raise CorruptSegmentError(
+                f"erasure {self.erasure_id}: segment {segment.id} at {segment.path} still holds values of {len(rows)} erased rows in {', '.join(left)} "
+                "after they were blanked: nothing refers to the new bytes; report this"
+            )
+        return blanked
 
     def _columns(self, section: StoredSection | HeldLabels, rows: Rows) -> Blanked:
         return blank_columns(self._reader(section), rows)
@@ -188,6 +200,8 @@ class Rewriter:
         with self.context.catalog.write(self.context.spec.id) as connection:
             self.stage.settle(connection)
             new = records.apply(connection, step, grace_seconds=self.grace_seconds)
+            if new is None:  # its files count as accounted for now, so nobody else would look for them
+                throw_away(connection, self.context.spec.id, sorted(step.new_paths), reason=f"not used by {self.erasure_id}", grace_seconds=self.grace_seconds)
             failpoints.hit("erase.written")
         return new is not None
 
