@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loader.scan import Scan as Scan
     from loader.scan.follow import Follow as Follow
     from loader.scan.mix import mix as mix
+    from loader.scan.sampling import Sample as Sample
     from loader.schema import Schema as Schema
     from loader.segment.reader import SegmentReader as SegmentReader
     from loader.segment.writer import WriteOptions as WriteOptions
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
     from loader.table.compaction.pick import CompactionOptions as CompactionOptions
     from loader.table.table import Table as Table
     from loader.train import DataLoader as DataLoader
+    from loader.train.audit import Audit as Audit
+    from loader.train.audit import total_audit as total_audit
     from loader.train.metrics import serve_metrics as serve_metrics
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "Audit": "loader.train.audit",
     "Attribution": "loader.catalog.records",
     "CompactionOptions": "loader.table.compaction.pick",
     "DataLoader": "loader.train",
@@ -40,6 +44,7 @@ _MODULES = {
     "Jagged": "loader.batch.jagged",
     "KeyedJagged": "loader.batch.kjt",
     "Lake": "loader.lake",
+    "Sample": "loader.scan.sampling",
     "Scan": "loader.scan",
     "Schema": "loader.schema",
     "SegmentReader": "loader.segment.reader",
@@ -53,6 +58,7 @@ _MODULES = {
     "serve_metrics": "loader.train.metrics",
     "errors": "",
     "restore": "loader.backup.restore",
+    "total_audit": "loader.train.audit",
     "write_segment": "loader.segment.writer",
 }
 __all__ = sorted(_MODULES)

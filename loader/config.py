@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from loader import config_tree
 from loader.batch.transforms import Transforms
 from loader.errors import ConfigError, did_you_mean
+from loader.scan.sampling import Sample
 
 TimeValue = int | str | None
 
@@ -120,6 +121,9 @@ class DataConfig(_Section):
         time_column: Column of the sample's time, where a report or a feature needs it.
         where: SQL expression of the training rows.
         closed_before: Train only on rows whose attribution window closed by then: a time value, or `watermark`.
+        sample: Which share of the training rows, by rules, as for `loader.Sample`: `[{where: label = 1, rate: 1}, {rate: 0.1}]`, or a mapping with `rules`,
+            `seed` and `by`. The loss weighs a row by 1 / rate.
+        group_by: Columns of a request or session, whose rows stay in one batch; `loader.global_batch_size` then counts groups.
         test_where, test_closed_before: The same for the rows that measure the model; without either nothing is measured.
         transforms: Steps from the table's columns to the model's, as for `loader.Transforms`: a kind and its keys each.
         weight: With `mix`, rows of the experiment's own table in a period.
@@ -133,6 +137,8 @@ class DataConfig(_Section):
     time_column: str | None = None
     where: str | None = None
     closed_before: TimeValue = None
+    sample: dict[str, Any] | tuple[Any, ...] | None = None
+    group_by: tuple[str, ...] = ()
     test_where: str | None = None
     test_closed_before: TimeValue = None
     transforms: tuple[dict[str, Any], ...] = ()
@@ -157,6 +163,8 @@ class DataConfig(_Section):
         if not (self.dense or self.sparse or self.history):
             raise ValueError("names no feature: give dense, sparse or history")
         Transforms(self.transforms)
+        if self.sample is not None and Sample.of(self.sample).per_epoch:
+            raise ValueError("sample.per_epoch is for loops of your own: an experiment counts its steps before the first epoch")
         tables = [feature.column for feature in self.sparse]
         for feature in self.history:
             if feature.embedding not in tables:
@@ -173,6 +181,8 @@ class LoaderConfig(_Section):
         decode: `rank` decodes in the ranks, `cpu` too and there on the CPU whatever the device, `actor` in Ray Data actors that send whole batches.
         device_memory_bytes: GPU memory for encoded bytes and windows, taken once; what the plan needs if left out.
         pinned_bytes: Pinned host memory that blocks are fetched into, taken once.
+        bad_records: What to do about damaged blocks: `fail`; `skip` masks their rows, which the loss leaves out; `quarantine` does, and has later runs know.
+        max_consecutive_bad: Bad blocks one after another at which these give up.
     """
 
     global_batch_size: PositiveInt
@@ -188,6 +198,8 @@ class LoaderConfig(_Section):
     prefetch_bytes: PositiveInt = 64 << 20
     device_memory_bytes: PositiveInt | None = None
     pinned_bytes: PositiveInt | None = None
+    bad_records: Literal["fail", "skip", "quarantine"] = "fail"
+    max_consecutive_bad: PositiveInt = 8
     threads: PositiveInt = 2
 
 

@@ -76,7 +76,13 @@ class FormatError(HeadraceError):
 
 
 class CorruptSegmentError(FormatError):
-    """A checksum, a bound or the structure of a segment does not hold."""
+    """A checksum, a bound or the structure of a segment does not hold.
+
+    Attributes:
+        column_ids: The columns whose chunks are damaged, where that is known.
+    """
+
+    column_ids: tuple[int, ...] = ()
 
 
 class TruncatedSegmentError(FormatError):

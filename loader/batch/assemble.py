@@ -37,6 +37,7 @@ class BatchArrays:
         blocks: uint32 [samples], index in the plan's list of blocks.
         rows: uint32 [samples], row inside the block.
         inverses: By column that comes unexpanded, int64 [rows], the number of the list of every row.
+        masked: bool [samples], rows of the plan that cannot be had; None where there is none.
     """
 
     num_rows: int
@@ -49,6 +50,11 @@ class BatchArrays:
     rows: npt.NDArray[np.uint32]
     inverses: dict[int, npt.NDArray[np.int64]] = dataclasses.field(default_factory=dict)
     buffers: dict[int, tuple[Array, int]] = dataclasses.field(default_factory=dict)
+    masked: npt.NDArray[np.bool_] | None = None
+
+    def with_masked(self, masked: npt.NDArray[np.bool_] | None) -> BatchArrays:
+        """The same with some rows masked."""
+        return self if masked is None else dataclasses.replace(self, masked=masked)
 
     def fixed_column(self, index: int, place: tuple[int, int] | None) -> Array:
         """[rows], from row `place[1]` of matrix `place[0]`, or [rows, values a row]."""

@@ -25,6 +25,8 @@ from loader.decode.result import FixedColumn, ListColumn
 from loader.encodings.leaf import is_bytes, storage_type
 from loader.errors import ColumnNotFoundError, SchemaError, did_you_mean
 from loader.extras import require
+from loader.scan.groups import Groups
+from loader.scan.selection import JoinedWeights, RowWeights
 from loader.segment.layout import ValueType
 
 TENSOR_OUTPUTS = ("dict", "kjt", "nested")
@@ -42,6 +44,9 @@ class BatchLayout:
         block_row_starts: int64 [blocks], first row of each block in its segment.
         output: `numpy` gives arrays, `arrow` a record batch, the others torch tensors.
         images: Binary columns that are to hold pixels (`Batch.put`).
+        weights: Of rows that a sample kept; its column comes last in `names`.
+        groups: Of rows that are grouped.
+        pad_groups: Groups that a batch has at least; those that are missing are empty.
         block_sources: Of a mix, int64 [blocks], the source of each block.
     """
 
@@ -51,6 +56,9 @@ class BatchLayout:
     block_row_starts: npt.NDArray[np.int64]
     output: str = "dict"
     images: frozenset[str] = frozenset()
+    weights: RowWeights | JoinedWeights | None = None
+    groups: Groups | None = None
+    pad_groups: int = 0
     block_sources: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
@@ -116,6 +124,7 @@ class Batch(Mapping[str, Any]):
     """A batch of one rank. `batch["clicks"]` is a tensor [rows], `batch["history"]` a `Jagged`; `len(batch)` is its rows.
 
     With remainder="pad" the last rows of the last batch may be padding (zeros, empty lists): `mask` is False there and `num_samples` does not count them.
+    It is False, too, and so is all validity, where a row of the plan cannot be had: its block is damaged and the policy says to go on, or it was erased.
     The batch owns its memory: nothing is recycled while it, or a tensor of it, is alive. A transform may return a batch with other columns: `replace`.
     """
 
@@ -175,6 +184,8 @@ class Batch(Mapping[str, Any]):
         return self._layout.index[name]
 
     def _make(self, name: str) -> Any:
+        if self._layout.weights is not None and name == self._layout.weights.column:
+            return self._convert(self._arrays.placed(self._row_weights(self._layout.weights)))
         index = self._index(name)
         column = self._layout.columns.read[index]
         if index not in self._layout.list_columns:
@@ -226,21 +237,58 @@ class Batch(Mapping[str, Any]):
         """By column, a bool tensor (or array) [rows]: True where the value is there, False where it is null or padding."""
         if self._validity is None:
             bare = Batch(self._layout, self._arrays)  # not self: a batch in a circle with its validity would live until the garbage collector comes by
-            self._validity = _Validity(self._names, lambda name: bare._convert(bare._valid(bare._index(name)), ValueType.BOOL))
+            self._validity = _Validity(self._names, lambda name: bare._convert(bare._valid(name), ValueType.BOOL))
         return self._validity
 
-    def _valid(self, index: int) -> Any:
-        present = self._arrays.validity_of(index)
-        return self._samples() if present is None else present
+    def _valid(self, name: str) -> Any:
+        present = self._arrays.validity_of(self._index(name)) if name in self._layout.index else None
+        if present is None or self._arrays.masked is None:
+            return self._samples() if present is None else present
+        return present * self._samples()
 
     def _samples(self) -> Any:
-        """uint8 [rows], 0 where a row is padding, where the batch lies."""
+        """uint8 [rows], 0 where a row is padding or masked, where the batch lies."""
+        return self._arrays.placed(self._host_mask().view(np.uint8))
+
+    def _host_mask(self) -> npt.NDArray[np.bool_]:
         samples = np.arange(self.num_rows) < self.num_samples
-        return self._arrays.placed(samples.view(np.uint8))
+        if self._arrays.masked is not None:
+            samples[: self.num_samples] &= ~self._arrays.masked
+        return samples
+
+    def _row_weights(self, weights: RowWeights | JoinedWeights | None) -> npt.NDArray[np.float32]:
+        found = np.zeros(self.num_rows, np.float32)
+        found[: self.num_samples] = 1 if weights is None else weights.at(on_host(self._arrays.blocks), on_host(self._arrays.rows))
+        found[~self._host_mask()] = 0
+        return found
+
+    @property
+    def weights(self) -> Any:
+        """float32 [rows]: how many rows of the table each row stands for, 1 / the rate at which its rule samples; 0 where a row is padding or masked."""
+        column = None if self._layout.weights is None else self._layout.weights.column
+        return self._convert(self._arrays.placed(self._row_weights(None))) if column is None else self[column]
+
+    @property
+    def num_masked(self) -> int:
+        """Rows of the plan that could not be had and are masked."""
+        return 0 if self._arrays.masked is None else int(np.count_nonzero(self._arrays.masked))
+
+    @property
+    def group_offsets(self) -> Any:
+        """int64 [groups + 1]: rows group_offsets[i] to group_offsets[i + 1] are a whole group of `group_by`, in the table's own order.
+
+        Raises:
+            ValueError: The scan does not group.
+        """
+        if self._layout.groups is None:
+            raise ValueError("the rows of this batch are not grouped: make the scan with group_by=[…]")
+        offsets = self._layout.groups.offsets(on_host(self._arrays.blocks), on_host(self._arrays.rows))
+        missing = max(self._layout.pad_groups + 1 - len(offsets), 0)
+        return self._convert(self._arrays.placed(np.pad(offsets, (0, missing), mode="edge")))
 
     @property
     def mask(self) -> Any:
-        """bool [rows]: False where a row is padding."""
+        """bool [rows]: False where a row is padding, or one of the plan that cannot be had."""
         if self._mask is None:
             self._mask = self._convert(self._samples(), ValueType.BOOL)
         return self._mask
@@ -342,16 +390,21 @@ class Batch(Mapping[str, Any]):
         return isinstance(value, Jagged) and not value.values.is_floating_point() and str(value.values.dtype) != "torch.bool"
 
     def to_arrow(self) -> pa.RecordBatch:
-        """The samples as Arrow, in the types of the schema, nulls as nulls; padding is left out.
+        """The samples as Arrow, in the types of the schema, nulls as nulls; padding and masked rows are left out.
 
         Raises:
             ValueError: Columns were replaced: Arrow shows them as they were read.
         """
         if self._changed:
             raise ValueError("to_arrow gives columns as they were read, and replace() changed some of this batch: convert before it")
-        read = [self._layout.columns.read[self._index(name)] for name in self._layout.names]
-        schema = pa.schema([pa.field(column.name, column.type, nullable=column.nullable) for column in read])
-        return pa.record_batch([self.to_arrow_column(name) for name in self._layout.names], schema=schema)
+        read = [self._layout.columns.read[self._index(name)] for name in self._layout.names if name in self._layout.index]
+        fields = [pa.field(column.name, column.type, nullable=column.nullable) for column in read]
+        arrays = [self.to_arrow_column(column.name) for column in read]
+        if self._layout.weights is not None:
+            fields.append(pa.field(self._layout.weights.column, pa.float32(), nullable=False))
+            arrays.append(pa.array(self._row_weights(self._layout.weights)[: self.num_samples]))
+        rows = pa.record_batch(arrays, schema=pa.schema(fields))
+        return rows if self._arrays.masked is None else rows.filter(pa.array(~self._arrays.masked))
 
     def to_arrow_column(self, name: str) -> pa.Array:
         index = self._index(name)

@@ -143,6 +143,7 @@ class DeviceArrays:
         num_samples: Rows that are samples; they come first.
         blocks: uint32 [samples], on the host.
         rows: uint32 [samples], on the host.
+        masked: bool [samples], on the host, rows of the plan that cannot be had; None where there is none.
         ready: Happens when all of it is written; whoever reads waits for it.
     """
 
@@ -163,10 +164,16 @@ class DeviceArrays:
         runtime: Runtime,
     ) -> None:
         self.num_rows, self.num_samples, self.blocks, self.rows, self.ready = num_rows, num_samples, blocks, rows, ready
+        self.masked: npt.NDArray[np.bool_] | None = None
         self._runtime = runtime
         self._transformed: Any = None
         self._columns, self._fixed, self._offsets, self._values = columns, fixed, offsets, values
         self._fixed_places, self._list_places = fixed_places, list_places
+
+    def with_masked(self, masked: npt.NDArray[np.bool_] | None) -> DeviceArrays:
+        """The same with some rows masked."""
+        self.masked = masked
+        return self
 
     @functools.cached_property
     def _fixed_bytes(self) -> torch.Tensor:
@@ -236,6 +243,7 @@ class DeviceArrays:
             blocks=self.blocks,
             rows=self.rows,
             inverses=inverses,
+            masked=self.masked,
         )
 
     @staticmethod

@@ -86,7 +86,8 @@ def drop_table(connection: Connection, spec: TableSpec) -> None:
         paths.update(path for (path,) in connection.execute(f"select distinct path from {table} where table_id = ?", (spec.id,)))
         connection.execute(f"delete from {table} where table_id = ?", (spec.id,))
     throw_away(connection, spec.id, sorted(paths), reason=f"table {spec.name} was dropped")
-    for table in ("follow_ends", "erasures", "segment_stats", "segment_packs", "pins", "selections", "source_offsets", "buckets", "snapshots"):
+    related = ("follow_ends", "erasures", "segment_stats", "segment_packs", "pins", "quarantine", "selections", "source_offsets", "buckets", "snapshots")
+    for table in related:
         connection.execute(f"delete from {table} where table_id = ?", (spec.id,))
     connection.execute("update tables set dropped_at = ? where id = ?", (now_micros(), spec.id))
 

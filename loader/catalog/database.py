@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from loader.catalog import admin
+from loader.catalog import admin, quarantine
 from loader.catalog.connection import Database
 from loader.catalog.read import load_spec
 
@@ -66,3 +67,14 @@ class Catalog:
         """Store bytes under a hash; the first stay where there are some already."""
         with self._database.write(as_reader=True) as connection:
             admin.save_selection(connection, load_spec(connection, table).id, snapshot_id, selection_hash, data, pin_id)
+
+    def load_quarantine(self, table_id: int) -> list[quarantine.Quarantined]:
+        """The blocks of a table that are in quarantine."""
+        with self._database.read() as connection:
+            return quarantine.load(connection, table_id)
+
+    def add_quarantine(self, table_id: int, found: Sequence[quarantine.Quarantined]) -> None:
+        """Put blocks of a table in quarantine; those that are stay as they are."""
+        with self._database.write(as_reader=True) as connection:
+            for each in found:
+                quarantine.add(connection, table_id, each)

@@ -46,5 +46,9 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "until bigint not null, number bigint not null, pin_id bigint, made_at bigint not null, primary key (table_id, stream, since, kind))",
         "create index follow_ends_number on follow_ends (table_id, stream, number)",
     ),
+    8: (
+        "create table quarantine (table_id bigint not null references tables (id), segment_id bigint not null, block integer not null, "
+        "column_id integer not null, reason text not null, found_at bigint not null, primary key (table_id, segment_id, block, column_id))",
+    ),
 }
 CATALOG_VERSION = FIRST_VERSION + len(MIGRATIONS)

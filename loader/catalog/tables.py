@@ -319,6 +319,17 @@ repairs = Table(
     Column("what", Text, nullable=False),
 )
 
+quarantine = Table(
+    "quarantine",  # damaged blocks that loaders go on without
+    metadata,
+    Column("table_id", ForeignKey("tables.id"), primary_key=True),
+    Column("segment_id", BigInteger, primary_key=True),
+    Column("block", Integer, primary_key=True),
+    Column("column_id", Integer, primary_key=True),  # -1 is all of the block
+    Column("reason", Text, nullable=False),
+    Column("found_at", BigInteger, nullable=False),
+)
+
 
 def ddl(dialect_name: str) -> list[str]:
     """The statements that create an empty catalog in `sqlite` or `postgresql`."""

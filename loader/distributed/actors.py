@@ -30,6 +30,7 @@ class FetchActor:
 
     def __call__(self, descriptors: pa.Table) -> Iterator[pa.Table]:
         """Rows of `wire.SCHEMA`, one at a time, in the order of the descriptors."""
+        fetch = getattr(self._fetcher, "fetch_or_mark", self._fetcher.fetch)  # what to do about a damaged block, the rank knows
         columns = [descriptors.column(name).to_pylist() for name in ("sequence", "shard", "block")]
         for sequence, shard, block in zip(*columns, strict=True):
-            yield pack(self._fetcher.fetch(FetchRequest(sequence=sequence, shard=shard, block=block)))
+            yield pack(fetch(FetchRequest(sequence=sequence, shard=shard, block=block)))

@@ -58,7 +58,7 @@ def coming_jobs(batches: Any, *, epochs: Sequence[int], position: int) -> list[B
 def epoch_requests(plan: AnyPlan, job: BatchJob) -> Iterator[FetchRequest]:
     """The blocks of a job, in the order in which a `DataLoader` asks its stream for them."""
     options, layout = job.options, plan.lay_out(job.order)
-    end = min(job.position + job.num_batches * options.global_batch_size, plan.num_rows)
+    end = min(job.position + job.num_batches * options.global_batch_size, plan.num_units)
     sequence = 0
     for window in layout.windows(job.position, options.rank, options.world_size, end):
         for block in layout.pieces(window)[0].tolist():

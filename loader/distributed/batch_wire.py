@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,10 +13,11 @@ import pyarrow as pa
 
 from loader.batch.assemble import BatchArrays
 from loader.distributed.wire import PAYLOAD, pack_buffers, unpack_buffers
-from loader.scan.encoded import Buffer
+from loader.scan.encoded import BadBlock, Buffer
+from loader.train.bad_blocks import MetBlock
 from loader.train.batch_stream import PartBatch
 
-VERSION = 1
+VERSION = 2
 SCHEMA = pa.schema(PAYLOAD)
 Array = npt.NDArray[Any]
 
@@ -30,10 +32,12 @@ def pack(part: PartBatch) -> pa.Table:
     named += [("inverses", column, inverse) for column, inverse in arrays.inverses.items()]
     named += [("validity", column, valid) for column, valid in arrays.validity.items()]
     named += [("blocks", 0, arrays.blocks), ("rows", 0, arrays.rows)]
+    named += [] if arrays.masked is None else [("masked", 0, arrays.masked)]
     header = {
         "version": VERSION,
         "batch": [part.epoch, part.position, arrays.num_rows, arrays.num_samples],
         "read": [part.blocks, part.encoded_bytes, part.window_bytes],
+        "bad": [(met.block, dataclasses.asdict(met.bad)) for met in part.bad],
         "arrays": [(kind, key, array.dtype.str, array.shape) for kind, key, array in named],
     }
     buffers: list[Buffer] = [json.dumps(header).encode(), *(np.ascontiguousarray(array).reshape(-1).view(np.uint8) for _, _, array in named)]
@@ -49,7 +53,7 @@ def _from_buffers(buffers: list[pa.Buffer]) -> PartBatch:
     header = json.loads(buffers[0].to_pybytes())
     if header["version"] != VERSION:
         raise ValueError(f"batch buffers of version {header['version']} met a loader of version {VERSION}: run the same Headrace on every host")
-    found: dict[str, dict[int, Array]] = {kind: {} for kind in ("fixed", "wide", "values", "offsets", "inverses", "validity", "blocks", "rows")}
+    found: dict[str, dict[int, Array]] = {kind: {} for kind in ("fixed", "wide", "values", "offsets", "inverses", "validity", "blocks", "rows", "masked")}
     for (kind, key, dtype, shape), buffer in zip(header["arrays"], buffers[1:], strict=True):
         found[kind][key] = np.frombuffer(buffer, np.dtype(dtype)).reshape(shape)
     epoch, position, num_rows, num_samples = header["batch"]
@@ -64,5 +68,7 @@ def _from_buffers(buffers: list[pa.Buffer]) -> PartBatch:
         blocks=found["blocks"][0],
         rows=found["rows"][0],
         inverses=found["inverses"],
+        masked=found["masked"].get(0),
     )
-    return PartBatch(epoch=epoch, position=position, arrays=arrays, blocks=blocks, encoded_bytes=encoded_bytes, window_bytes=window_bytes)
+    bad = tuple(MetBlock(block=block, bad=BadBlock(**{**met, "column_ids": tuple(met["column_ids"])})) for block, met in header["bad"])
+    return PartBatch(epoch=epoch, position=position, arrays=arrays, blocks=blocks, encoded_bytes=encoded_bytes, window_bytes=window_bytes, bad=bad)

@@ -24,6 +24,7 @@ from loader.scan.fetch import FetchSpec, OpensPlan
 from loader.scan.order import Order
 from loader.scan.plan import open_plan
 from loader.scan.stream import BlockStream, ThreadBlockStream
+from loader.train.bad_blocks import BadBlocks
 from loader.train.batch_stream import BatchJob, PartBatch
 from loader.train.device_memory import plan_device_memory
 from loader.train.device_pipeline import make_device_arrays, pinned_fetch
@@ -96,13 +97,14 @@ class _Maker:
         options, fetcher = spec.options, self._plan.fetcher()
         runtime = open_runtime(spec.device)
         self._device: BatchDevice | None = None
-        fetch: Callable[[FetchRequest], EncodedBlock] = fetcher.fetch
+        read = fetcher.fetch if options.bad_records == "fail" else fetcher.fetch_or_mark
+        fetch: Callable[[FetchRequest], EncodedBlock] = read
         interrupt: Callable[[], None] = _nothing
         if runtime is None:
             check_memory(self._plan, spec.order, options)
         else:
             self._device = BatchDevice(runtime, plan_device_memory(self._plan, spec.order, options))
-            fetch, interrupt = pinned_fetch(fetcher, self._device.slabs), self._device.slabs.interrupt
+            fetch, interrupt = pinned_fetch(read, self._device.slabs), self._device.slabs.interrupt
         self._stream = ThreadBlockStream(fetch, threads=options.threads, prefetch_bytes=options.prefetch_bytes, interrupt=interrupt)
         self._batches: _Batches | None = None
 
@@ -131,6 +133,7 @@ class _Maker:
             pool=self._pool,
             renew=_nothing,  # the rank holds the snapshot
             device=self._device,
+            bad=BadBlocks(options.bad_records, None, self._plan.place),  # the rank counts, and knows when it is too many
         )
 
 
@@ -155,6 +158,7 @@ class _Batches:
     def __init__(self, work: Work, stream: BlockStream) -> None:
         self.epoch, self.position = work.layout.order.epoch, work.position
         self._step, clock = work.global_batch_size, StageClock()
+        self._bad = work.bad
         self._recorder, self._blocks, self._bytes = StatsRecorder(), 0, 0
         self._made = Prefetcher(lambda: _host_arrays(work, stream, clock, self._recorder), name="headrace-decode", ahead=QUEUED_BATCHES, clock=clock)
 
@@ -169,6 +173,7 @@ class _Batches:
             blocks=blocks - self._blocks,
             encoded_bytes=num_bytes - self._bytes,
             window_bytes=recorder.peak_window_bytes,
+            bad=tuple(self._bad.take_new()),
         )
         self._blocks, self._bytes = blocks, num_bytes
         self.position += self._step

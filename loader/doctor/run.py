@@ -15,7 +15,7 @@ import pyarrow as pa
 from loader.catalog.commit import now_micros
 from loader.catalog.read import load_pending, load_spec_by_id, load_view, table_names
 from loader.catalog.records import Pin
-from loader.doctor import content_checks, history_checks, key_checks, lake_checks, path_checks, record_checks, sections, writer_checks
+from loader.doctor import content_checks, history_checks, key_checks, lake_checks, path_checks, quarantine_checks, record_checks, sections, writer_checks
 from loader.doctor.checks import ERROR, NOTICE, REGISTRY, WARNING, Check, Finding, Found, Patient, TableState, in_scope
 from loader.doctor.state import State
 from loader.errors import HeadraceError, NotFoundError, TableNotFoundError, did_you_mean
@@ -23,7 +23,7 @@ from loader.errors import HeadraceError, NotFoundError, TableNotFoundError, did_
 if TYPE_CHECKING:
     from loader.lake import Lake
 
-FAMILIES = (lake_checks, history_checks, record_checks, path_checks, writer_checks, sections, content_checks, key_checks)
+FAMILIES = (lake_checks, history_checks, record_checks, path_checks, writer_checks, quarantine_checks, sections, content_checks, key_checks)
 Progress = Callable[[int, int], None]
 PIN_SECONDS = 3_600
 KEY_TRIES = 3  # a file may be moved by an erasure while keys are read

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from loader.segment.layout import PADDING_BYTES
 
-BUFFERS_VERSION = 2
+BUFFERS_VERSION = 3
 Buffer: TypeAlias = Any  # anything with the buffer protocol: bytes, memoryview, pyarrow.Buffer, uint8 array
 
 
@@ -63,6 +63,23 @@ class Dictionaries:
     of_column: npt.NDArray[np.int64]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadBlock:
+    """Why a block cannot be had.
+
+    Attributes:
+        kind: Name of the error's class.
+        reason: Its message.
+        column_ids: The columns that are damaged; empty where that is all, or unknown.
+        known: Whether it was in quarantine already, so that nothing was tried.
+    """
+
+    kind: str
+    reason: str
+    column_ids: tuple[int, ...] = ()
+    known: bool = False
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedBlock:
     """The chunks of one block, for the columns of a scan.
@@ -76,6 +93,8 @@ class EncodedBlock:
         selected: uint8, one bit a row (least significant first), or None when every row is selected.
         patches: By index of the column.
         dictionaries: What the columns share with other blocks, or None.
+        bad: Why it has no chunks, where it cannot be had; every row of it is masked then.
+        masked: uint8, one bit a stored row: rows that were erased since the snapshot, and are masked in batches. None for none.
     """
 
     request: FetchRequest
@@ -86,6 +105,8 @@ class EncodedBlock:
     selected: npt.NDArray[np.uint8] | None = None
     patches: dict[int, BlockPatch] = dataclasses.field(default_factory=dict)
     dictionaries: Dictionaries | None = None
+    bad: BadBlock | None = None
+    masked: npt.NDArray[np.uint8] | None = None
 
     def program_chunks(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
         """What `program.build` takes: the indices of the columns that the block has, then the offsets and bytes of their chunks and of their dictionaries, and
@@ -110,19 +131,22 @@ class EncodedBlock:
         return np.flatnonzero(np.unpackbits(self.selected, count=self.num_rows, bitorder="little"))
 
     def to_buffers(self) -> list[Buffer]:
-        """The block as flat buffers: a JSON header, the slab, the chunk table, the selection, the dictionaries, then an Arrow IPC stream for each patch."""
+        """The block as flat buffers: a JSON header, slab, chunk table, selection, dictionaries, masked rows, then an Arrow IPC stream for each patch."""
         header = {
             "version": BUFFERS_VERSION,
             "request": [self.request.sequence, self.request.shard, self.request.block],
             "num_rows": self.num_rows,
             "all_selected": self.selected is None,
             "patches": list(self.patches),
+            "bad": None if self.bad is None else dataclasses.asdict(self.bad),
+            "has_masked": self.masked is not None,
         }
         selected = np.zeros(0, np.uint8) if self.selected is None else self.selected
         chunks, shared = np.concatenate([self.chunk_offsets, self.chunk_bytes]), np.zeros(0, np.int64)
         if self.dictionaries is not None:
             shared = np.concatenate([self.dictionaries.of_column, self.dictionaries.offsets, self.dictionaries.num_bytes])
-        tables = [chunks.view(np.uint8), selected, shared.view(np.uint8)]
+        masked = np.zeros(0, np.uint8) if self.masked is None else self.masked
+        tables = [chunks.view(np.uint8), selected, shared.view(np.uint8), masked]
         return [json.dumps(header).encode(), self.slab, *tables, *(_to_stream(patch) for patch in self.patches.values())]
 
     @classmethod
@@ -131,11 +155,12 @@ class EncodedBlock:
         header = json.loads(bytes(memoryview(buffers[0])))
         if header["version"] != BUFFERS_VERSION:
             raise ValueError(f"block buffers of version {header['version']} met a loader of version {BUFFERS_VERSION}: run the same Headrace on every host")
-        slab, chunks, selected, shared = (np.frombuffer(memoryview(buffer), np.uint8) for buffer in buffers[1:5])
+        slab, chunks, selected, shared, masked = (np.frombuffer(memoryview(buffer), np.uint8) for buffer in buffers[1:6])
         offsets, num_bytes = chunks.view("<i8").reshape(2, -1)
         of_column, places = np.split(shared.view("<i8"), [offsets.size])
         starts, sizes = places.reshape(2, -1)
         sequence, shard, block = header["request"]
+        bad = header["bad"]
         return cls(
             request=FetchRequest(sequence=sequence, shard=shard, block=block),
             num_rows=header["num_rows"],
@@ -143,8 +168,10 @@ class EncodedBlock:
             chunk_offsets=offsets,
             chunk_bytes=num_bytes,
             selected=None if header["all_selected"] else selected,
-            patches={column: _from_stream(buffer) for column, buffer in zip(header["patches"], buffers[5:], strict=True)},
+            patches={column: _from_stream(buffer) for column, buffer in zip(header["patches"], buffers[6:], strict=True)},
             dictionaries=Dictionaries(offsets=starts, num_bytes=sizes, of_column=of_column) if shared.size else None,
+            bad=None if bad is None else BadBlock(**{**bad, "column_ids": tuple(bad["column_ids"])}),
+            masked=masked if header["has_masked"] else None,
         )
 
 

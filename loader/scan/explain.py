@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from loader.scan.condition import Condition
-from loader.scan.plan import select_blocks
+from loader.scan.counting import select_blocks
 from loader.scan.prune import Step
 
 if TYPE_CHECKING:

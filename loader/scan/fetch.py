@@ -20,11 +20,12 @@ import numpy.typing as npt
 
 from loader.catalog.inline import LakeStorage
 from loader.catalog.read import load_segments_by_id
-from loader.catalog.records import SegmentRef, SnapshotView
+from loader.catalog.records import ERASED, SegmentRef, SnapshotView
 from loader.errors import CorruptSegmentError, NotFoundError, StorageError, StorageFullError
 from loader.scan.adapt import default_chunk, is_narrower, widened_chunk
+from loader.scan.bad_blocks import bad_block, marking
 from loader.scan.columns import ReadColumn
-from loader.scan.encoded import BlockPatch, Dictionaries, EncodedBlock, FetchRequest, empty_slab
+from loader.scan.encoded import BadBlock, BlockPatch, Dictionaries, EncodedBlock, FetchRequest, empty_slab
 from loader.segment.checksum import crc32c
 from loader.segment.layout import ALIGNMENT
 from loader.segment.reader import SegmentReader
@@ -58,6 +59,8 @@ class FetchSpec:
         closed_before: In the time column's unit; with `since`, as in the scan.
         selection: Hash of the selection, which the catalog holds.
         num_rows: Rows of the plan; a fetcher that counts others refuses.
+        sample: Of the scan, as plain values, or None.
+        group_by: Of the scan.
         since: As in the scan.
     """
 
@@ -70,6 +73,8 @@ class FetchSpec:
     closed_before: int | str | None
     selection: str
     num_rows: int
+    sample: dict[str, Any] | None = None
+    group_by: tuple[str, ...] = ()
     since: int | None = None
 
     def to_json(self) -> str:
@@ -78,7 +83,7 @@ class FetchSpec:
     @classmethod
     def from_json(cls, text: str) -> FetchSpec:
         value = json.loads(text)
-        return cls(**{**value, "columns": tuple(value["columns"])})
+        return cls(**{**value, "columns": tuple(value["columns"]), "group_by": tuple(value.get("group_by", ()))})
 
 
 class OpensPlan(Protocol):
@@ -97,6 +102,7 @@ class BlockPlace:
         row_start: First row in the segment.
         num_rows: Rows stored.
         selected: Bits of the selected rows, or None when all are.
+        bad: Why it is in quarantine, where it is: then it is not fetched.
     """
 
     ref: SegmentRef
@@ -104,6 +110,7 @@ class BlockPlace:
     row_start: int
     num_rows: int
     selected: npt.NDArray[np.uint8] | None
+    bad: BadBlock | None = None
 
     def __str__(self) -> str:
         return f"{self.ref.path} at byte {self.ref.offset}, block {self.block} (rows {self.row_start:,} to {self.row_start + self.num_rows - 1:,})"
@@ -140,7 +147,21 @@ class BlockFetcher:
             StorageError: The store refused several times.
         """
         assert self._locate is not None
-        return self.fetch_place(request, self._locate(request.block), empty)
+        place = self._locate(request.block)
+        return self.fetch_place(request, place, empty) if place.bad is None else self._stand_in(request, place.bad)
+
+    def fetch_or_mark(self, request: FetchRequest, empty: Empty | None = None) -> EncodedBlock:
+        """The same, but for a block that is damaged or gone one that says so.
+
+        Raises:
+            StorageError: As `fetch`.
+        """
+        return marking(self.fetch, self._stand_in)(request, empty)
+
+    def _stand_in(self, request: FetchRequest, bad: BadBlock) -> EncodedBlock:
+        assert self._locate is not None
+        place = self._locate(request.block)
+        return bad_block(request, place.num_rows, len(self._columns), place.selected, bad)
 
     def fetch_place(self, request: FetchRequest, place: BlockPlace, empty: Empty | None = None) -> EncodedBlock:
         """Fetch the block at a place, whatever number a plan gives it. Where an erasure has moved its bytes since it was planned, they are read from there."""
@@ -176,6 +197,7 @@ class BlockFetcher:
             selected=place.selected,
             patches=self._patches(place),
             dictionaries=dictionaries,
+            masked=self._erased(place),
         )
 
     def reader(self, path: str, offset: int, num_bytes: int) -> SegmentReader:
@@ -267,11 +289,22 @@ class BlockFetcher:
     def _verify(self, place: BlockPlace, path: str, index: int, chunk: Any, part: npt.NDArray[np.uint8]) -> None:
         actual = crc32c(part)
         if actual != int(chunk["checksum"]):
-            raise CorruptSegmentError(
+            error = CorruptSegmentError(
                 f"{path}: the chunk of column {self._columns[index].name!r} in block {place.block} of the segment at byte {place.ref.offset} "
                 f"({part.nbytes:,} bytes at {int(chunk['offset']):,}) has checksum {actual:#010x}, not {int(chunk['checksum']):#010x}: "
                 "the file is damaged; restore it from a backup or another copy"
             )
+            error.column_ids = (self._columns[index].id,)
+            raise error
+
+    def _erased(self, place: BlockPlace) -> npt.NDArray[np.uint8] | None:
+        """Bits of the rows that were erased since the snapshot: they are blank, and keep their place."""
+        if not any(overlay.kind == ERASED for overlay in place.ref.overlays):
+            return None
+        resolved, rows = self.fold(place.ref), slice(place.row_start, place.row_start + place.num_rows)
+        assert resolved.deleted is not None
+        erased = resolved.deleted[rows] if resolved.left is None else resolved.deleted[rows] & ~resolved.left[rows]
+        return np.packbits(erased, bitorder="little") if erased.any() else None
 
     def _patches(self, place: BlockPlace) -> dict[int, BlockPatch]:
         if not place.ref.overlays:

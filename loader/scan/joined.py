@@ -14,11 +14,12 @@ import numpy.typing as npt
 from loader.catalog.records import SnapshotView
 from loader.errors import SchemaError
 from loader.scan.columns import LabelFill, ReadColumn
-from loader.scan.encoded import EncodedBlock, FetchRequest
+from loader.scan.encoded import BadBlock, EncodedBlock, FetchRequest
 from loader.scan.fetch import BlockPlace, Empty, OpensPlan
 from loader.scan.mixed_order import AnyLayout
 from loader.scan.order import Order
 from loader.scan.plan import Plan
+from loader.scan.selection import JoinedWeights
 
 
 class JoinedPlan(abc.ABC):
@@ -76,6 +77,23 @@ class JoinedPlan(abc.ABC):
     def view(self) -> SnapshotView:
         """The snapshot of the first part, by whose schema the columns are known."""
         return self.parts[0].view
+
+    groups = None
+
+    @property
+    def num_units(self) -> int:
+        """What positions count."""
+        return self.num_rows
+
+    @functools.cached_property
+    def row_weights(self) -> JoinedWeights | None:
+        """What each row stands for, where a part samples."""
+        return JoinedWeights.of([part.row_weights for part in self.parts], self.block_starts)
+
+    def quarantine(self, block: int, bad: BadBlock) -> None:
+        """Have later plans go on without a damaged block."""
+        part, own = self.part_of(block)
+        part.quarantine(own, bad)
 
     @property
     def num_blocks(self) -> int:
@@ -143,6 +161,12 @@ class JoinedFetcher:
         """As `BlockFetcher.fetch`, by the joined plan's numbers."""
         part, own = self._part_of(request.block)
         block = part.fetcher().fetch(dataclasses.replace(request, block=own), empty)
+        return dataclasses.replace(block, request=request)
+
+    def fetch_or_mark(self, request: FetchRequest, empty: Empty | None = None) -> EncodedBlock:
+        """As `BlockFetcher.fetch_or_mark`, by the joined plan's numbers."""
+        part, own = self._part_of(request.block)
+        block = part.fetcher().fetch_or_mark(dataclasses.replace(request, block=own), empty)
         return dataclasses.replace(block, request=request)
 
 

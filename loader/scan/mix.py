@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from loader.errors import SchemaError
 from loader.scan import order as ordering
 from loader.scan.fetch import FetchSpec
 from loader.scan.joined import JoinedPlan
@@ -37,6 +38,11 @@ class MixedScan:
     def at(self, *snapshots: int) -> MixedScan:
         """The same mix of given snapshots, one a source."""
         return dataclasses.replace(self, sources=tuple(source.at(snapshot) for source, snapshot in zip(self.sources, snapshots, strict=True)))
+
+    def for_epoch(self, epoch: int) -> MixedScan:
+        """The same mix with the rows that its sources' samples draw in an epoch; itself where they draw the same in all."""
+        sources = tuple(source.for_epoch(epoch) for source in self.sources)
+        return self if all(mine is its for mine, its in zip(self.sources, sources, strict=True)) else dataclasses.replace(self, sources=sources)
 
     def plan(self) -> MixedPlan:
         """Plan and pin every source."""
@@ -87,6 +93,9 @@ class MixedPlan(JoinedPlan):
     """
 
     def __init__(self, scan: MixedScan, parts: Sequence[Plan]) -> None:
+        for number, part in enumerate(parts):
+            if part.groups is not None:
+                raise SchemaError(f"source {number} of a mix (table {part.table!r}) has group_by: groups are not mixed; leave it out, or train on it alone")
         super().__init__(parts, [f"source {number} (table {part.table!r})" for number, part in enumerate(parts)])
         self.scan = scan
         self.weights = scan.weights

@@ -132,6 +132,10 @@ class MixedLayout:
         source, own = self.source_of(window)
         return ordering.window_draw(self.sources[source], own)
 
+    def unit_offsets(self, window: Window) -> None:
+        """A unit is a row."""
+        return None
+
     def slices(self, position: int, stop: int, rank: int, world_size: int) -> list[ShardSlice]:
         """A rank's part of positions [position, stop), shard by shard, source by source."""
         found = []

@@ -111,6 +111,10 @@ class Layout:
         """The rows of a window in the order of yielding: (piece, ordinal in the piece's block), int64 [rows] each."""
         return window_draw(self, window)
 
+    def unit_offsets(self, window: Window) -> Int64Array | None:
+        """int64 [units + 1], where each unit of a window begins among its rows, in the order of yielding; None where a unit is a row."""
+        return None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:

@@ -10,41 +10,40 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-from concurrent.futures import ThreadPoolExecutor
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
+from loader.catalog.commit import now_micros
 from loader.catalog.manifest import Within
-from loader.catalog.records import Pin, SegmentRef, SnapshotView, TableSpec
+from loader.catalog.quarantine import WHOLE_BLOCK, Quarantined
+from loader.catalog.records import Pin, SnapshotView, TableSpec
 from loader.catalog.segments import Segments
 from loader.catalog.version import origin
-from loader.decode.arrow import to_arrow
-from loader.decode.result import FixedColumn
 from loader.errors import CatalogBusyError, StateMismatchError
 from loader.scan import order as ordering
-from loader.scan.columns import LabelFill, ReadColumn, read_columns
-from loader.scan.condition import Condition
-from loader.scan.decoded import decode
-from loader.scan.encoded import FetchRequest
+from loader.scan.bad_blocks import UNREADABLE
+from loader.scan.columns import LabelFill, ReadColumn
+from loader.scan.counting import block_starts, resolve_columns, select
+from loader.scan.encoded import BadBlock
 from loader.scan.facts import Facts
 from loader.scan.fetch import BlockFetcher, BlockPlace, FetchSpec, OpensPlan
+from loader.scan.groups import GroupedLayout, Groups
 from loader.scan.order import Layout, Order
 from loader.scan.predicate import parse
-from loader.scan.prune import Pruned, patched, possible_blocks, within
-from loader.scan.selection import BLOCK_KEY, Selection, selection_hash
-from loader.scan.since import Since
+from loader.scan.prune import within
+from loader.scan.sampling import Sample
+from loader.scan.selection import RowWeights, Selection, selection_hash
+from loader.segment.reader import SegmentReader
 from loader.table.times import closed_limit
 
 if TYPE_CHECKING:
     from loader.scan.scan import Scan
 
-COUNT_THREADS = 4
 PIN_SECONDS = 24 * 3600
 ROW_SAMPLES = 4
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +63,9 @@ class Plan:
         segment_index: int64 [blocks], index in `segments`.
         row_starts: int64 [blocks], first row of each block in its segment.
         bits: By index in `blocks`, the selected rows of partly selected blocks.
+        row_weights: What each row stands for, where the scan samples.
+        quarantined: Why a block is not read, by index in `blocks`.
+        groups: Where groups of rows begin, where the scan groups: then they are what an order deals, and what a position counts.
         pin: Keeps the snapshot readable for a day from now or from the last `renew`, or until `release`.
     """
 
@@ -81,6 +83,9 @@ class Plan:
     segment_index: npt.NDArray[np.int64]
     row_starts: npt.NDArray[np.int64]
     bits: dict[int, npt.NDArray[np.uint8]]
+    row_weights: RowWeights | None = None
+    groups: Groups | None = None
+    quarantined: dict[int, BadBlock] = dataclasses.field(default_factory=dict)
 
     @property
     def table(self) -> str:
@@ -94,6 +99,15 @@ class Plan:
     def num_rows(self) -> int:
         """Selected rows, exactly."""
         return int(self.blocks["selected"].sum(dtype=np.int64))
+
+    @property
+    def num_units(self) -> int:
+        """What positions count: groups where the scan groups, else selected rows."""
+        return self.num_rows if self.groups is None else self.groups.num_groups
+
+    def lay_out(self, order: Order) -> Layout:
+        """The blocks in the order of an epoch, by rows or, where the scan groups, by groups."""
+        return ordering.lay_out(self.blocks["selected"], order) if self.groups is None else GroupedLayout.lay_out(self.groups, order)
 
     @property
     def num_blocks(self) -> int:
@@ -111,15 +125,23 @@ class Plan:
             row_start=int(self.row_starts[block]),
             num_rows=int(key["num_rows"]),
             selected=self.bits.get(block),
+            bad=self.quarantined.get(block),
         )
 
-    def lay_out(self, order: Order) -> Layout:
-        """The blocks in the order of an epoch."""
-        return ordering.lay_out(self.blocks["selected"], order)
+    def quarantine(self, block: int, bad: BadBlock) -> None:
+        """Have later plans go on without a damaged block."""
+        segment, number, now = int(self.blocks["segment_id"][block]), int(self.blocks["block"][block]), now_micros()
+        found = [
+            Quarantined(segment_id=segment, block=number, column_id=column_id, reason=bad.reason, found_at=now)
+            for column_id in bad.column_ids or (WHOLE_BLOCK,)
+        ]
+        self.scan.table.lake.catalog.add_quarantine(self.view.spec.id, found)
 
     def window_rows(self, order: Order) -> int:
-        """Rows of a window at most."""
-        return ordering.most_window_rows(self.num_rows, int(self.blocks["selected"].max(initial=0)), order)
+        """Rows of a window at most; of groups, as many as windows have on average."""
+        if self.groups is None:
+            return ordering.most_window_rows(self.num_rows, int(self.blocks["selected"].max(initial=0)), order)
+        return math.ceil(ordering.most_window_rows(self.num_units, int(self.groups.num_by_block.max(initial=0)), order) * self.groups.mean_rows)
 
     @property
     def block_sources(self) -> None:
@@ -145,6 +167,8 @@ class Plan:
             "closed_before": self.closed_before,
             "selection": self.selection_hash,
             "num_rows": self.num_rows,
+            **({} if self.scan.sample is None else {"sample": self.scan.sample.to_dict()}),
+            **({} if self.groups is None else {"group_by": list(self.scan.group_by), "num_units": self.num_units}),
         }
 
     def renew(self) -> None:
@@ -177,6 +201,8 @@ class Plan:
             closed_before=self.scan.closed_before if self.scan.since is not None else self.closed_before,
             selection=self.selection_hash,
             num_rows=self.num_rows,
+            sample=None if self.scan.sample is None else self.scan.sample.to_dict(),
+            group_by=self.scan.group_by,
             since=self.scan.since,
         )
 
@@ -195,15 +221,17 @@ class Plan:
         fetcher, rows, decoded, stored = self.fetcher(), 0, 0, 0
         largest = np.argsort(-self.segments.field("num_rows"), kind="stable")[:ROW_SAMPLES]
         for ref in [self.segments[at] for at in largest.tolist()]:
-            for section, members in fetcher.sources(ref).items():
-                reader = fetcher.reader(*section)
-                ids = [self.read[i].id for i in members]
-                chunks = reader.chunks(ids, np.arange(reader.num_blocks))
-                shared = reader.dictionaries(ids)[0]  # every block that is fetched brings them
-                decoded += int(chunks["arena_bytes"].sum()) + reader.num_blocks * int(shared["arena_bytes"].sum())
-                stored += int(chunks["num_bytes"].sum()) + reader.num_blocks * int(shared["num_bytes"].sum())
-            rows += ref.num_rows
+            with contextlib.suppress(*UNREADABLE):  # whoever reads its blocks says so, if the policy is to say it
+                sizes = [_chunk_bytes(fetcher.reader(*section), [self.read[i].id for i in members]) for section, members in fetcher.sources(ref).items()]
+                decoded, stored, rows = decoded + sum(size for size, _ in sizes), stored + sum(size for _, size in sizes), rows + ref.num_rows
         return (decoded / rows, stored / rows) if rows else (0.0, 0.0)
+
+
+def _chunk_bytes(reader: SegmentReader, ids: list[int]) -> tuple[int, int]:
+    """(decoded, stored) bytes of some columns of a segment."""
+    chunks, shared = reader.chunks(ids, np.arange(reader.num_blocks)), reader.dictionaries(ids)[0]  # every block that is fetched brings its dictionaries
+    both = [int(chunks[name].sum()) + reader.num_blocks * int(shared[name].sum()) for name in ("arena_bytes", "num_bytes")]
+    return both[0], both[1]
 
 
 def open_plan(spec: FetchSpec | OpensPlan) -> Any:
@@ -218,7 +246,8 @@ def open_plan(spec: FetchSpec | OpensPlan) -> Any:
         return spec.open()
     connect = importlib.import_module("loader").connect  # the package imports us
     table = connect(spec.location, catalog=spec.catalog, create=False).table(spec.table)
-    scan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before)
+    chosen = {"sample": None if spec.sample is None else Sample.of(spec.sample), "group_by": spec.group_by}
+    scan = table.scan(columns=list(spec.columns), where=spec.where, snapshot=spec.snapshot, closed_before=spec.closed_before, **chosen)
     plan: Plan = dataclasses.replace(scan, since=spec.since).plan()
     plan.release()
     if (plan.selection_hash, plan.num_rows) != (spec.selection, spec.num_rows):
@@ -246,6 +275,8 @@ def make_plan(scan: Scan) -> Plan:
         "snapshot": view.snapshot_id,
         "where": scan.where,
         "closed_before": closed_before,
+        **({} if scan.sample is None else {"sample": scan.sample.to_dict() | {"column": None}}),
+        **({"group_by": list(scan.group_by)} if scan.group_by else {}),
         **({} if scan.since is None else {"since": scan.since, "by_watermark": scan.offers_by_time}),
     }
     name = selection_hash(definition)
@@ -253,20 +284,21 @@ def make_plan(scan: Scan) -> Plan:
     try:
         stored = lake.catalog.load_selection(view.table, view.snapshot_id, name)
         selection = Selection.from_bytes(stored) if stored is not None else select(scan, view, closed_before)
-        if stored is None and (scan.where is not None or closed_before is not None or scan.since is not None):
+        is_counted = scan.where is not None or closed_before is not None or scan.since is not None or scan.sample is not None or bool(scan.group_by)
+        if stored is None and is_counted:
             lake.catalog.save_selection(view.table, view.snapshot_id, name, selection.to_bytes(), pin.id)
     except BaseException:
         lake.unpin(pin)  # nobody releases a plan that was never made
         raise
-    kept = np.flatnonzero(selection.blocks["selected"])
-    blocks = selection.blocks[kept]
+    selection = selection.only(np.flatnonzero(selection.blocks["selected"]))
+    blocks = selection.blocks
     listed = Segments.of(view.segments)
     ids = blocks["segment_id"]
     is_first = np.diff(ids, prepend=-1) != 0  # blocks lie by segment
     mask = np.zeros(len(listed), np.bool_)
     mask[listed.index_of(ids[is_first])] = True
     segments, segment_index = listed.where(mask), np.cumsum(is_first) - 1
-    first_block, _, starts = _blocks(segments)
+    first_block, _, starts = block_starts(segments)
     return Plan(
         scan=scan,
         view=view,
@@ -281,8 +313,25 @@ def make_plan(scan: Scan) -> Plan:
         blocks=blocks,
         segment_index=segment_index,
         row_starts=starts[first_block[segment_index] + blocks["block"]],
-        bits={} if not selection.bits else {new: selection.bits[old] for new, old in enumerate(kept.tolist()) if old in selection.bits},
+        bits=selection.bits,
+        row_weights=None if scan.sample is None or selection.codes is None else RowWeights(selection.codes, scan.sample.weights(), scan.sample.column),
+        quarantined=_quarantined(blocks, lake.catalog.load_quarantine(view.spec.id), {column.id for column in read}),
+        groups=None if selection.starts is None else Groups.of(blocks, selection.bits, selection.starts),
     )
+
+
+def _quarantined(blocks: npt.NDArray[Any], found: list[Quarantined], column_ids: set[int]) -> dict[int, BadBlock]:
+    """Those blocks of a plan, by index, of which a column that is read is in quarantine."""
+    places = {(each.segment_id, each.block): each for each in found if each.column_id == WHOLE_BLOCK or each.column_id in column_ids}
+    if not places:
+        return {}
+    near = np.flatnonzero(np.isin(blocks["segment_id"], [segment for segment, _ in places]))
+    keys = {at: (int(blocks["segment_id"][at]), int(blocks["block"][at])) for at in near.tolist()}
+    return {
+        at: BadBlock(kind="CorruptSegmentError", reason=places[key].reason, column_ids=(places[key].column_id,), known=True)
+        for at, key in keys.items()
+        if key in places
+    }
 
 
 def open_view(scan: Scan) -> SnapshotView:
@@ -301,154 +350,3 @@ def open_view(scan: Scan) -> SnapshotView:
         return None if place == Within() else place
 
     return scan.table.part_view(scan.snapshot, needed)
-
-
-def _blocks(segments: Segments) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """Blocks of all segments end to end: the first of each segment; of each block the place of its segment, and its first row there."""
-    num_blocks, rows = segments.field("num_blocks"), segments.block_rows()
-    owner = np.repeat(np.arange(len(segments)), num_blocks)
-    first_rows = np.cumsum(segments.field("num_rows")) - segments.field("num_rows")
-    return np.cumsum(num_blocks) - num_blocks, owner, np.cumsum(rows) - rows - first_rows[owner]
-
-
-def resolve_columns(view: SnapshotView, names: tuple[str, ...], closed_before: int | None) -> tuple[tuple[ReadColumn, ...], LabelFill | None]:
-    """The columns to fetch for some names, and what a null label means among them."""
-    attribution, time = view.attribution, view.time_column
-    if attribution is None or time is None or attribution.column not in names:
-        return read_columns(view.schema, names), None
-    label = names.index(attribution.column)
-    if closed_before is not None:
-        return read_columns(view.schema, names), LabelFill(label=label, default=attribution.default)
-    if view.watermark is None:
-        return read_columns(view.schema, names), None
-    wanted = names if time in names else (*names, time)
-    limit = closed_limit(attribution, view.schema.column(time).type, view.watermark)
-    return read_columns(view.schema, wanted), LabelFill(label=label, default=attribution.default, time=wanted.index(time), last_closed_time=limit)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Count:
-    """One block to look at; `is_whole` where only deleted rows are not selected."""
-
-    ref: SegmentRef
-    is_whole: bool
-    block: int
-    row_start: int
-    num_rows: int
-
-
-def select(scan: Scan, view: SnapshotView, closed_before: int | None) -> Selection:
-    """Find the selected rows of every block, reading only what pruning leaves open and only the columns that decide."""
-    condition = Condition.of(view, scan.where, closed_before)
-    pruned = condition.prune(view, scan.table.lake.database)
-    since = Since.of(scan.since, view, condition, scan.closed_before, scan.table.lake.database)
-    if since is not None:
-        pruned = since.prune(pruned)
-    segments = pruned.segments
-    first_block, owner, starts = _blocks(segments)
-    keys = np.zeros(len(owner), BLOCK_KEY)
-    keys["segment_id"], keys["num_rows"] = segments.field("segment_id")[owner], segments.block_rows()
-    keys["block"] = np.arange(len(owner)) - first_block[owner]
-    keys["selected"] = keys["num_rows"]
-    open_segments = np.flatnonzero(~pruned.whole | (segments.field("live_rows") < segments.field("num_rows")))
-    if not len(open_segments):
-        return Selection(blocks=keys, bits={})
-    counter = _Counter(scan, view, condition, since)
-    refs = [segments[at] for at in open_segments.tolist()]
-    whole = pruned.whole[open_segments].tolist()
-    first_blocks = first_block[open_segments].tolist()
-    items: list[tuple[int, _Count]] = []
-    with ThreadPoolExecutor(COUNT_THREADS, thread_name_prefix="headrace-count") as pool:
-        for ref, is_whole, first, possible in zip(refs, whole, first_blocks, pool.map(counter.possible_blocks, refs, whole), strict=True):
-            keys["selected"][first : first + len(possible)][~possible] = 0
-            items += [
-                (first + at, _Count(ref=ref, is_whole=is_whole, block=at, row_start=int(starts[first + at]), num_rows=ref.block_rows[at]))
-                for at in np.flatnonzero(possible).tolist()
-            ]
-        found = list(pool.map(counter.count, [item for _, item in items]))
-    bits = {}
-    for (at, _), (selected, chosen) in zip(items, found, strict=True):
-        keys["selected"][at] = selected
-        if chosen is not None:
-            bits[at] = chosen
-    return Selection(blocks=keys, bits=bits)
-
-
-def select_blocks(scan: Scan, view: SnapshotView, condition: Condition, pruned: Pruned) -> tuple[int, int, int]:
-    """(segments, blocks, stored rows) that the statistics of blocks leave of what pruning left."""
-    counter = _Counter(scan, view, condition)
-    segments = blocks = rows = 0
-    with ThreadPoolExecutor(COUNT_THREADS, thread_name_prefix="headrace-explain") as pool:
-        refs = list(pruned.segments)
-        for ref, possible in zip(refs, pool.map(counter.possible_blocks, refs, pruned.whole.tolist()), strict=True):
-            segments += bool(possible.any())
-            blocks += int(possible.sum())
-            rows += int(np.array(ref.block_rows, np.int64)[possible].sum())
-    return segments, blocks, rows
-
-
-class _Counter:
-    """Evaluates a selection over single blocks; used by several threads."""
-
-    def __init__(self, scan: Scan, view: SnapshotView, condition: Condition, since: Since | None = None) -> None:
-        self._since = since
-        self._predicate, self._time, self._last_time = condition.predicate, condition.time, condition.last_time
-        self._read, self._label = resolve_columns(view, condition.columns, scan.closed_before_value(view))
-        self._fetcher = BlockFetcher(view, scan.table.lake.storage, self._read)
-
-    def possible_blocks(self, ref: SegmentRef, is_whole: bool) -> npt.NDArray[np.bool_]:
-        """Which blocks of a segment the statistics leave open."""
-        possible = np.ones(len(ref.block_rows), np.bool_)
-        if is_whole:
-            return possible
-        bounds = dict(self._predicate.bounds) if self._predicate is not None else {}
-        if self._time is not None and self._last_time is not None:
-            low, high = bounds.get(self._time.name, (None, None))
-            bounds[self._time.name] = (low, self._last_time if high is None else min(high, self._last_time))
-        own = (ref.path, ref.offset, ref.num_bytes)
-        for index, column in enumerate(self._read):
-            is_label = self._label is not None and self._label.label == index
-            if (
-                column.name in bounds
-                and not column.leaf.depth
-                and not is_label
-                and not patched(ref, column.id)
-                and index in self._fetcher.sources(ref).get(own, [])
-            ):
-                possible &= possible_blocks(self._fetcher.reader(*own).stats(column.id), column, *bounds[column.name])
-        return possible
-
-    def count(self, item: _Count) -> tuple[int, npt.NDArray[np.uint8] | None]:
-        """How many rows of a block are selected, and which, as bits; None where all or none are."""
-        mask = self._mask(item)
-        selected = int(np.count_nonzero(mask))
-        return selected, np.packbits(mask, bitorder="little") if 0 < selected < item.num_rows else None
-
-    def _mask(self, item: _Count) -> npt.NDArray[np.bool_]:
-        """bool [rows of the block]: which are selected."""
-        rows = slice(item.row_start, item.row_start + item.num_rows)
-        mask = np.ones(item.num_rows, np.bool_)
-        if item.ref.live_rows < item.ref.num_rows:
-            deleted = self._fetcher.fold(item.ref).left  # erased rows keep their place
-            if deleted is not None:
-                mask &= ~deleted[rows]
-        if item.is_whole:
-            return mask
-        times: FixedColumn | None = None
-        place = BlockPlace(ref=item.ref, block=item.block, row_start=item.row_start, num_rows=item.num_rows, selected=None)
-        decoded = decode(self._fetcher.fetch_place(FetchRequest(sequence=0, shard=0, block=item.block), place), self._read, label=self._label)
-        names = [column.name for column in self._read]
-        if self._predicate is not None:
-            arrays = [to_arrow(column, read.type) for column, read in zip(decoded, self._read, strict=True)]
-            mask &= self._predicate.mask(pa.table(arrays, names=names))
-        if self._last_time is not None and self._time is not None:
-            column = decoded[names.index(self._time.name)]
-            assert isinstance(column, FixedColumn)
-            times = column
-            mask &= times.values <= self._last_time
-            if times.validity is not None:
-                mask &= times.validity != 0
-        if self._since is not None:
-            offered = self._since.offers(self._fetcher, item.ref, range(rows.start, rows.stop), times)
-            mask = mask if offered is None else mask & offered
-        return mask

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loader.catalog.records import SnapshotView
 from loader.scan.follow import Follow
+from loader.scan.groups import check_group_columns
 from loader.scan.plan import Plan, make_plan
 from loader.scan.predicate import parse
+from loader.scan.sampling import Sample
 from loader.table.reading import WATERMARK, closed_time
 from loader.table.times import time_value
 
@@ -29,6 +31,8 @@ class Scan:
         where: Normalised SQL predicate, or None.
         snapshot: Number or tag, or None for the newest when it is planned.
         closed_before: Only rows whose attribution window closed by then: a value in the time column's unit, "watermark", or None for all rows.
+        sample: Which share of the rows, by rules, or None for all.
+        group_by: Columns whose equal values make rows a group, which stays whole in a batch; empty for none.
         since: Only rows that this earlier snapshot did not offer; None is all.
         follow: How a loader goes on with later snapshots, or None.
     """
@@ -38,6 +42,8 @@ class Scan:
     where: str | None = None
     snapshot: int | str | None = None
     closed_before: int | str | None = None
+    sample: Sample | None = None
+    group_by: tuple[str, ...] = ()
     since: int | None = None
     follow: Follow | None = None
 
@@ -50,6 +56,8 @@ class Scan:
         where: str | None = None,
         snapshot: int | str | None = None,
         closed_before: int | str | datetime.datetime | None = None,
+        sample: Sample | Sequence[Any] | None = None,
+        group_by: Sequence[str] = (),
         follow: bool | Follow = False,
     ) -> Scan:
         """Check what the caller gave.
@@ -66,8 +74,20 @@ class Scan:
         if twice or not names:
             raise ValueError(f"columns names {twice[0]!r} twice" if twice else "columns is empty: name at least one, or leave it out for all")
         text = None if where is None else parse(where, schema.to_arrow()).text
+        chosen = None if sample is None else Sample.of(sample).checked(schema, table.spec.primary_key, names)
         settings = follow if isinstance(follow, Follow) else Follow() if follow else None
-        return cls(table=table, columns=names, where=text, snapshot=snapshot, closed_before=_closed_before(table, closed_before), follow=settings)
+        if settings is not None and (group_by or (chosen is not None and chosen.per_epoch)):
+            raise ValueError("follow goes on with rows as they come: they are not grouped, nor drawn anew by epoch; leave group_by and per_epoch out")
+        return cls(
+            table=table,
+            columns=names,
+            where=text,
+            snapshot=snapshot,
+            closed_before=_closed_before(table, closed_before),
+            sample=chosen,
+            group_by=check_group_columns(schema, group_by),
+            follow=settings,
+        )
 
     @property
     def sources(self) -> tuple[Scan, ...]:
@@ -77,6 +97,12 @@ class Scan:
     def at(self, snapshot: int) -> Scan:
         """The same scan of a given snapshot."""
         return dataclasses.replace(self, snapshot=snapshot)
+
+    def for_epoch(self, epoch: int) -> Scan:
+        """The same scan with the rows that its sample draws in an epoch; itself where it draws the same in all."""
+        if self.sample is None or not self.sample.per_epoch or self.sample.epoch == epoch:
+            return self
+        return dataclasses.replace(self, sample=dataclasses.replace(self.sample, epoch=epoch))
 
     def plan(self) -> Plan:
         """Pin the snapshot, count what must be counted, and list the blocks."""
@@ -110,7 +136,8 @@ class Scan:
 
     def __repr__(self) -> str:
         parts = [repr(self.table.name), f"{len(self.columns)} columns"]
-        parts += [f"{name}={value!r}" for name in ("where", "snapshot", "closed_before") if (value := getattr(self, name)) is not None]
+        parts += [f"{name}={value!r}" for name in ("where", "snapshot", "closed_before", "sample") if (value := getattr(self, name)) is not None]
+        parts += [f"group_by={list(self.group_by)!r}"] if self.group_by else []
         return f"Scan({', '.join(parts)})"
 
 

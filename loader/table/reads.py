@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loader.scan import Scan
     from loader.scan.follow import Follow
     from loader.scan.predicate import Predicate
+    from loader.scan.sampling import Sample
     from loader.table.table import Table
 
 Moment = int | str | datetime.date | datetime.datetime
@@ -125,18 +126,25 @@ class TableReads:
         where: str | None = None,
         snapshot: int | str | None = None,
         closed_before: int | str | datetime.datetime | None = None,
+        sample: Sample | Sequence[Any] | None = None,
+        group_by: Sequence[str] = (),
         follow: bool | Follow = False,
     ) -> Scan:
         """What to read for training; see `loader.DataLoader`.
 
         Args:
-            columns, where, snapshot: As for `to_arrow`.
-            closed_before: Likewise; or "watermark".
+            columns: Names, in the order batches have them; default all.
+            where: A SQL expression of the rows.
+            snapshot: A number or a tag; default the newest when it is planned.
+            closed_before: Only rows whose attribution window closed by then; or "watermark".
+            sample: Which share of the rows: (where, rate) rules, `[("label = 1", 1.0), (None, 0.1)]`, or a `loader.Sample`. Batches have a column of weights.
+            group_by: Columns of a request or session: rows that agree in them stay in one batch, on one rank, next to each other (`batch.group_offsets`).
             follow: After the snapshot's rows, those that later snapshots add, as they come: True, or a `loader.Follow` that says how.
         """
         from loader.scan import Scan
 
-        return Scan.of(cast("Table", self), columns=columns, where=where, snapshot=snapshot, closed_before=closed_before, follow=follow)
+        chosen: dict[str, Any] = {"sample": sample, "group_by": group_by, "follow": follow}
+        return Scan.of(cast("Table", self), columns=columns, where=where, snapshot=snapshot, closed_before=closed_before, **chosen)
 
     def to_duckdb(self, connection: Any = None, name: str | None = None, snapshot: SnapshotLike = None) -> Any:
         """The table as a relation of DuckDB, which reads the columns and segments that a query needs and nothing else.

@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from loader.batch.assemble import BatchArrays, Part
 from loader.batch.gather import LENGTH_SHIFT
 from loader.batch.window import ListWindow, WindowData
 from loader.errors import HeadraceError
+from loader.scan.groups import Groups
 from loader.scan.order import Order, ShardSlice
+from loader.train.bad_blocks import MetBlock
 from loader.train.options import LoaderOptions
 
 MAX_POOL_VALUES = 2**32
@@ -31,7 +34,7 @@ class BatchJob:
         order: Of the epoch.
         position: Rows that all ranks yielded before.
         num_batches: Batches to the end of the epoch.
-        num_rows: Rows of the plan.
+        num_rows: Rows of the plan; groups, where positions count groups.
     """
 
     options: LoaderOptions
@@ -65,6 +68,7 @@ class PartBatch:
         blocks: Blocks fetched for it, since the part before.
         encoded_bytes: Bytes of their chunks.
         window_bytes: Largest size of the windows its maker held.
+        bad: Bad blocks that its maker met since the part before.
     """
 
     epoch: int
@@ -73,6 +77,7 @@ class PartBatch:
     blocks: int = 0
     encoded_bytes: int = 0
     window_bytes: int = 0
+    bad: tuple[MetBlock, ...] = ()
 
 
 @runtime_checkable
@@ -107,7 +112,7 @@ def check_part(job: BatchJob, number: int, part: PartBatch) -> None:
         )
 
 
-def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch], pieces: Sequence[ShardSlice]) -> list[Part[WindowData]]:
+def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch], pieces: Sequence[ShardSlice], groups: Groups | None = None) -> list[Part[WindowData]]:
     """A batch's parts as the slices of which the rank would have assembled it: shard by shard.
 
     Args:
@@ -115,24 +120,36 @@ def merge_parts(job: BatchJob, number: int, parts: Sequence[PartBatch], pieces: 
         number: Of the batch.
         parts: In the order of parts.
         pieces: The rank's slices of the batch.
+        groups: Of the plan, where slices count groups.
 
     Raises:
         HeadraceError: A part has too few or too many rows.
     """
     options, (start, _) = job.options, job.bounds(number)
     windows = [as_window(part.arrays) for part in parts]
+    begin = [np.arange(window.num_rows + 1) if groups is None else groups.offsets(window.blocks, window.rows) for window in windows]
     taken = [0] * len(parts)
     slices = []
     for piece in pieces:
         index = (piece.shard - options.rank) // options.world_size % len(parts) if len(parts) > 1 else 0  # parts divide the shards: so of lanes too
-        slices.append(Part(window=windows[index], start=taken[index], stop=taken[index] + piece.num_rows))
-        taken[index] += piece.num_rows
-    if taken != [window.num_rows for window in windows]:
-        raise HeadraceError(
-            f"the batch at position {start} has parts of {[window.num_rows for window in windows]} rows where {taken} are due: "
-            "run the same Headrace and lake on every host"
-        )
+        after = taken[index] + piece.num_rows
+        if after < len(begin[index]):
+            slices.append(Part(window=windows[index], start=int(begin[index][taken[index]]), stop=int(begin[index][after])))
+        taken[index] = after
+    given, unit = [len(offsets) - 1 for offsets in begin], "rows" if groups is None else "groups"
+    if taken != given:
+        raise HeadraceError(f"the batch at position {start} has parts of {given} {unit} where {taken} are due: run the same Headrace and lake on every host")
     return slices
+
+
+def masked_rows(parts: Sequence[PartBatch], arrays: BatchArrays) -> npt.NDArray[np.bool_] | None:
+    """Those rows of a batch that its parts say are masked; None for none."""
+    places = [_places(part.arrays)[part.arrays.masked] for part in parts if part.arrays.masked is not None]
+    return np.isin(_places(arrays), np.concatenate(places)) if places else None
+
+
+def _places(arrays: BatchArrays) -> npt.NDArray[np.int64]:
+    return arrays.blocks.astype(np.int64) << 32 | arrays.rows
 
 
 def as_window(arrays: BatchArrays) -> WindowData:

@@ -18,8 +18,7 @@ from loader.decode.slabs import PinnedSlabs
 from loader.errors import CorruptSegmentError
 from loader.kernels.native import NO_ERROR
 from loader.scan.encoded import EncodedBlock, FetchRequest
-from loader.scan.fetch import BlockFetcher
-from loader.scan.joined import JoinedFetcher
+from loader.scan.fetch import Empty
 from loader.scan.order import ShardSlice, Window
 from loader.scan.stream import BlockStream
 from loader.train.stats import StageClock, StatsRecorder
@@ -27,12 +26,12 @@ from loader.train.windows import HeldWindows
 from loader.train.work import Arrivals, Work
 
 
-def pinned_fetch(fetcher: BlockFetcher | JoinedFetcher, slabs: PinnedSlabs) -> Callable[[FetchRequest], EncodedBlock]:
+def pinned_fetch(fetch_into: Callable[[FetchRequest, Empty], EncodedBlock], slabs: PinnedSlabs) -> Callable[[FetchRequest], EncodedBlock]:
     """A fetch that reads straight into pinned slabs, which are handed out in the order of the requests."""
 
     def fetch(request: FetchRequest) -> EncodedBlock:
         try:
-            return fetcher.fetch(request, functools.partial(slabs.empty, turn=request.sequence))
+            return fetch_into(request, functools.partial(slabs.empty, turn=request.sequence))
         finally:
             slabs.pass_turn(request.sequence)  # also where the block could not be read
 
@@ -51,10 +50,10 @@ def make_device_arrays(work: Work, device: BatchDevice, stream: BlockStream, clo
             slices = work.slices(index)
             begun = maker.begin(slices)
             if before is not None:
-                yield maker.finish(*before)
+                yield work.bad.mask(maker.finish(*before))
             before = begun, slices
         if before is not None:
-            yield maker.finish(*before)
+            yield work.bad.mask(maker.finish(*before))
     finally:
         device.slabs.interrupt()
         close: Callable[[], None] | None = getattr(blocks, "close", None)
@@ -72,7 +71,7 @@ class _Maker:
         self._assembler = DeviceAssembler(device, self._columns)
         self._arrivals = Arrivals(work, blocks, clock, recorder)
         self._windows: HeldWindows[DeviceWindow] = HeldWindows(
-            work.windows(), self._fill, lambda window: window.num_bytes, recorder.note_window_bytes, self._free
+            work.windows(), self._fill, lambda window: window.num_bytes, recorder.note_window_bytes, self._free, work.layout.unit_offsets
         )
         self._unchecked: list[DeviceWindow] = []
         self._filling: DeviceWindowFill | None = None

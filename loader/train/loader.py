@@ -15,31 +15,30 @@ from loader.batch.buffers import BufferPool
 from loader.batch.device import BatchDevice
 from loader.decode.known_answers import open_device
 from loader.errors import ForkedProcessError, StateMismatchError
-from loader.extras import require
 from loader.kernels.runtime import Runtime
 from loader.scan import order as ordering
-from loader.scan.fetch import FetchSpec, OpensPlan
 from loader.scan.follow import FollowPlan
 from loader.scan.mix import AnyPlan, AnyScan
 from loader.scan.mixed_order import AnyLayout
 from loader.scan.order import Order
 from loader.scan.scan import Scan
-from loader.scan.stream import BlockStream, ThreadBlockStream
+from loader.scan.stream import BlockStream
 from loader.train import metrics
+from loader.train.audit import Audit, Ledger
+from loader.train.bad_blocks import MAX_CONSECUTIVE, BadBlocks
 from loader.train.batch_stream import BatchJob, BatchStream
 from loader.train.device_memory import plan_device_memory
-from loader.train.device_pipeline import pinned_fetch
 from loader.train.follow import Follower, check_follow
 from loader.train.images import Images, ImageStage, image_columns
 from loader.train.options import LoaderOptions, check_memory, default_order, distributed_rank, same_snapshot
 from loader.train.pipeline import ENDED, QUEUED_BATCHES, Prefetcher, Work, layout_of, run
-from loader.train.renewal import Renewal
-from loader.train.state import LoaderState
+from loader.train.renewal import Renewal, let_go
+from loader.train.state import LoaderState, snapshots_of
 from loader.train.stats import LoaderStats, StageClock, StatsRecorder, nvtx_ranges
+from loader.train.streams import StreamFactory, open_stream
 from loader.train.watch import Watch
 
 Transform = Callable[[Any], Any]
-StreamFactory = Callable[[FetchSpec | OpensPlan], BlockStream | BatchStream]
 
 
 class DataLoader:
@@ -79,6 +78,9 @@ class DataLoader:
         unique: List columns that come unexpanded: each distinct list once, and for every row the number of its list (`Jagged.inverse`).
         device_memory_bytes: GPU memory for encoded bytes and windows, taken once; what batches hold comes on top. Default what the plan needs.
         pinned_bytes: Pinned host memory that blocks are fetched into, taken once. Default twice `prefetch_bytes`, and room for four blocks.
+        bad_records: What to do about a block that is damaged or gone. "fail" raises the error; "skip" masks its rows in their place (`batch.mask`) and counts
+            them; "quarantine" does, and writes the block down in the catalog, so that later runs skip it without trying.
+        max_consecutive_bad: Bad blocks one after another after which "skip" and "quarantine" give up, too.
 
     Raises:
         ValueError: An option is wrong, the windows do not fit, or the plan is smaller than a batch that must be whole.
@@ -110,6 +112,8 @@ class DataLoader:
         unique: Sequence[str] = (),
         device_memory_bytes: int | None = None,
         pinned_bytes: int | None = None,
+        bad_records: str = "fail",
+        max_consecutive_bad: int = MAX_CONSECUTIVE,
     ) -> None:
         own_rank, own_world = distributed_rank(rank, world_size)
         self.options = LoaderOptions(
@@ -131,12 +135,14 @@ class DataLoader:
             unique=tuple(unique),
             device_memory_bytes=device_memory_bytes,
             pinned_bytes=pinned_bytes,
+            bad_records=bad_records,
+            max_consecutive_bad=max_consecutive_bad,
         )
         self._transforms: tuple[Transform, ...] = (transforms,) if callable(transforms) else tuple(transforms or ())
         self._stream = stream
         self._images = images
         self._process = os.getpid()
-        self._recorder = StatsRecorder()
+        self._recorder, self._ledger = StatsRecorder(), Ledger()
         self._pool = BufferPool()
         self._runtime: Runtime | None = None
         self._device: BatchDevice | None = None
@@ -145,12 +151,12 @@ class DataLoader:
         self._epoch, self._position = 0, 0
         self._started = self._begun = self._closed = False
         self._follower: Follower | None = None
-        begin = same_snapshot(scan) if rank is None else scan
+        begin = (same_snapshot(scan) if rank is None else scan).for_epoch(0)
         if isinstance(begin, Scan) and begin.follow is not None:
             check_follow(stream)
             self._follower = Follower(begin, self.options)
         self._adopt(begin)
-        self._scan = scan
+        self._scan = scan.for_epoch(0)
         self._watch = Watch(self.plan.table, metrics.count_in(self), own_rank, own_world, self.stats)
 
     def _adopt(self, scan: AnyScan, order: Order | None = None) -> None:
@@ -167,11 +173,11 @@ class DataLoader:
     def _take_plan(self, order: Order | None) -> None:
         self._order = order or default_order(self.plan, self.options)
         images = image_columns(self.plan, self._images)
-        self._batch_layout = layout_of(self.plan, self.options.output, self.options.unique, images)
-        if self._follower is None and self.options.remainder == "drop" and self.plan.num_rows < self.options.global_batch_size:
+        self._batch_layout = layout_of(self.plan, self.options.output, self.options.unique, images, pad_groups=self.options.pad_groups)
+        if self._follower is None and self.options.remainder == "drop" and self.plan.num_units < self.options.global_batch_size:
             raise ValueError(
-                f"the plan has {self.plan.num_rows:,} rows and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no batch: "
-                "lower it, select more rows, or use remainder='pad' or 'uneven'"
+                f"the plan has {self.plan.num_units:,} {self._unit} and global_batch_size is {self.options.global_batch_size:,}, so remainder='drop' leaves no "
+                "batch: lower it, select more, or use remainder='pad' or 'uneven'"
             )
         self._layout_cache: AnyLayout | None = None
         self._check_memory(self._order)
@@ -210,7 +216,9 @@ class DataLoader:
         return self._num_batches()
 
     def _num_batches(self) -> int:
-        return ordering.num_batches(self.plan.num_rows, self._first_position, self.options.global_batch_size, self.options.remainder)
+        if not self._begun:
+            self._follow_epoch()
+        return ordering.num_batches(self.plan.num_units, self._first_position, self.options.global_batch_size, self.options.remainder)
 
     @property
     def _first_position(self) -> int:
@@ -226,7 +234,20 @@ class DataLoader:
             self._epoch, self._position = self._epoch + 1, 0
         self._started = self._begun = True
         self._began_at = self._position
+        self._follow_epoch()
+        self._ledger.begin(self._epoch, self._position)
         return self._iterate() if self._follower is None else self._iterate_on(self._follower)
+
+    def _snapshots(self) -> list[int]:
+        return [snapshot for _, snapshot in snapshots_of(self.plan.state())]
+
+    def _follow_epoch(self) -> None:
+        """Plan anew where every epoch draws its own sample, at the same snapshot."""
+        scan, before = self._scan.for_epoch(self._epoch), self.plan
+        if scan is not self._scan:
+            self._adopt(scan.at(*self._snapshots()), self._order)
+            self._scan = scan
+            before.release()
 
     def _iterate(self) -> Iterator[Any]:
         yield from self._iterate_plan()
@@ -257,6 +278,7 @@ class DataLoader:
 
     def _take_increment(self, follower: Follower, plan: FollowPlan) -> None:
         self.plan, self._epoch, self._position, self._began_at = plan, plan.increment.number, 0, 0
+        self._ledger.begin(self._epoch, 0)
         self._take_plan(follower.order_of(plan))
         if self._device is not None and not self._device.memory.covers(plan_device_memory(plan, self._order, self.options)):
             self._device = None  # a larger increment than any before
@@ -281,8 +303,9 @@ class DataLoader:
             job=self.job() if options.decode == "actor" else None,
             images=self._image_stage,
             device=device,
+            bad=BadBlocks(options.bad_records, options.max_consecutive_bad, self.plan.place, lambda met: self.plan.quarantine(met.block, met.bad)),
         )
-        stream = self._open_stream(device)
+        stream = open_stream(self._stream, self.plan, self._scan, self.options, device)
         self._stop()
         self._recorder.begin()
         prefetcher = Prefetcher(lambda: run(work, stream, clock, self._recorder), name="headrace-batches", ahead=QUEUED_BATCHES, clock=clock)
@@ -294,8 +317,15 @@ class DataLoader:
                     made.hand_over()
                 if self._prefetcher is not prefetcher:
                     raise RuntimeError(ENDED)
-                self._position = min(self._position + options.global_batch_size, self.plan.num_rows)
+                self._position = min(self._position + options.global_batch_size, self.plan.num_units)
                 self._recorder.handed_over(made.num_samples, made.bad_records)
+                self._ledger.hand_over(
+                    position=self._position,
+                    units=made.num_units,
+                    rows=made.num_samples,
+                    masked_rows=made.num_masked,
+                    padding_rows=made.num_rows - made.num_samples,
+                )
                 self._watch.look()
                 batch = made.batch
                 del made
@@ -304,24 +334,10 @@ class DataLoader:
             if self._prefetcher is prefetcher:
                 self._stop()
 
-    def _open_stream(self, device: BatchDevice | None) -> BlockStream | BatchStream:
-        given, on_actors = self._stream, self.options.decode == "actor"
-        if given is None and on_actors:
-            given = require("loader.distributed", extra="ray").RayBatchStream
-        if given is None and device is not None:
-            fetch, slabs = pinned_fetch(self.plan.fetcher(), device.slabs), device.slabs
-            return ThreadBlockStream(fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes, interrupt=slabs.interrupt)
-        if given is None:
-            return ThreadBlockStream(self.plan.fetcher().fetch, threads=self.options.threads, prefetch_bytes=self.options.prefetch_bytes)
-        stream = given if not isinstance(given, type) and isinstance(given, BlockStream | BatchStream) else given(self.plan.fetch_spec())
-        if isinstance(stream, BatchStream) is not on_actors:
-            wanted = "a stream of batches (loader.distributed.RayBatchStream)" if on_actors else "a stream of blocks (loader.distributed.RayBlockStream)"
-            raise ValueError(f"decode is {self.options.decode!r} and stream gives a {type(stream).__name__}: give {wanted}, or leave stream out")
-        return stream
-
     def job(self) -> BatchJob:
         """What is left of the epoch under way, or of the next one to begin, as a stream of batches is asked for it."""
-        return BatchJob(options=self.options, order=self._layout().order, position=self._position, num_batches=self._num_batches(), num_rows=self.plan.num_rows)
+        num_batches = self._num_batches()
+        return BatchJob(options=self.options, order=self._layout().order, position=self._position, num_batches=num_batches, num_rows=self.plan.num_units)
 
     @property
     def epoch(self) -> int:
@@ -335,8 +351,8 @@ class DataLoader:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Samples that all ranks yield together in a whole epoch, exactly."""
-        rows, batch = self.plan.num_rows, self.options.global_batch_size
+        """Samples that all ranks yield together in a whole epoch, exactly; groups, where the scan groups."""
+        rows, batch = self.plan.num_units, self.options.global_batch_size
         return rows - rows % batch if self.options.remainder == "drop" else rows
 
     def set_epoch(self, epoch: int) -> None:
@@ -345,6 +361,7 @@ class DataLoader:
             raise ValueError(f"epoch is {epoch}; it must be at least 0")
         self._stop()
         self._epoch, self._position, self._begun = epoch, 0, False
+        self._ledger.begin(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was handed over, as JSON-able plain data; the same on every rank."""
@@ -352,7 +369,19 @@ class DataLoader:
             self._follower.saved(self.plan)
         return self._state().to_dict()
 
+    @property
+    def _unit(self) -> str:
+        return "rows" if self.plan.groups is None else "groups"
+
+    def audit(self) -> Audit:
+        """What became of the epoch under way, or of the last one that ended: given, remaining, left out, masked, padded; exact, by rank and for all ranks.
+
+        `loader.total_audit` adds up the audits of all ranks, and checks that nothing is missing or double.
+        """
+        return self._ledger.audit(self.options, planned=self.plan.num_units, unit=self._unit)
+
     def _state(self) -> LoaderState:
+        self._follow_epoch()
         layout = self._layout()
         return LoaderState(content=self.plan.state(), order=layout.order, plan=layout.fingerprint(), position=self._position)
 
@@ -372,11 +401,11 @@ class DataLoader:
             order = dataclasses.replace(order, shards=saved.order.shards)
         before = vars(self).copy()
         try:
-            scan = saved.snapshots_for(self._scan, self.plan.state())
+            scan = (saved.snapshots_for(self._scan, self.plan.state()) or self._scan).for_epoch(saved.order.epoch)
             if self._follower is not None and isinstance(self._scan, Scan):
                 self._resume(Follower(self._scan, self.options), saved, order)
-            elif scan is not None:
-                self._adopt(scan, order)
+            elif scan is not self._scan:
+                self._adopt(scan if all(source.snapshot is not None for source in scan.sources) else scan.at(*self._snapshots()), order)
             elif order != self._order:
                 self._check_memory(order)
                 self._order = order
@@ -384,10 +413,11 @@ class DataLoader:
             saved.check(self._state())
         except Exception:
             refused, self.__dict__ = vars(self), before  # as if no state had been given
-            _let_go(refused, before)
+            let_go(refused, before)
             raise
-        _let_go(before, vars(self))
+        let_go(before, vars(self))
         self._position = saved.position
+        self._ledger.begin(self._epoch, self._position)
 
     def _resume(self, follower: Follower, saved: LoaderState, order: Order) -> None:
         """Take up the increment of a state."""
@@ -450,7 +480,7 @@ class DataLoader:
         self._device = None
         if not self._closed:
             self._closed = True
-            _let_go(vars(self), {})
+            let_go(vars(self), {})
 
     def __enter__(self) -> DataLoader:
         return self
@@ -461,12 +491,3 @@ class DataLoader:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self._stop()
-
-
-def _let_go(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Release the snapshots that a loader's attributes hold, where another's do not hold them too."""
-    if one["_follower"] is not None:
-        if one["_follower"] is not other.get("_follower"):
-            one["_follower"].close()
-    elif one["plan"] is not other.get("plan"):
-        one["plan"].release()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loader.batch.batch import TENSOR_OUTPUTS
 from loader.extras import require
 from loader.scan.order import REMAINDERS, Order
+from loader.train.bad_blocks import MAX_CONSECUTIVE, POLICIES
 
 if TYPE_CHECKING:
     from loader.scan.mix import AnyPlan, AnyScan
@@ -44,6 +45,8 @@ class LoaderOptions:
     unique: tuple[str, ...] = ()
     device_memory_bytes: int | None = None
     pinned_bytes: int | None = None
+    bad_records: str = "fail"
+    max_consecutive_bad: int = MAX_CONSECUTIVE
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -57,9 +60,16 @@ class LoaderOptions:
             raise ValueError(f"decode is {self.decode!r}; it must be one of {', '.join(DECODE_PLACES)}")
         if self.device.startswith("cuda") and self.decode == "rank" and self.output not in TENSOR_OUTPUTS:
             raise ValueError(f"device is {self.device!r} and output is {self.output!r}: a GPU gives tensors; use output='dict', or device='cpu'")
-        for name in ("prefetch_bytes", "threads", "device_memory_bytes", "pinned_bytes"):
+        if self.bad_records not in POLICIES:
+            raise ValueError(f"bad_records is {self.bad_records!r}; it must be one of {', '.join(POLICIES)}")
+        for name in ("prefetch_bytes", "threads", "device_memory_bytes", "pinned_bytes", "max_consecutive_bad"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def pad_groups(self) -> int:
+        """Groups that a rank's batch has at least, where rows are grouped."""
+        return self.global_batch_size // self.world_size if self.remainder == "pad" else 0
 
     @property
     def may_use_gpu(self) -> bool:
@@ -73,7 +83,8 @@ def default_order(plan: AnyPlan, options: LoaderOptions) -> Order:
     if shards is None:
         per_rank = min(SHARDS_PER_RANK, plan.shard_blocks // (MIN_BLOCKS_A_SHARD * options.world_size)) if options.shuffle != "none" else 1
         shards = options.world_size * max(per_rank, 1)
-    return Order(seed=options.seed, epoch=0, shards=shards, mode=options.shuffle, window_rows=options.window_rows, run_rows=options.shuffle_run_rows)
+    window = options.window_rows if plan.groups is None else max(int(options.window_rows / max(plan.groups.mean_rows, 1)), 1)  # units are groups
+    return Order(seed=options.seed, epoch=0, shards=shards, mode=options.shuffle, window_rows=window, run_rows=options.shuffle_run_rows)
 
 
 def distributed_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -16,17 +16,21 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from loader.batch.assemble import BatchArrays, assemble
 from loader.batch.batch import Batch
 from loader.batch.device_arrays import DeviceArrays
 from loader.batch.window import WindowData, WindowFill
 from loader.decode.result import DecodedColumn
 from loader.errors import CorruptSegmentError
-from loader.scan.decoded import Arena, decode
+from loader.scan.bad_blocks import describe
+from loader.scan.decoded import Arena, decode, null_column
 from loader.scan.encoded import EncodedBlock
 from loader.scan.order import Window
 from loader.scan.stream import BlockStream
-from loader.train.batch_stream import BatchStream, check_part, merge_parts
+from loader.train.bad_blocks import MetBlock
+from loader.train.batch_stream import BatchStream, check_part, masked_rows, merge_parts
 from loader.train.device_pipeline import make_device_arrays
 from loader.train.stats import StageClock, StatsRecorder
 from loader.train.windows import HeldWindows
@@ -39,6 +43,7 @@ logger = logging.getLogger(__name__)
 QUEUED_BATCHES = 2
 CLOSE_SECONDS = 10.0
 SHAPED = ("kjt", "nested")  # made of what transforms return
+WHOLE_ROWS = "(whole rows)"  # in the place of a column, where statistics count bad records
 ENDED = "this iteration ended when another one of the same DataLoader began, or when it was closed"
 
 
@@ -51,12 +56,18 @@ class Made:
         num_samples: Samples in it.
         hand_over: Called in the consumer's thread before it gets the batch.
         bad_records: Values in it that mean nothing and were left out, by column.
+        num_rows: Rows of it, padding included.
+        num_units: What positions count of it: groups where rows are grouped, else samples.
+        num_masked: Samples in it that cannot be had, and are masked.
     """
 
     batch: Any
     num_samples: int
     hand_over: Callable[[], None]
     bad_records: Mapping[str, int]
+    num_rows: int
+    num_units: int
+    num_masked: int
 
 
 def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, recorder: StatsRecorder) -> Iterator[Made]:
@@ -88,7 +99,14 @@ def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, record
                         if output in SHAPED:
                             batch = batch.shaped(output)
                 hand_over = functools.partial(arrays.hand_over, batch)
-            yield Made(batch=batch, num_samples=arrays.num_samples, hand_over=hand_over, bad_records=bad)
+            groups = work.batch_layout.groups
+            units = arrays.num_samples if groups is None else int(groups.starts.at(arrays.blocks, arrays.rows).sum())
+            masked = 0 if arrays.masked is None else int(np.count_nonzero(arrays.masked))
+            if masked:
+                bad = {**bad, WHOLE_ROWS: masked}
+            yield Made(
+                batch=batch, num_samples=arrays.num_samples, hand_over=hand_over, bad_records=bad, num_rows=arrays.num_rows, num_units=units, num_masked=masked
+            )
             del batch, arrays, hand_over
 
 
@@ -96,7 +114,8 @@ def make_arrays(work: Work, stream: BlockStream, clock: StageClock, recorder: St
     """The batches of one rank as arrays: blocks decoded, shuffled and assembled."""
     blocks = stream.open(work.requests())
     try:
-        windows = HeldWindows(work.windows(), _Fill(work, blocks, clock, recorder).window, lambda data: data.num_bytes, recorder.note_window_bytes)
+        fill = _Fill(work, blocks, clock, recorder).window
+        windows = HeldWindows(work.windows(), fill, lambda data: data.num_bytes, recorder.note_window_bytes, unit_offsets=work.layout.unit_offsets)
         for index in range(work.num_batches):
             work.renew()
             slices = work.slices(index)
@@ -105,7 +124,7 @@ def make_arrays(work: Work, stream: BlockStream, clock: StageClock, recorder: St
                 arrays = assemble(work.batch_layout.columns, parts, pad_to=work.pad_to, threads=work.threads, pool=work.pool)
             del parts
             windows.release(slices)
-            yield arrays
+            yield work.bad.mask(arrays)
             del arrays
     finally:
         _close(blocks)
@@ -122,14 +141,17 @@ def receive_arrays(work: Work, stream: BatchStream, clock: StageClock, recorder:
                 made = next(arrived)
             for part in made:
                 check_part(work.job, index, part)
+                for met in part.bad:
+                    work.bad.meet(met)
                 recorder.blocks += part.blocks
                 recorder.encoded_bytes += part.encoded_bytes
                 recorder.note_window_bytes(part.window_bytes)
             with clock.stage("assembly"):
-                parts = merge_parts(work.job, index, made, work.slices(index))
+                parts = merge_parts(work.job, index, made, work.slices(index), work.batch_layout.groups)
                 arrays = assemble(work.batch_layout.columns, parts, pad_to=work.pad_to, threads=work.threads, pool=work.pool)
+                arrays = arrays.with_masked(masked_rows(made, arrays))
             del made, parts
-            yield arrays
+            yield work.bad.mask(arrays)
             del arrays
     finally:
         _close(arrived)
@@ -168,7 +190,11 @@ class _Fill:
         try:
             return decode(block, plan.read, label=plan.label_of(block.request.block), threads=self._work.threads, arena=self._arena)
         except CorruptSegmentError as error:
-            raise CorruptSegmentError(f"{plan.place(block.request.block)}: {error}; columns are {', '.join(column.name for column in plan.read)}") from error
+            named = CorruptSegmentError(f"{plan.place(block.request.block)}: {error}; columns are {', '.join(column.name for column in plan.read)}")
+            if not self._work.bad.is_tolerant:
+                raise named from error
+            self._work.bad.meet(MetBlock(block=block.request.block, bad=describe(named)))
+            return [null_column(column.leaf, block.num_rows) for column in plan.read]
 
 
 class Prefetcher:

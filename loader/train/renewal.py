@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from loader.errors import HeadraceError
 
@@ -32,3 +33,12 @@ class Renewal:
             self._renew()
         except HeadraceError as error:
             logger.warning("a pin could not be renewed; it is tried again in an hour: %s", error)
+
+
+def let_go(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Release the snapshots that a loader's attributes hold, where another's do not hold them too."""
+    if one["_follower"] is not None:
+        if one["_follower"] is not other.get("_follower"):
+            one["_follower"].close()
+    elif one["plan"] is not other.get("plan"):
+        one["plan"].release()

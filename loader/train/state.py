@@ -24,11 +24,12 @@ class LoaderState:
 
     Attributes:
         content: What is read, as the plan's `state` says it. Of a scan: table, snapshot, columns in order, where and closed_before (or None), selection (the
-            hash of what defines it: the lake, the table, the snapshot and the predicates) and num_rows. Of a mix: columns, num_rows, and in `sources` the
+            hash of what defines it: the lake, the table, the snapshot and the predicates) and num_rows; sample, group_by and num_units where it has them. Of
+            a mix: columns, num_rows, and in `sources` the
             rest of each with its weight.
         order: Seed, epoch and the rest of the order.
         plan: Fingerprint of the laid-out plan.
-        position: Rows yielded in this epoch by all ranks together.
+        position: Rows yielded in this epoch by all ranks together; groups, where the scan groups.
     """
 
     content: Mapping[str, Any]
@@ -42,9 +43,14 @@ class LoaderState:
         return int(self.content["num_rows"])
 
     @property
+    def num_units(self) -> int:
+        """What positions count of an epoch: rows, or groups."""
+        return int(self.content.get("num_units", self.num_rows))
+
+    @property
     def snapshots(self) -> tuple[tuple[str, int], ...]:
         """(table, snapshot) of each source."""
-        return tuple((source["table"], int(source["snapshot"])) for source in self.content.get("sources", [self.content]))
+        return snapshots_of(self.content)
 
     def to_dict(self) -> dict[str, Any]:
         order = {"version": ORDER_VERSION, **dataclasses.asdict(self.order)}
@@ -99,8 +105,13 @@ class LoaderState:
             raise StateMismatchError(
                 f"the state does not fit this loader: {'; '.join(wrong)}; make the loader as it was, or start a new epoch without the state"
             )
-        if not 0 <= self.position <= self.num_rows:
-            raise StateMismatchError(f"position: state {self.position!r}, and the plan has {self.num_rows:,} rows")
+        if not 0 <= self.position <= self.num_units:
+            raise StateMismatchError(f"position: state {self.position!r}, and the plan has {self.num_units:,} rows or groups")
+
+
+def snapshots_of(content: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """(table, snapshot) of each source of what a plan's `state` says."""
+    return tuple((source["table"], int(source["snapshot"])) for source in content.get("sources", [content]))
 
 
 def _flat(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from loader.batch.parts import Part
 from loader.scan.order import ShardSlice, Window
 
@@ -20,6 +23,7 @@ class HeldWindows(Generic[W]):
         num_bytes: What it takes.
         note_bytes: Told what all that are held take, whenever one more is.
         free: Called with one that no later batch needs.
+        unit_offsets: Where the units of a window, which slices count, begin among its rows; None where a unit is a row.
     """
 
     def __init__(
@@ -29,10 +33,13 @@ class HeldWindows(Generic[W]):
         num_bytes: Callable[[W], int],
         note_bytes: Callable[[int], None],
         free: Callable[[W], None] = lambda window: None,
+        unit_offsets: Callable[[Window], npt.NDArray[np.int64] | None] = lambda window: None,
     ) -> None:
+        self._unit_offsets = unit_offsets
         self._coming, self._fill, self._num_bytes, self._note_bytes, self._free = coming, fill, num_bytes, note_bytes, free
         self._held: dict[int, list[tuple[Window, W]]] = {}
         self._held_bytes = 0
+        self._offsets: dict[Window, npt.NDArray[np.int64] | None] = {}
 
     def parts(self, piece: ShardSlice) -> Iterator[Part[W]]:
         """A rank's rows of one shard as slices of windows."""
@@ -40,8 +47,21 @@ class HeldWindows(Generic[W]):
         while row < piece.stop:
             window, data = self._window(piece.shard, row)
             stop = min(window.stop, piece.stop)
-            yield Part(window=data, start=row - window.start, stop=stop - window.start, step=piece.step)
+            yield from self._rows(window, data, row - window.start, stop - window.start, piece.step)
             row += -(-(stop - row) // piece.step) * piece.step
+
+    def _rows(self, window: Window, data: W, start: int, stop: int, step: int) -> Iterator[Part[W]]:
+        """Units start, start + step, … below stop of a window, as parts of its rows."""
+        if window not in self._offsets:
+            self._offsets[window] = self._unit_offsets(window)
+        offsets = self._offsets[window]
+        if offsets is None:
+            yield Part(window=data, start=start, stop=stop, step=step)
+        elif step == 1:
+            yield Part(window=data, start=int(offsets[start]), stop=int(offsets[stop]))
+        else:
+            for unit in range(start, stop, step):  # ranks share the shard: a rank's groups are no slice of it
+                yield Part(window=data, start=int(offsets[unit]), stop=int(offsets[unit + 1]))
 
     def _window(self, shard: int, row: int) -> tuple[Window, W]:
         while True:
@@ -73,4 +93,5 @@ class HeldWindows(Generic[W]):
             if window.stop <= after:
                 self._held_bytes -= self._num_bytes(data)
                 self._free(data)
+                self._offsets.pop(window, None)
         self._held[shard] = [(window, data) for window, data in held if window.stop > after]

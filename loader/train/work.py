@@ -15,6 +15,7 @@ from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.scan.mixed_order import AnyLayout
 from loader.scan.order import ShardSlice, Window
 from loader.scan.stream import check_arrival
+from loader.train.bad_blocks import BadBlocks
 from loader.train.batch_stream import BatchJob
 from loader.train.images import ImageStage
 from loader.train.stats import StageClock, StatsRecorder
@@ -44,6 +45,7 @@ class Work:
         job: What another process is asked for, where it makes the batches.
         device: Where blocks are decoded and batches made; None is the CPU.
         images: Decodes image columns, where there are any.
+        bad: What to do about blocks that cannot be had.
     """
 
     plan: AnyPlan
@@ -62,11 +64,12 @@ class Work:
     job: BatchJob | None = None
     device: BatchDevice | None = None
     images: ImageStage | None = None
+    bad: BadBlocks = dataclasses.field(default_factory=BadBlocks)
 
     @property
     def pad_to(self) -> int:
         """Rows that a batch has at least."""
-        return self.global_batch_size // self.world_size if self.remainder == "pad" else 0
+        return self.global_batch_size // self.world_size if self.remainder == "pad" and self.batch_layout.groups is None else 0
 
     def bounds(self, index: int) -> tuple[int, int]:
         """Positions [start, stop) of a global batch."""
@@ -95,16 +98,19 @@ class Work:
                 sequence += 1
 
 
-def layout_of(plan: AnyPlan, output: str, unique: Sequence[str] = (), images: Collection[str] = ()) -> BatchLayout:
+def layout_of(plan: AnyPlan, output: str, unique: Sequence[str] = (), images: Collection[str] = (), pad_groups: int = 0) -> BatchLayout:
     """What all batches of a plan share; `unique` names list columns that come unexpanded, `images` binary columns that become pixels."""
     return BatchLayout(
         columns=Columns.of(plan.read, unique),
-        names=plan.columns,
+        names=plan.columns if plan.row_weights is None else (*plan.columns, plan.row_weights.column),
         block_segments=plan.blocks["segment_id"].astype(np.int64),
         block_row_starts=plan.row_starts,
         block_sources=plan.block_sources,
         output=output,
         images=frozenset(images),
+        weights=plan.row_weights,
+        groups=plan.groups,
+        pad_groups=pad_groups,
     )
 
 
@@ -113,6 +119,7 @@ class Arrivals:
 
     def __init__(self, work: Work, blocks: Iterator[EncodedBlock], clock: StageClock, recorder: StatsRecorder) -> None:
         self._requests, self._blocks, self._clock, self._recorder = work.requests(), blocks, clock, recorder
+        self._bad = work.bad
 
     def next(self) -> EncodedBlock:
         """The block that is due."""
@@ -120,6 +127,7 @@ class Arrivals:
             wanted = next(self._requests)
             block = next(self._blocks)
             check_arrival(wanted, block)
+            self._bad.arrive(block)
         self._recorder.blocks += 1
         self._recorder.encoded_bytes += int(block.chunk_bytes.sum())
         return block

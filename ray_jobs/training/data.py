@@ -27,7 +27,8 @@ def make_scan(config: ExperimentConfig, lake: Any, *, test: bool = False) -> Any
     """The rows that train, or those that test."""
     data = config.data
     where, closed_before = (data.test_where, data.test_closed_before) if test else (data.where, data.closed_before)
-    own = lake.table(config.lake.table).scan(columns=data.columns, where=where, closed_before=closed_before, snapshot=config.lake.snapshot)
+    chosen = {} if test else {"sample": data.sample, "group_by": data.group_by}
+    own = lake.table(config.lake.table).scan(columns=data.columns, where=where, closed_before=closed_before, snapshot=config.lake.snapshot, **chosen)
     if test or not data.mix:
         return own
     others = [(lake.table(source.table).scan(data.columns, source.where, source.snapshot, source.closed_before), source.weight) for source in data.mix]
@@ -77,6 +78,8 @@ def loader_options(config: ExperimentConfig, *, rank: int, world_size: int, test
         memory_bytes=None,
         device_memory_bytes=options.device_memory_bytes,
         pinned_bytes=options.pinned_bytes,
+        bad_records=options.bad_records,
+        max_consecutive_bad=options.max_consecutive_bad,
     )
 
 

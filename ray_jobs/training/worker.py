@@ -131,18 +131,18 @@ class Worker:
                 self.batches.set_epoch(self._order_epoch())
             self._train_epoch(trainee)
             if self.rank == 0:
-                counts = {"rows": progress.rows_seen, "planned": self.plan.num_rows}
+                counts = {"rows": progress.rows_seen, "planned": self.plan.num_units}
                 self._event("epoch", seed=trainee.seed, epoch=progress.epoch, step=progress.step, **counts)
             progress.epoch, progress.rows_seen = progress.epoch + 1, 0
         self._checkpoint(trainee)
 
     def _steps_per_seed(self) -> int:
         options = self.config.loader
-        return self.config.train.epochs * order.num_batches(self.plan.num_rows, 0, options.global_batch_size, options.remainder)
+        return self.config.train.epochs * order.num_batches(self.plan.num_units, 0, options.global_batch_size, options.remainder)
 
     def _train_epoch(self, trainee: _Trainee) -> None:
         progress, options = self.progress, self.config.loader
-        left = order.num_batches(self.plan.num_rows, progress.rows_seen, options.global_batch_size, options.remainder)
+        left = order.num_batches(self.plan.num_units, progress.rows_seen, options.global_batch_size, options.remainder)
         batches, meter = iter(self.batches), _Meter()
         while left:
             began = time.perf_counter()
@@ -151,7 +151,7 @@ class Worker:
             progress.step, left = progress.step + 1, left - 1
             if self.records is not None:
                 self.records.write(seed_index=progress.seed_index, epoch=progress.epoch, step=progress.step, positions=batch.positions())
-            rows = min(options.global_batch_size, self.plan.num_rows - progress.rows_seen)
+            rows = min(options.global_batch_size, self.plan.num_units - progress.rows_seen)
             loss = trainee.step(batch, global_rows=rows, world_size=self.world_size, step=progress.step)
             seconds = time.perf_counter() - began
             progress.count(rows, waited, seconds, first=not self._trained)
@@ -248,14 +248,18 @@ class _Trainee:
             self.optimizers["embedding_optimizer"] = torch.optim.Adagrad(tables, lr=train.embedding_learning_rate)
 
     def step(self, batch: Any, *, global_rows: int, world_size: int, step: int) -> float:
-        """One global batch; DDP averages gradients over ranks, so the local sum is scaled to make that the mean over the batch's rows."""
+        """One global batch; DDP averages gradients over ranks, so the local sum is scaled to make that the mean over the batch's rows, or groups.
+
+        Rows of a sample count as many times as they stand for, masked rows not at all.
+        """
         if self.has_dropout:
             torch.manual_seed(self.seed * 1_000_003 + step)  # a step after a restart drops what it would have dropped
         samples = batch.num_samples
         moved = batch if self.device.type == "cpu" else batch.to(self.device)
         logits = self.model(moved)[:samples]
         labels = moved[self.label][:samples].to(torch.float32)
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") * (world_size / global_rows)
+        weights = moved.weights[:samples]
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, weight=weights, reduction="sum") * (world_size / global_rows)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -34,7 +34,7 @@ MakeLake = Callable[..., Lake]
 
 def test_the_tables_that_the_design_names_are_there_on_both_databases() -> None:
     named = ["tables", "schemas", "snapshots", "segments", "segment_packs", "segment_stats", "column_files", "overlays", "inline_data", "buckets", "pending"]
-    named += ["source_offsets", "staged", "selections", "pins", "garbage", "catalog_version", "repairs", "erasures", "follow_ends"]
+    named += ["source_offsets", "staged", "selections", "pins", "garbage", "catalog_version", "repairs", "erasures", "follow_ends", "quarantine"]
     assert set(metadata.tables) == set(named)
     assert len(ddl("postgresql")) == len(ddl("sqlite"))
 
@@ -61,6 +61,7 @@ UNDO = (
     "drop index overlays_removed",
     "alter table tables drop column erased_in",
     "drop table erasures",
+    "drop table quarantine",
     "alter table tables drop column floor",
     "drop table repairs",
     "alter table catalog_version drop column reads_since",

@@ -9,6 +9,7 @@ import yaml
 
 from loader import config
 from loader.errors import ConfigError
+from loader.scan.sampling import Sample
 
 EXPERIMENT = """
 lake: {location: ./lake, table: samples}
@@ -47,6 +48,15 @@ def test_transforms_say_what_is_read_in_place_of_what_they_make(experiment: Path
     assert config.load(experiment, [steps]).data.columns == ["price", "household", "history", "bought_again", "sku"]
     with pytest.raises(ConfigError, match=r"data: transforms\[0\] \(hash\) lacks buckets"):
         config.load(experiment, ["data.transforms=[{kind: hash, columns: [sku]}]"])
+
+
+def test_a_sample_is_checked_with_the_file(experiment: Path) -> None:
+    loaded = config.load(experiment, ["data.sample=[{where: bought_again = 1, rate: 1}, {rate: 0.1}]", "data.group_by=[basket]", "loader.bad_records=skip"])
+    assert Sample.of(loaded.data.sample).rules == (("bought_again = 1", 1.0), (None, 0.1)) and loaded.data.group_by == ("basket",)
+    with pytest.raises(ConfigError, match="data: the rate of rule None is 2; it must lie between 0 and 1"):
+        config.load(experiment, ["data.sample=[{rate: 2}]"])
+    with pytest.raises(ConfigError, match="per_epoch is for loops of your own"):
+        config.load(experiment, ["data.sample={rules: [{rate: 0.5}], per_epoch: true}"])
 
 
 @pytest.mark.parametrize(

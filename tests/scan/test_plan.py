@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import loader
 from loader.errors import SnapshotNotFoundError, StateMismatchError
 from loader.scan import plan as planning
+from loader.scan.encoded import FetchRequest
 from loader.scan.fetch import BlockFetcher, FetchSpec
 from loader.scan.plan import open_fetcher
 from loader.scan.selection import BLOCK_KEY, Selection
@@ -135,7 +136,7 @@ def test_a_fetcher_rebuilt_from_json_fetches_the_same_bytes(table, monkeypatch):
     monkeypatch.setattr(planning, "select", lambda *_: pytest.fail("the selection was counted again"))
     remote = open_fetcher(spec)
     for block in range(plan.num_blocks):
-        request = planning.FetchRequest(sequence=block, shard=0, block=block)
+        request = FetchRequest(sequence=block, shard=0, block=block)
         ours, theirs = plan.fetcher().fetch(request), remote.fetch(request)
         assert [bytes(memoryview(part)) for part in ours.to_buffers()] == [bytes(memoryview(part)) for part in theirs.to_buffers()]
 

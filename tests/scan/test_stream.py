@@ -125,4 +125,4 @@ def test_what_cannot_get_better_is_raised_at_once_and_the_rest_after_some_tries(
 def test_buffers_of_another_version_are_refused():
     buffers = block(requests(1)[0]).to_buffers()
     with pytest.raises(ValueError, match="version 99"):
-        EncodedBlock.from_buffers([bytes(buffers[0]).replace(b'"version": 2', b'"version": 99'), *buffers[1:]])
+        EncodedBlock.from_buffers([bytes(buffers[0]).replace(b'"version": 3', b'"version": 99'), *buffers[1:]])
