@@ -1,7 +1,7 @@
 """Train a ranking model: `python -m ray_jobs.train --config configs/quickstart.yaml train.ranks=2 …`, alone or under `ray job submit`.
 
 Resolves the experiment, pins the snapshot, writes down the plan, and lets Ray Train run the ranks (`ray_jobs.training.worker`). A run of the same
-name goes on from its newest checkpoint; Ctrl-C ends the cluster cleanly and leaves a run that can go on.
+name goes on from its newest checkpoint; Ctrl-C and SIGTERM (`ray job stop`) end the cluster cleanly and leave a run that can go on.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import contextlib
 import importlib
 import json
 import logging
+import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,17 +38,19 @@ logger = logging.getLogger("headrace.train")
 _LOOK_SECONDS = 0.5
 _PIN_SECONDS = 24 * 3600
 _INTERRUPTED = 130
+WORKING_DIRECTORIES = "working_dir_files"  # the folder in which Ray unpacks those of submitted jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; 0 when the run finished, 1 for an error it can name, 130 after Ctrl-C."""
+    """Command line; 0 when the run finished, 1 for an error it can name, 130 after Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m ray_jobs.train", description="Train a ranking model on a Headrace table with Ray Train.")
     parser.add_argument("--config", required=True, help="experiment file, such as configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the experiment, such as train.epochs=2")
     options = parser.parse_args(arguments)
     _log_to_standard_error()
     try:
-        train(loader.config.load(options.config, options.overrides))
+        with _stopped_by_sigterm():
+            train(loader.config.load(options.config, options.overrides))
     except HeadraceError as error:
         logger.error("%s", error)
         return 1
@@ -63,6 +67,23 @@ def _log_to_standard_error() -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
     else:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM is a Ctrl-C: it is what `ray job stop` and schedulers send."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -90,6 +111,7 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
     with (
         _ray_speaks_to(run.path / "ray.log"),
         cluster.connect(ranks=config.train.ranks, object_store_bytes=room),
+        _stopped_by_sigterm(),  # once more: Ray sets a handler of its own when it starts
         data.open_lake(config) as lake,
         _pinned(config, lake) as renew,
     ):
@@ -136,8 +158,8 @@ def prepare(config: ExperimentConfig) -> tuple[ExperimentConfig, dict[str, Any]]
     """
     if config.loader.output != "dict":
         raise ConfigError(f"loader.output = {config.loader.output}: the model reads tensors; set loader.output=dict")
-    folder = Path(config.run.folder).absolute()
-    location = config.lake.location if "://" in config.lake.location else str(Path(config.lake.location).absolute())
+    folder, location = _absolute("run.folder", config.run.folder), config.lake.location
+    location = location if "://" in location else str(_absolute("lake.location", location))
     config = _change(config, run={"folder": str(folder)}, lake={"location": location})
     run = RunFolder(Path(config.run.path))
     if run.result.exists():
@@ -174,6 +196,13 @@ def _wrong_values_named() -> Iterator[None]:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _absolute(name: str, path: str) -> Path:
+    """A folder of the experiment, wherever the job runs. The working directory of a submitted job is a copy that Ray makes on a host, and deletes."""
+    if not Path(path).is_absolute() and WORKING_DIRECTORIES in Path.cwd().parts:
+        raise ConfigError(f"{name} = {path}: this job runs in a copy of its working directory, which Ray deletes: give an absolute path that all hosts share")
+    return Path(path).absolute()
 
 
 def _check_test_rows(config: ExperimentConfig, lake: Any) -> None:
@@ -222,7 +251,7 @@ def _fit(config: ExperimentConfig, run: RunFolder, watcher: Watcher, renew: Call
         renew()
     watcher.look()
     if failure:
-        raise _cause(failure[0])
+        raise _cause(failure[0], run.path / "error.log") from None
 
 
 def _import_trainer() -> None:
@@ -263,19 +292,38 @@ def _use_gpu(config: ExperimentConfig) -> bool:
     return config.train.device != "cpu" and available >= config.train.ranks
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The error of the rank that stopped the run, as it was raised there, where it is one of ours."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in [*failures.values(), error]:
-        seen: BaseException | None = failure
-        while seen is not None:
-            for candidate in (seen, getattr(seen, "cause", None)):
-                if isinstance(candidate, HeadraceError):
-                    return candidate
-            seen = seen.__cause__
-    if not failures and isinstance(error, require("ray.exceptions", extra="ray").RayError):
-        return HeadraceError(f"Ray lost the run: {str(error).splitlines()[0]} The same command goes on from the newest checkpoint")
+def _cause(error: BaseException, log: Path) -> BaseException:
+    """What stopped the run, for one line: the error of the rank as it was raised there, where it is one of ours, else its kind and message.
+
+    Args:
+        error: As `fit` raised it.
+        log: Where all traces go.
+    """
+    ray_error = require("ray.exceptions", extra="ray").RayError
+    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    chains = {rank: list(_chain(failure)) for rank, failure in [*failures.items(), (-1, error)]}
+    for candidate in (link for chain in chains.values() for link in chain):
+        if isinstance(candidate, HeadraceError):
+            return candidate
+    for rank, failure in failures.items():
+        own = next((link for link in chains[rank] if not isinstance(link, ray_error)), failure)
+        text = str(own).strip().splitlines() or [""]
+        return HeadraceError(f"rank {rank} stopped the run: {type(own).__name__}: {text[0]} (the traces of all ranks: {log})")
+    if isinstance(error, ray_error):
+        return HeadraceError(f"Ray lost the run: {str(error).splitlines()[0]} The same command goes on from the newest checkpoint (trace: {log})")
     return error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those it was raised from, those that Ray carries included."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        cause = getattr(seen, "cause", None)
+        if isinstance(cause, BaseException):
+            yield cause
+        seen = seen.__cause__
 
 
 def _change(config: ExperimentConfig, **sections: dict[str, Any]) -> ExperimentConfig:

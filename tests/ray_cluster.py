@@ -21,6 +21,7 @@ def small_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     here = str(Path(__file__).resolve().parent.parent)
     ray.init(
+        address="local",  # never a cluster that somebody else started on this machine
         num_cpus=2,
         object_store_memory=160 << 20,
         include_dashboard=False,

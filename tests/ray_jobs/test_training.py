@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -126,3 +127,33 @@ def test_without_ray_the_job_names_the_extra(tmp_path: Path, monkeypatch: pytest
     config = loader.config.parse(make_config(tmp_path / "lake", tmp_path, "none").model_dump(mode="json"), source="test")
     with pytest.raises(MissingDependencyError, match=r"pip install 'headrace\[ray\]'"):
         train.train(config)
+
+
+def test_an_error_of_a_rank_is_one_line_and_its_trace_is_kept(tmp_path: Path) -> None:
+    from ray.train import WorkerGroupError
+
+    log = tmp_path / "error.log"
+    wrong = ValueError("windows need 3 GiB on this rank\nand more lines")
+    line = str(train._cause(WorkerGroupError("rank 1:\nTraceback (most recent call last): …", {1: wrong}), log))
+    assert line == f"rank 1 stopped the run: ValueError: windows need 3 GiB on this rank (the traces of all ranks: {log})"
+    assert "Traceback (most recent call last): …" in log.read_text()
+    ours = StateMismatchError("order.seed: state 3, loader 4")
+    assert train._cause(WorkerGroupError("", {0: wrong, 1: ours}), log) is ours
+
+
+def test_a_submitted_job_keeps_nothing_in_its_copy_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / train.WORKING_DIRECTORIES / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    config = make_config(tmp_path / "lake", Path("runs"), "submitted")
+    with pytest.raises(ConfigError, match="run.folder = runs: .* absolute path"):
+        train.prepare(config)
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "x.yaml"
+    make_config(tmp_path / "lake", tmp_path, "stopped").dump(path)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(train, "train", lambda config: signal.raise_signal(signal.SIGTERM))
+    assert train.main(["--config", str(path)]) == 130
+    assert "goes on from the newest checkpoint" in caplog.messages[-1] and signal.getsignal(signal.SIGTERM) == before

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 
 from loader import CompactionOptions
 from loader.catalog.records import OverlayRef, SegmentRef, SnapshotView
+from loader.catalog.segments import Segments
 from loader.table.compaction.pick import pick, pick_folds
 
 MANY = 14  # runs that may not be
@@ -108,3 +110,30 @@ def test_options_that_cannot_be_are_refused() -> None:
         CompactionOptions(max_segments=1)
     with pytest.raises(ValueError, match="task_bytes must be at least 1"):
         CompactionOptions(task_bytes=0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_looked_at_one_by_one_leaves_nothing_out(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    made = []
+    for number in range(1, int(random.integers(2, 160))):
+        dead = int(random.integers(0, 40)) * int(random.integers(6) == 0)
+        count = int(random.integers(0, 7)) * int(random.integers(4) == 0)
+        own = tuple(overlay(1_000 * number + at, num_rows=int(random.integers(1, 30))) for at in range(count))
+        bucket = -1 if seed % 3 == 0 and random.integers(9) == 0 else int(random.integers(0, 4))
+        where: dict[str, Any] = {"bucket": bucket, "partition": int(random.integers(0, 1 + seed)), "level": int(random.integers(0, 2))}
+        made.append(segment(number, int(random.integers(1, 5_000)), dead=dead, overlays=own, **where))
+        if random.integers(3) == 0:  # of the compaction that wrote the one before
+            made[-1] = dataclasses.replace(made[-1], added_in=max(1, number - 1))
+    options = CompactionOptions(fold_rows=50, target_segment_bytes=4_000)
+    one_by_one, by_column = view_of(made), dataclasses.replace(view_of([]), segments=Segments.of(made))
+    for full in (False, True):
+        for buckets in (None, [0, 2]):
+            assert pick(by_column, options, full=full, buckets=buckets) == pick(one_by_one, options, full=full, buckets=buckets)
+    assert pick_folds(by_column, options) == pick_folds(one_by_one, options)
+
+
+def test_a_table_without_segments_has_nothing_to_do() -> None:
+    empty = dataclasses.replace(view_of([]), segments=Segments())
+    assert pick(empty, CompactionOptions(), full=True) == []
+    assert pick_folds(empty, CompactionOptions()) == []

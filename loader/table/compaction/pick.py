@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Collection
 
 from loader.catalog.records import ALL_BUCKETS, DELETES, OverlayRef, SegmentRef, SnapshotView
+from loader.table.compaction.candidates import in_groups, with_overlays
 from loader.table.segments import data_files
 
 PATCH = "patch"
@@ -120,10 +121,11 @@ def pick(view: SnapshotView, options: CompactionOptions, *, full: bool = False, 
         buckets: Only of these; default all.
     """
     groups: dict[tuple[int, int], list[SegmentRef]] = defaultdict(list)
-    newest: dict[int, int] = {}
-    for segment in view.segments:
+    least = 2 if full else min(options.max_segments, options.min_segments)
+    most_bytes, most_files = (1 << 62, 0) if full else (options.target_segment_bytes, MAX_COLUMN_FILES)
+    candidates, newest = in_groups(view.segments, least=least, most_bytes=most_bytes, dead_fraction=options.dead_fraction, most_files=most_files)
+    for segment in candidates:
         groups[segment.bucket, segment.partition].append(segment)
-        newest[segment.bucket] = max(newest.get(segment.bucket, segment.partition), segment.partition)
     beside = _runs_beside(groups, options)
     tasks = []
     for (bucket, partition), segments in groups.items():
@@ -160,8 +162,8 @@ def pick_folds(view: SnapshotView, options: CompactionOptions, *, besides: Colle
         buckets: Only of these; default all.
     """
     tasks = []
-    for segment in view.segments:
-        if not segment.overlays or segment.segment_id in besides or (buckets is not None and segment.bucket not in buckets):
+    for segment in with_overlays(view.segments):
+        if segment.segment_id in besides or (buckets is not None and segment.bucket not in buckets):
             continue
         patches = tuple(overlay for overlay in segment.overlays if overlay.kind == PATCH)
         deletes = tuple(overlay for overlay in segment.overlays if overlay.kind == DELETES)
