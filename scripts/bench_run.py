@@ -19,18 +19,28 @@ Key = tuple[Any, ...]
 messages = Console(stderr=True, highlight=False)
 
 
-def environment(folder: pathlib.Path, peers: Sequence[str]) -> pathlib.Path:
-    """The Python of an environment that has `peers`, made where it is missing. It sees what this Python has, and that wins where both have a package."""
+def environment(folder: pathlib.Path, peers: Sequence[str], *, keep: Sequence[str] = ()) -> pathlib.Path:
+    """The Python of an environment that has `peers`, made where it is missing. It sees what this Python has.
+
+    Args:
+        folder: Of the environment.
+        peers: What to install.
+        keep: Packages of this Python that no peer may bring in another version.
+    """
     python = folder / "bin" / "python"
     stamp = folder / "installed.json"
-    if stamp.exists() and json.loads(stamp.read_text()) == [sys.prefix, *peers]:
+    kept = [f"{name}=={importlib.metadata.version(name)}" for name in keep]
+    if stamp.exists() and json.loads(stamp.read_text()) == [sys.prefix, *kept, *peers]:
         return python
     messages.print(f"installing {', '.join(peers)} into {folder} (once)")
     venv.EnvBuilder(clear=True, with_pip=False).create(folder)
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "running.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check", *peers], check=True)
-    stamp.write_text(json.dumps([sys.prefix, *peers]))
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(kept))
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check", "--constraint", str(constraints)]
+    subprocess.run([*install, *peers], check=True)
+    stamp.write_text(json.dumps([sys.prefix, *kept, *peers]))
     return python
 
 

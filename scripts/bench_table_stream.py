@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 import loader
-from loader.catalog.records import SegmentRef, SnapshotView
+from loader.catalog.records import ALL_BUCKETS, SegmentRef, SnapshotView
 from loader.table.compaction.pick import CompactionOptions, pick, total_bytes
 from loader.table.table import Table
 
@@ -91,7 +91,9 @@ def write_amplification(folder: Path, *, batches: int = 720, rows: int = 400, bu
             first = max(0, number - LATE_BATCHES) * rows
             late = first + random.choice(number * rows + rows - first, int(LABELLED * rows), replace=False)
             table.patch(pa.table({"id": np.sort(late), "label": random.random(len(late)).astype(np.float32)}))
-            segments = max(segments, max(Counter(ref.bucket for ref in table.view().segments).values()))
+            counts = Counter(ref.bucket for ref in table.view().segments)
+            mixed = counts.pop(ALL_BUCKETS, 0)  # hold rows of every bucket, and count for each
+            segments = max(segments, mixed + max(counts.values(), default=0))
             if (number + 1) % every == 0:
                 table.compact()
                 overlays = max(overlays, max(len(ref.overlays) for ref in table.view().segments))

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 # An epoch of a huge plan is a few thousand tasks, not one a block: Ray builds them all before the first runs.
 MAX_TASKS = 4096
 
+# What a task is worth: Ray takes 5 to 10 ms for each, and for each result that it hands over.
+TASK_BYTES = 8 << 20
+MAX_BLOCKS_PER_TASK = 64
+
 DESCRIPTORS = pa.schema([("sequence", pa.int64()), ("shard", pa.int64()), ("block", pa.int64())])
 
 
@@ -30,10 +34,27 @@ def describe(requests: Iterable[FetchRequest]) -> pa.Table:
     return pa.Table.from_arrays([pa.array(rows[:, index]) for index in range(3)], schema=DESCRIPTORS)
 
 
+def usual_blocks_per_task(block_bytes: int, prefetch_bytes: int, num_actors: int) -> int:
+    """So many blocks as make a task worth its while, and leave each actor a few tasks to be ahead by. 1 where the size of blocks is unknown."""
+    worth = min(TASK_BYTES, prefetch_bytes // (4 * max(num_actors, 1)))
+    return min(max(worth // block_bytes, 1), MAX_BLOCKS_PER_TASK) if block_bytes else 1
+
+
 def task_bounds(num_requests: int, blocks_per_task: int, max_tasks: int = MAX_TASKS) -> list[tuple[int, int]]:
-    """Where to cut a rank's requests into tasks: ranges [first, last) of at least `blocks_per_task`, at most `max_tasks` of them."""
+    """Where to cut a rank's requests into tasks: ranges [first, last) of `blocks_per_task`, or more, so that they are at most `max_tasks`.
+
+    The first ones are shorter, where that many tasks are allowed: 1 block, then twice as many each time, since somebody waits for the first batch.
+    """
     each = max(blocks_per_task, -(-num_requests // max_tasks), 1)
-    return [(first, min(first + each, num_requests)) for first in range(0, num_requests, each)]
+    short = [1 << power for power in range((each - 1).bit_length())]
+    if -(-num_requests // each) + len(short) > max_tasks:
+        short = []
+    bounds, first = [], 0
+    while first < num_requests:
+        size = short.pop(0) if short else each
+        bounds.append((first, min(first + size, num_requests)))
+        first += size
+    return bounds
 
 
 def make_datasource(descriptors: pa.Table, *, blocks_per_task: int = 1) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from loader.distributed.actors import FetchActor, Fetcher
-from loader.distributed.datasource import describe
+from loader.distributed.datasource import describe, usual_blocks_per_task
 from loader.distributed.execution import TIMEOUT_SECONDS, start_rows
 from loader.distributed.lane import Lane
 from loader.distributed.read import Read
@@ -33,7 +33,8 @@ class RayBlockStream:
         num_actors: Fetch actors of this rank.
         prefetch_bytes: Encoded bytes that may wait in the object store.
         prefetch_blocks: Blocks held ready in this process.
-        blocks_per_task: Blocks that one Ray task fetches; more saves scheduling where blocks are small.
+        blocks_per_task: Blocks that one Ray task fetches and hands over together. Default so many as make a few MB: what Ray does for a task takes as long as
+            fetching those.
         cpus_per_actor: Logical CPUs an actor reserves. 0 by default: actors wait for storage, and must start even where the ranks hold every CPU.
         resources: More options for the actors, as for `ray.remote`: `resources`, `label_selector`, `memory`, which also say on what hosts they may be.
         timeout_seconds: Longest wait for a block. It covers actors that start or are replaced, and nodes that come.
@@ -50,13 +51,15 @@ class RayBlockStream:
         num_actors: int = 1,
         prefetch_bytes: int = 64 << 20,
         prefetch_blocks: int = 2,
-        blocks_per_task: int = 1,
+        blocks_per_task: int | None = None,
         cpus_per_actor: float = 0.0,
         resources: Mapping[str, Any] | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
         make_fetcher: Callable[[Any], Fetcher] = open_fetcher,
     ) -> None:
         require("ray.data", extra="ray")
+        if blocks_per_task is None:
+            blocks_per_task = usual_blocks_per_task(getattr(spec, "block_bytes", 0), prefetch_bytes, num_actors)
         if min(num_actors, prefetch_bytes, prefetch_blocks, blocks_per_task) < 1 or cpus_per_actor < 0 or timeout_seconds <= 0:
             raise ValueError(
                 f"num_actors {num_actors}, prefetch_bytes {prefetch_bytes}, prefetch_blocks {prefetch_blocks} and blocks_per_task {blocks_per_task} "

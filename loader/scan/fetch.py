@@ -62,6 +62,7 @@ class FetchSpec:
         sample: Of the scan, as plain values, or None.
         group_by: Of the scan.
         since: As in the scan.
+        block_bytes: Encoded bytes of a block on average, 0 where nobody knows: how many of them are worth a task. Not part of what the spec names.
     """
 
     location: str
@@ -76,6 +77,7 @@ class FetchSpec:
     sample: dict[str, Any] | None = None
     group_by: tuple[str, ...] = ()
     since: int | None = None
+    block_bytes: int = dataclasses.field(default=0, compare=False)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

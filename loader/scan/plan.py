@@ -204,6 +204,7 @@ class Plan:
             sample=None if self.scan.sample is None else self.scan.sample.to_dict(),
             group_by=self.scan.group_by,
             since=self.scan.since,
+            block_bytes=int(self.encoded_row_bytes * self.num_rows / max(self.num_blocks, 1)),
         )
 
     @property

@@ -203,7 +203,8 @@ def _one_by_one(columns: dict[int, TableColumn], sharing: dict[int, list[range]]
 
     def run(place: int) -> ColumnChunks:
         column, encode = columns[place], dataclasses.replace(plan.encode, quantise=plan.quantise[plan.order[place]])
-        return encode_column(column, encode, ranged=has_range(column.values.type), sharing=sharing.get(place, []))
+        ranged = has_range(column.values.type) and encode.quantise is None  # what is read back is not what is measured here
+        return encode_column(column, encode, ranged=ranged, sharing=sharing.get(place, []))
 
     if not columns:
         return {}

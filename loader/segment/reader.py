@@ -95,14 +95,14 @@ class SegmentReader(OpenFooter):
             block: Its number.
             column_ids: Which columns.
             verify: Compare checksums; default as the reader was opened.
-            threads: Of the native executor.
+            threads: Of the native executor, and of comparing checksums.
             allocate: Where the arena comes from; default fresh memory. A reader of many blocks hands out the same memory again.
 
         Raises:
             ColumnNotFoundError: An id is not in the segment.
             CorruptSegmentError: A checksum or the structure does not hold; names file, block, column and offset.
         """
-        found = self.fetch(block, column_ids, verify=verify)
+        found = self.fetch(block, column_ids, verify=verify, threads=threads)
         arena = None
         if allocate is not None:
             stated = int(found.records["arena_bytes"].sum(dtype=np.float64))
@@ -112,13 +112,14 @@ class SegmentReader(OpenFooter):
         self.check_rows(block, decoded.program, len(column_ids))
         return decoded
 
-    def fetch(self, block: int, column_ids: Sequence[int], *, verify: bool | None = None) -> Chunks:
+    def fetch(self, block: int, column_ids: Sequence[int], *, verify: bool | None = None, threads: int = 1) -> Chunks:
         """The chunks of some columns of a block, and the dictionaries that they share with others.
 
         Args:
             block: Its number.
             column_ids: Which columns.
             verify: Compare checksums; default as the reader was opened.
+            threads: How many compare them.
 
         Raises:
             ColumnNotFoundError: An id is not in the segment.
@@ -135,7 +136,7 @@ class SegmentReader(OpenFooter):
             at += round_up(data.size)
         slab[-PADDING_BYTES:] = 0
         if verify:
-            bad = first_mismatch(slab, wanted.chunk_offsets, sizes, records["checksum"])
+            bad = first_mismatch(slab, wanted.chunk_offsets, sizes, records["checksum"], threads=threads)
             if bad is not None:
                 where = self.where_chunk(block, column_ids[bad], int(records["offset"][bad]))
                 raise CorruptSegmentError(f"{where}: its checksum does not match: the bytes changed since they were written; {_REMEDY}")

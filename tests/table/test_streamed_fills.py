@@ -56,24 +56,24 @@ def fills(rng: np.random.Generator, items: np.ndarray) -> pa.Table:
 
 def shake(rng: np.random.Generator, table: Any) -> None:
     """What a table may have been through: deletions, patches, segments of several compactions."""
-    for start in range(0, 1500, 300):
-        table.append(rows(start, start + 300))
-    table.delete(f"item >= {int(rng.integers(0, 700))} and item < {int(rng.integers(700, 900))}")
+    for start in range(0, 600, 200):
+        table.append(rows(start, start + 200))
+    table.delete(f"item >= {int(rng.integers(0, 200))} and item < {int(rng.integers(300, 400))}")
     if rng.integers(2):
         table.compact(full=True)
-    table.patch(labels(rng.integers(0, 1500, 50).tolist(), clicks=[1] * 50))
-    table.append(rows(1500, 1600))
+    table.patch(labels(rng.integers(0, 600, 50).tolist(), clicks=[1] * 50))
+    table.append(rows(600, 700))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_backfill_by_key_in_parts_is_one_in_a_piece(pair: tuple[Any, Any], seed: int) -> None:
     summaries = []
     for table in pair:
         rng = np.random.default_rng(seed)
         shake(rng, table)
-        done = [table.backfill(reader(fills(rng, rng.permutation(1800)[:1700])))]
-        table.append(rows(1800, 1900))
-        done.append(table.backfill(fills(rng, rng.permutation(2000))))  # now all of its columns are there
+        done = [table.backfill(reader(fills(rng, rng.permutation(800)[:750])))]
+        table.append(rows(800, 850))
+        done.append(table.backfill(fills(rng, rng.permutation(900))))  # now all of its columns are there
         summaries.append([(one.summary, one.num_rows) for one in done])
     assert state(pair[0]).equals(state(pair[1])) and summaries[0] == summaries[1]
     assert pair[0].lake.doctor(deep=True).findings == ()
@@ -82,7 +82,7 @@ def test_a_backfill_by_key_in_parts_is_one_in_a_piece(pair: tuple[Any, Any], see
     assert state(pair[0]).equals(state(pair[1]))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_backfill_by_place_in_parts_is_one_in_a_piece(pair: tuple[Any, Any], seed: int) -> None:
     told: list[int] = []
     for table in pair:
@@ -90,13 +90,14 @@ def test_a_backfill_by_place_in_parts_is_one_in_a_piece(pair: tuple[Any, Any], s
         shake(rng, table)
         for column in ("clicks", "price"):
             here = table.to_arrow(["item"])
-            values = pa.table({column: pa.compute.multiply(here["item"], 2)})
+            values = pa.table({column: pa.compute.multiply(here["item"], 2), f"note of {column}": [f"{item:080}" for item in here["item"].to_pylist()]})
             snapshot = table.backfill(reader(values), snapshot=table.history()[-1].id, progress=told.append)
             assert snapshot.summary["rows_filled"] == len(here) == snapshot.num_rows
     assert state(pair[0]).equals(state(pair[1]))
     read = state(pair[0])
     assert read["price"].to_pylist() == [2 * item for item in read["item"].to_pylist()]
-    assert len(told) > 4
+    assert read["note of price"].to_pylist() == [f"{item:080}" for item in read["item"].to_pylist()]
+    assert len(told) > 3, "it came in parts"
     assert pair[0].lake.doctor(deep=True).findings == ()
 
 
@@ -153,15 +154,15 @@ def test_a_backfill_that_others_write_beside_finds_the_rows_where_they_are(pair:
     assert first.lake.doctor(deep=True).findings == ()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_an_overwrite_in_parts_is_one_in_a_piece(pair: tuple[Any, Any], tmp_path: Path, seed: int) -> None:
     summaries = []
     for table in pair:
         rng = np.random.default_rng(seed)
         shake(rng, table)
-        table.patch(labels([2000, 2400], clicks=[3, 4]))  # wait for their rows
-        low, high = sorted(rng.integers(0, 1600, 2).tolist())
-        data = pa.concat_tables([rows(low, high), rows(1900, 2500)])
+        table.patch(labels([900, 1100], clicks=[3, 4]))  # wait for their rows
+        low, high = sorted(rng.integers(0, 700, 2).tolist())
+        data = pa.concat_tables([rows(low, high), rows(850, 1200)])
         pq.write_table(data, tmp_path / "data.parquet")
         done = table.overwrite(tmp_path / "data.parquet" if seed else reader(data), f"item >= {low} and item < {high}", watermark=100)
         summaries.append((done.kind, done.summary, done.num_rows, done.watermark))
@@ -230,7 +231,7 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, name: str) -> None:
             schema = next(batches(1)).schema
             columns = schema if name == "overwrite" else pa.schema([("id", pa.int64()), ("flag", pa.int64())])
             table = lake.create_table("t", columns, primary_key=["id"], buckets=2)
-            for part in range({"overwrite": 1, "by key": 24, "by place": num_parts}[name]):  # keys of the table are held, whatever the input
+            for part in range({"overwrite": 1, "by key": 16, "by place": num_parts}[name]):  # keys of the table are held, whatever the input
                 keys = np.arange(part * part_rows, (part + 1) * part_rows)
                 table.append(pa.table({field.name: keys for field in columns}))
             data = pa.RecordBatchReader.from_batches(schema, batches(num_parts))
@@ -243,5 +244,5 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, name: str) -> None:
         assert processes.wait(processes.start(work)) == 0
         return int(os.read(read_end, 100))
 
-    few, many = peak(6), peak(24)  # 19 and 77 MB
-    assert many - few < 25 << 20, f"the peak rose from {few / 1e6:.0f} to {many / 1e6:.0f} MB with 58 MB more of input"
+    few, many = peak(4), peak(16)  # 13 and 51 MB
+    assert many - few < 22 << 20, f"the peak rose from {few / 1e6:.0f} to {many / 1e6:.0f} MB with 38 MB more of input"

@@ -379,3 +379,33 @@ def test_the_same_commit_id_by_two_at_once_is_one_commit(lake: Lake, make_lake: 
     if write in ("patch", "backfill"):
         assert [column(table, "clicks")[item] for item in (0, 1, 2)] == [0, 2, 3]
     assert lake.doctor(deep=True).is_clean
+
+
+@pytest.mark.parametrize("kind", ["int8", "float16", "bfloat16"])
+def test_no_statistics_hide_values_that_were_rounded_when_they_were_stored(lake: Lake, kind: str) -> None:
+    """A value may be rounded beyond the largest that was given; a predicate selects by what a read shows."""
+    values = np.random.default_rng(3).normal(0, 10, 300).astype(np.float32)
+    schema = pa.schema([pa.field("item", pa.int64()), pa.field("x", pa.float32(), metadata={"headrace.quantise": kind})])
+    table = lake.create_table("rounded", schema, primary_key=["item"])
+    for start in range(0, 300, 100):
+        table.append(pa.table({"item": np.arange(start, start + 100), "x": values[start : start + 100]}, schema=schema))
+    for _ in range(2):
+        shown = table.to_arrow()["x"].to_numpy()
+        for limit in (shown.max(), np.sort(shown)[-2], shown.min()):
+            text = f"x >= {float(limit)!r}"
+            assert table.to_arrow(where=text).num_rows == int((shown >= limit).sum())
+            batches = loader.DataLoader(table.scan(columns=["x"], where=text), global_batch_size=1, rank=0, world_size=1, remainder="uneven")
+            assert sum(len(batch) for batch in batches) == int((shown >= limit).sum())
+        assert lake.doctor(deep=True).is_clean
+        table.compact(full=True)
+
+
+def test_a_handle_of_a_dropped_table_never_becomes_one_of_the_next_of_that_name(lake: Lake, make_lake: Callable[..., Lake]) -> None:
+    table, other = create(lake), make_lake()
+    table.append(rows(0, 5))
+    other.drop_table("samples")
+    create(other).append(rows(10, 13))
+    for call in (table.compact, lambda: table.append(rows(5, 6)), lambda: table.erase([(3, 10)]), table.to_arrow, lambda: table.drop_column("label")):
+        with pytest.raises(TableNotFoundError, match="table 'samples' was dropped"):
+            call()
+    assert lake.table("samples").to_arrow().num_rows == 3
