@@ -112,6 +112,22 @@ class MixSource(_Section):
     closed_before: TimeValue = None
 
 
+class FollowConfig(_Section):
+    """How a run goes on with rows that come after its snapshot, by the names of `loader.Follow`.
+
+    Attributes:
+        min_rows: New rows worth an increment; a global batch if left out.
+        max_wait_seconds: After so long fewer do.
+        poll_seconds: Between looks at the catalog.
+        idle_seconds: The run ends where nothing has come for so long; if left out it goes on until it is stopped.
+    """
+
+    min_rows: PositiveInt | None = None
+    max_wait_seconds: NonNegativeFloat = 30.0
+    poll_seconds: PositiveFloat = 1.0
+    idle_seconds: NonNegativeFloat | None = None
+
+
 class DataConfig(_Section):
     """What a row gives the model, and which rows train and test it.
 
@@ -128,6 +144,7 @@ class DataConfig(_Section):
         transforms: Steps from the table's columns to the model's, as for `loader.Transforms`: a kind and its keys each.
         weight: With `mix`, rows of the experiment's own table in a period.
         mix: Other tables whose rows are mixed in, by their weights, as `loader.mix` does. They have the same columns.
+        follow: After the snapshot's rows, train on those that come, once each: one seed, one epoch, without a remainder.
     """
 
     dense: tuple[DenseFeature, ...] = ()
@@ -144,6 +161,7 @@ class DataConfig(_Section):
     transforms: tuple[dict[str, Any], ...] = ()
     weight: PositiveInt = 1
     mix: tuple[MixSource, ...] = ()
+    follow: FollowConfig | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -304,7 +322,20 @@ class ExperimentConfig(_Section):
             raise ValueError(f"loader.global_batch_size = {self.loader.global_batch_size} is not a multiple of train.ranks = {self.train.ranks}: change one")
         if self.train.kill_rank_at_step is not None and self.train.kill_rank >= self.train.ranks:
             raise ValueError(f"train.kill_rank = {self.train.kill_rank} is not one of the {self.train.ranks} ranks: give one below train.ranks")
+        if self.data.follow is not None:
+            self._check_follow()
         return self
+
+    def _check_follow(self) -> None:
+        train, unfit = self.train, []
+        unfit += ["data.mix"] if self.data.mix else []
+        unfit += [f"train.epochs = {train.epochs}"] if train.epochs > 1 else []
+        unfit += [f"{len(train.seeds)} train.seeds"] if len(train.seeds) > 1 else []
+        unfit += ["train.learning_rate_decay"] if train.learning_rate_decay else []
+        unfit += ["train.record_ids"] if train.record_ids else []
+        unfit += [f"loader.remainder = {self.loader.remainder}"] if self.loader.remainder != "drop" else []
+        if unfit:
+            raise ValueError(f"data.follow trains once on rows whose number nobody knows, and does not go with {', '.join(unfit)}: leave that out")
 
     def dump(self, path: str | os.PathLike[str]) -> None:
         """Write every key, defaults too, as YAML that `load` reads back to an equal config."""

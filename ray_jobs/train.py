@@ -104,7 +104,7 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
     config, plan = prepare(config)
     run = RunFolder(Path(config.run.path))
     logger.info("%s: %s", config.run.name, _describe(config, plan))
-    watcher = Watcher(run, batches_per_epoch=plan["batches_per_epoch"], epochs=config.train.epochs)
+    watcher = Watcher(run, batches_per_epoch=None if config.data.follow is not None else plan["batches_per_epoch"], epochs=config.train.epochs)
     threading.Thread(target=_import_trainer, name="headrace-import", daemon=True).start()
     actors = config.train.decode_actors if config.loader.decode == "actor" else 1
     room = 2 * config.train.ranks * actors * config.loader.prefetch_bytes
@@ -127,7 +127,7 @@ def _pinned(config: ExperimentConfig, lake: Any) -> Iterator[Callable[[], None]]
     pins = [lake.pin(table, snapshot, f"run:{config.run.name}", ttl_seconds=_PIN_SECONDS) for table, snapshot in data.snapshots(config)]
 
     def renew() -> None:
-        for pin in pins:
+        for pin in pins if config.data.follow is None else ():  # a stream holds what it needs, and moves forward
             lake.renew(pin, _PIN_SECONDS)
 
     yield Renewal(renew)
@@ -218,12 +218,13 @@ def _check_test_rows(config: ExperimentConfig, lake: Any) -> None:
 def _plan_numbers(config: ExperimentConfig, num_rows: int) -> dict[str, Any]:
     size = config.loader.global_batch_size
     batches = order.num_batches(num_rows, 0, size, config.loader.remainder)
-    if not batches:
+    if not batches and config.data.follow is None:
         raise ConfigError(f"the plan has {num_rows:,} rows, fewer than loader.global_batch_size = {size:,}, and loader.remainder = drop would train on none")
     return {
         "table": config.lake.table,
         "snapshot": config.lake.snapshot,
         **({"mix": [[table, snapshot] for table, snapshot in data.snapshots(config)]} if config.data.mix else {}),
+        **({"follow": True} if config.data.follow is not None else {}),
         "rows": num_rows,
         "rows_per_epoch": min(batches * size, num_rows),
         "batches_per_epoch": batches,
@@ -335,8 +336,8 @@ def _describe(config: ExperimentConfig, plan: dict[str, Any]) -> str:
     stream = "blocks by Ray Data actors" if train_config.stream == "ray" else "blocks by threads"
     stream = "batches by Ray Data actors" if config.loader.decode == "actor" else stream
     return (
-        f"{plan['rows']:,} rows of {plan['table']!r} at snapshot {plan['snapshot']}; {train_config.ranks} ranks, {train_config.epochs} epochs of "
-        f"{plan['batches_per_epoch']:,} batches, seeds {', '.join(map(str, plan['seeds']))}; {stream}"
+        f"{plan['rows']:,} rows of {plan['table']!r} at snapshot {plan['snapshot']}{' and those that come' if 'follow' in plan else ''}; {train_config.ranks} "
+        f"ranks, {train_config.epochs} epochs of {plan['batches_per_epoch']:,} batches, seeds {', '.join(map(str, plan['seeds']))}; {stream}"
     )
 
 

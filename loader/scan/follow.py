@@ -189,9 +189,16 @@ def carried_ranges(plan: Plan, order: Order, num_rows: int) -> tuple[Range, ...]
 def _only(plan: Plan, blocks: list[int], now: Plan) -> Plan:
     """A plan of some of its blocks, read as a later one reads: by its schema, whatever came or was widened since."""
     at = np.array(blocks, np.int64)
-    bits = {new: plan.bits[old] for new, old in enumerate(blocks) if old in plan.bits}
     return dataclasses.replace(
-        plan, blocks=plan.blocks[at], row_starts=plan.row_starts[at], segment_index=plan.segment_index[at], bits=bits, read=now.read, label=now.label
+        plan,
+        read=now.read,
+        label=now.label,
+        blocks=plan.blocks[at],
+        row_starts=plan.row_starts[at],
+        segment_index=plan.segment_index[at],
+        bits={new: plan.bits[old] for new, old in enumerate(blocks) if old in plan.bits},
+        quarantined={new: plan.quarantined[old] for new, old in enumerate(blocks) if old in plan.quarantined},
+        row_weights=None if plan.row_weights is None else plan.row_weights.of_blocks(at),
     )
 
 

@@ -5,6 +5,7 @@ Beside the selected rows a selection may say where groups of rows start, and by 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -183,11 +184,19 @@ class RowWeights:
     def __init__(self, codes: Codes, weights: npt.NDArray[np.float32], column: str) -> None:
         self.column = column
         self._constant, self._weights = codes.constant, weights
+        self._chosen: npt.NDArray[np.int64] | None = None
         num_blocks = len(codes.constant)
         self._planes = [RowBits({index: planes[k] for index, planes in codes.planes.items()}, num_blocks) for k in range(codes.num_planes)]
 
+    def of_blocks(self, chosen: npt.NDArray[np.int64]) -> RowWeights:
+        """The weights of some of the blocks, in a plan of these alone."""
+        found = copy.copy(self)
+        found._chosen = chosen if self._chosen is None else self._chosen[chosen]
+        return found
+
     def at(self, blocks: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """float32 [n], of rows by their block in the plan and their number in it."""
+        blocks = blocks if self._chosen is None else self._chosen[blocks]
         codes = self._constant[blocks].astype(np.int64)
         mixed = np.flatnonzero(codes == MIXED)
         if len(mixed):

@@ -359,6 +359,8 @@ class DataLoader:
         """The next `iter()` gives this epoch from its start; numbering goes on from there."""
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}; it must be at least 0")
+        if self._follower is not None:
+            raise RuntimeError("set_epoch() begins another pass, and a loader that follows its table makes one: iterate it on, or load a state")
         self._stop()
         self._epoch, self._position, self._begun = epoch, 0, False
         self._ledger.begin(epoch, 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +18,7 @@ from loader.scan.plan import Plan
 from loader.train.options import LoaderOptions
 
 Stream: TypeAlias = RayBlockStream | RayBatchStream
+Maker: TypeAlias = Callable[[Any], Stream]
 
 
 def open_lake(config: ExperimentConfig) -> Any:
@@ -29,6 +32,8 @@ def make_scan(config: ExperimentConfig, lake: Any, *, test: bool = False) -> Any
     where, closed_before = (data.test_where, data.test_closed_before) if test else (data.where, data.closed_before)
     chosen = {} if test else {"sample": data.sample, "group_by": data.group_by}
     own = lake.table(config.lake.table).scan(columns=data.columns, where=where, closed_before=closed_before, snapshot=config.lake.snapshot, **chosen)
+    if data.follow is not None and not test:
+        return dataclasses.replace(own, follow=loader.Follow(name=config.run.name, **data.follow.model_dump()))
     if test or not data.mix:
         return own
     others = [(lake.table(source.table).scan(data.columns, source.where, source.snapshot, source.closed_before), source.weight) for source in data.mix]
@@ -83,22 +88,30 @@ def loader_options(config: ExperimentConfig, *, rank: int, world_size: int, test
     )
 
 
-def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: int, stream: Stream | None = None, test: bool = False) -> Any:
+def make_loader(config: ExperimentConfig, scan: Any, *, rank: int, world_size: int, stream: Stream | Maker | None = None, test: bool = False) -> Any:
     """The loader of one rank."""
     options = loader_options(config, rank=rank, world_size=world_size, test=test)
     transforms = loader.Transforms(config.data.transforms) if config.data.transforms else None
     return loader.DataLoader(scan, stream=stream, transforms=transforms, **dataclasses.asdict(options))
 
 
-def make_stream(config: ExperimentConfig, plan: AnyPlan) -> Stream | None:
-    """Who fetches the training blocks, or makes the batches: None for threads of the rank, or its Ray Data actors."""
+def make_stream(config: ExperimentConfig, plan: AnyPlan) -> Stream | Maker | None:
+    """Who fetches the training blocks, or makes the batches: None for threads of the rank, or its Ray Data actors.
+
+    Of a followed table it is what makes them, for one increment after another.
+    """
+    make = _stream_maker(config)
+    return make if make is None or config.data.follow is not None else make(plan.fetch_spec())
+
+
+def _stream_maker(config: ExperimentConfig) -> Maker | None:
     train = config.train
     if config.loader.decode == "actor":
         shares = {"cpus_per_actor": train.decode_actor_cpus, "gpus_per_actor": train.decode_actor_gpus}
-        return RayBatchStream(plan.fetch_spec(), num_actors=train.decode_actors, prefetch_bytes=config.loader.prefetch_bytes, **shares)
+        return functools.partial(RayBatchStream, num_actors=train.decode_actors, prefetch_bytes=config.loader.prefetch_bytes, **shares)
     if train.stream == "threads":
         return None
-    return RayBlockStream(plan.fetch_spec(), num_actors=train.fetch_actors, prefetch_bytes=config.loader.prefetch_bytes)
+    return functools.partial(RayBlockStream, num_actors=train.fetch_actors, prefetch_bytes=config.loader.prefetch_bytes)
 
 
 def planned_positions(plan: AnyPlan) -> npt.NDArray[np.int64]:

@@ -21,11 +21,11 @@ class Watcher:
 
     Args:
         run: The run's folder.
-        batches_per_epoch: For "step 40 of 250".
+        batches_per_epoch: For "step 40 of 250"; None where nobody knows.
         epochs: For "epoch 1 of 2".
     """
 
-    def __init__(self, run: RunFolder, *, batches_per_epoch: int, epochs: int) -> None:
+    def __init__(self, run: RunFolder, *, batches_per_epoch: int | None, epochs: int) -> None:
         self._tails = {path: path.stat().st_size if path.exists() else 0 for path in (run.events, run.metrics)}
         self._run, self._batches, self._epochs = run, batches_per_epoch, epochs
         self._said = 0.0
@@ -51,8 +51,9 @@ class Watcher:
 
     def _describe_step(self, step: dict[str, Any]) -> str:
         share = step["wait_seconds"] / step["seconds"] if step["seconds"] else 0.0
+        where = f"step {step['step']}" if self._batches is None else f"step {step['step'] - step['epoch'] * self._batches} of {self._batches}"
         return (
-            f"seed {step['seed']}, epoch {step['epoch'] + 1} of {self._epochs}, step {step['step'] - step['epoch'] * self._batches} of {self._batches}: "
+            f"seed {step['seed']}, epoch {step['epoch'] + 1} of {self._epochs}, {where}: "
             f"loss {step['loss']:.4f}, {step['samples_per_second']:,.0f} samples/s, waited {share:.0%} for data"
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import time
@@ -107,10 +108,15 @@ class Worker:
         if self._loader_state is not None:
             batches.load_state_dict(self._loader_state)
         stack.callback(batches.close)
-        if stream is not None:
+        if stream is not None and not self._follows:
             stack.callback(stream.close)  # before the loader, which waits for the block it asked for
             expect(stream, batches, epochs=self._epochs_left(), position=self.progress.rows_seen)
         return batches
+
+    @property
+    def _follows(self) -> bool:
+        """Whether the run goes on with rows that come, so that nobody knows how many there are."""
+        return self.config.data.follow is not None
 
     def _epochs_left(self) -> list[int]:
         """Epochs of the order that are left, seed after seed, the one under way first."""
@@ -127,11 +133,11 @@ class Worker:
         """All epochs of one seed that are left, and a checkpoint at the end of the last."""
         progress, train = self.progress, self.config.train
         while progress.epoch < train.epochs:
-            if progress.rows_seen == 0:
+            if progress.rows_seen == 0 and not self._follows:
                 self.batches.set_epoch(self._order_epoch())
             self._train_epoch(trainee)
             if self.rank == 0:
-                counts = {"rows": progress.rows_seen, "planned": self.plan.num_units}
+                counts = {"rows": progress.rows_seen, "planned": progress.rows_seen if self._follows else self.plan.num_units}
                 self._event("epoch", seed=trainee.seed, epoch=progress.epoch, step=progress.step, **counts)
             progress.epoch, progress.rows_seen = progress.epoch + 1, 0
         self._checkpoint(trainee)
@@ -142,16 +148,19 @@ class Worker:
 
     def _train_epoch(self, trainee: _Trainee) -> None:
         progress, options = self.progress, self.config.loader
-        left = order.num_batches(self.plan.num_units, progress.rows_seen, options.global_batch_size, options.remainder)
+        total = order.num_batches(self.plan.num_units, progress.rows_seen, options.global_batch_size, options.remainder)
+        left: float = math.inf if self._follows else total
         batches, meter = iter(self.batches), _Meter()
         while left:
             began = time.perf_counter()
-            batch = next(batches)
+            batch = next(batches, None) if self._follows else next(batches)
+            if batch is None:
+                break  # the stream is over
             waited = time.perf_counter() - began
             progress.step, left = progress.step + 1, left - 1
             if self.records is not None:
                 self.records.write(seed_index=progress.seed_index, epoch=progress.epoch, step=progress.step, positions=batch.positions())
-            rows = min(options.global_batch_size, self.plan.num_units - progress.rows_seen)
+            rows = options.global_batch_size if self._follows else min(options.global_batch_size, self.plan.num_units - progress.rows_seen)
             loss = trainee.step(batch, global_rows=rows, world_size=self.world_size, step=progress.step)
             seconds = time.perf_counter() - began
             progress.count(rows, waited, seconds, first=not self._trained)
@@ -202,12 +211,12 @@ class Worker:
         return result
 
     def _write_result(self) -> None:
-        progress, plan = self.progress, self.plan
+        progress = self.progress
         tests = [seed["test"] for seed in progress.finished if "test" in seed]
         journal.write_json(
             self.run_folder.result,
             {
-                "rows_planned": plan.num_rows,
+                "rows_planned": progress.rows_trained if self._follows else self.plan.num_rows,
                 "rows_trained": progress.rows_trained,
                 "steps": sum(seed["steps"] for seed in progress.finished),
                 "epochs": self.config.train.epochs,

@@ -14,6 +14,7 @@ pytest.importorskip("ray.train")
 
 import loader
 import loader.config
+from loader import config as configs
 from loader.catalog.admin import active_pins
 from loader.config import ExperimentConfig
 from loader.distributed import RayBlockStream
@@ -88,6 +89,33 @@ def test_a_mix_is_trained_in_its_proportions_through_a_kill(ray_cluster: None, t
     verdict = audit.audit(tmp_path / "mix")
     assert verdict.exact and verdict.attempts == 2 and {epoch.trained for epoch in verdict.epochs} == {4000}
     assert result["rows_trained"] == result["rows_planned"] == 4000 and result["auc"]["mean"] > 0.5
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_follows_a_table_that_grows_through_a_kill(ray_cluster: None, tiny_lake: Path, tmp_path: Path) -> None:
+    with loader.connect(str(tiny_lake)) as lake:
+        whole = lake.table("samples").to_arrow()
+        stream = lake.create_table("stream", lake.table("samples").schema, primary_key=["id"], time_column="ts")
+        stream.append(whole.slice(0, 2000))
+        config = make_config(tiny_lake, tmp_path, "follow", seeds=[1], epochs=1, kill_rank_at_step=10, record_ids=False)
+        data_of = config.data.model_copy(update={"where": None, "test_where": None, "test_closed_before": None, "follow": configs.FollowConfig(idle_seconds=5)})
+        lake_of = config.lake.model_copy(update={"table": "stream"})
+        config = config.model_copy(update={"data": data_of, "lake": lake_of, "loader": config.loader.model_copy(update={"remainder": "drop"})})
+        prepared, plan = train.prepare(config)
+        assert plan["rows"] == 2000 and prepared.lake.snapshot == 1
+        for start in range(2000, ROWS, 1000):
+            stream.append(whole.slice(start, 1000))
+            stream.compact()
+        result = train.train(prepared)
+        assert result["restarts"] == 1 and result["rows_trained"] == ROWS - ROWS % 256 and result["steps"] == ROWS // 256
+
+
+def test_what_does_not_go_with_follow_is_named(tiny_lake: Path, tmp_path: Path) -> None:
+    tree = make_config(tiny_lake, tmp_path, "follow").model_dump(mode="json")
+    tree["data"]["follow"] = {}
+    with pytest.raises(ConfigError, match="train.epochs = 2, 2 train.seeds, train.record_ids, loader.remainder = pad"):
+        configs.parse(tree, source="test")
 
 
 def test_a_mix_goes_on_at_the_snapshots_of_all_its_sources(tiny_lake: Path, tmp_path: Path) -> None:

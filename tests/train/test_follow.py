@@ -480,3 +480,21 @@ def test_ends_of_an_older_run_of_the_name_that_are_gone_are_passed_over(table):
     scan = table.scan(columns=["id"], snapshot="begin", follow=loader.Follow(name="run", idle_seconds=0.0, **FAST))
     with loader.DataLoader(scan, global_batch_size=BATCH, window_rows=40) as again:
         assert len(set(flat(drain(again)))) == 216
+
+
+def test_a_sample_is_drawn_of_what_comes_and_carried_rows_keep_their_weights(table):
+    rules = [("user = 3", 1.0), (None, 0.5)]
+    scan = table.scan(columns=["id"], sample=rules, follow=loader.Follow(name="run", idle_seconds=0.0, **{**FAST, "max_wait_seconds": 1e9}))
+    kept, carried = {}, 0
+    with loader.DataLoader(scan, global_batch_size=BATCH, remainder="pad", window_rows=40) as batches:
+        for start in range(120, 480, 90):
+            for batch in batches:
+                kept |= dict(zip(ids(batch), batch.weights.tolist(), strict=False))
+                carried += bool(batches.plan.ranges)
+            append(table, start, start + 90)
+        kept |= {key: weight for batch in batches for key, weight in zip(ids(batch), batch.weights.tolist(), strict=False)}
+    whole = table.scan(columns=["id"], sample=rules)
+    with loader.DataLoader(whole, global_batch_size=BATCH, remainder="uneven") as batches:
+        want = {key: weight for batch in batches for key, weight in zip(ids(batch), batch.weights.tolist(), strict=True)}
+    assert set(kept) <= set(want) and len(want) - len(kept) < BATCH and carried > 0
+    assert all(want[key] == weight for key, weight in kept.items())
