@@ -147,6 +147,7 @@ class Batch(Mapping[str, Any]):
         self._mask = mask
         self._changed = changed  # some columns are no longer what was read
         self._buffers: dict[int, Any] = {}  # tensors over the memory of list columns
+        self._moved: dict[str, Any] = {}  # weights and offsets of groups, where the batch was moved
 
     @property
     def num_rows(self) -> int:
@@ -265,6 +266,8 @@ class Batch(Mapping[str, Any]):
     @property
     def weights(self) -> Any:
         """float32 [rows]: how many rows of the table each row stands for, 1 / the rate at which its rule samples; 0 where a row is padding or masked."""
+        if "weights" in self._moved:
+            return self._moved["weights"]
         column = None if self._layout.weights is None else self._layout.weights.column
         return self._convert(self._arrays.placed(self._row_weights(None))) if column is None else self[column]
 
@@ -280,6 +283,8 @@ class Batch(Mapping[str, Any]):
         Raises:
             ValueError: The scan does not group.
         """
+        if "group_offsets" in self._moved:
+            return self._moved["group_offsets"]
         if self._layout.groups is None:
             raise ValueError("the rows of this batch are not grouped: make the scan with group_by=[…]")
         offsets = self._layout.groups.offsets(on_host(self._arrays.blocks), on_host(self._arrays.rows))
@@ -341,7 +346,13 @@ class Batch(Mapping[str, Any]):
     def _map(self, change: Callable[[Any], Any]) -> Batch:
         columns = {name: change(self[name]) for name in self._names}
         validity = {name: change(valid) for name, valid in self.validity.items()}
-        return Batch(self._layout, self._arrays, columns, validity, change(self.mask), changed=self._changed)
+        moved = Batch(self._layout, self._arrays, columns, validity, change(self.mask), changed=self._changed)
+        moved._moved = {name: change(getattr(self, name)) for name in self._beside()}
+        return moved
+
+    def _beside(self) -> tuple[str, ...]:
+        """What there is beside the columns."""
+        return ("weights",) if self._layout.groups is None else ("weights", "group_offsets")
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on a device (TorchRec's Pipelineable)."""
@@ -354,7 +365,7 @@ class Batch(Mapping[str, Any]):
     def record_stream(self, stream: Any) -> None:
         """Say that `stream` uses the tensors, those of `validity` and `mask` too: their memory is not used again before it has done what it is given now."""
         self._arrays.record_stream(stream)
-        for value in (*self.values(), *self.validity.values(), self.mask):
+        for value in (*self.values(), *self.validity.values(), self.mask, *self._moved.values()):
             value.record_stream(stream)
 
     def shaped(self, output: str) -> Any:

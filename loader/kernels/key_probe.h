@@ -130,19 +130,19 @@ inline u64 open_keys(const Run& run, const u64* low, const i64* segments, u64 be
 // Looks for the keys that have no segment yet.
 inline void probe(const Run& run, const u64* low, const u64* high, u64 n, i64* segments, i64* rows, unsigned num_threads) {
     if (!run.count || !n) return;
-    const u64 grabs = (n + KEYS_PER_GRAB - 1) / KEYS_PER_GRAB;
-    threads::Team team((unsigned)(grabs < num_threads ? grabs : num_threads));
-    if (n < KEYS_PER_GRAB || run.count < ENTRIES_TO_ORDER) {
-        team.run({n}, KEYS_PER_GRAB, [&](unsigned, size_t, u64 begin, u64 end) {
-            u32 left[KEYS_PER_GRAB];
+    if (n < KEYS_PER_GRAB || run.count < ENTRIES_TO_ORDER) {  // less than waking helpers for each of many such runs would take
+        u32 left[KEYS_PER_GRAB];
+        for (u64 begin = 0; begin < n; begin += KEYS_PER_GRAB) {
+            const u64 end = n - begin < KEYS_PER_GRAB ? n : begin + KEYS_PER_GRAB;
             probe_some(run, low, high, left, open_keys(run, low, segments, begin, end, left), segments, rows);
-        });
+        }
         return;
     }
     std::vector<u32> left(n);
     left.resize(open_keys(run, low, segments, 0, n, left.data()));
     left = in_order(run, low, left);
-    team.run({left.size()}, KEYS_PER_GRAB, [&](unsigned, size_t, u64 begin, u64 end) {
+    const u64 grabs = (left.size() + KEYS_PER_GRAB - 1) / KEYS_PER_GRAB;
+    threads::Team((unsigned)(grabs < num_threads ? grabs : num_threads)).run({left.size()}, KEYS_PER_GRAB, [&](unsigned, size_t, u64 begin, u64 end) {
         probe_some(run, low, high, left.data() + begin, end - begin, segments, rows);
     });
 }

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import loader
+from loader.distributed.batch_wire import unpack
+from loader.distributed.decode_actors import DecodeActor, DecodeSpec
 from loader.errors import BadRecordError, CorruptSegmentError, HeadraceError
+from loader.kernels.runtime import override
+from loader.scan.encoded import EncodedBlock, FetchRequest
 from loader.table import files
 
+from .device import host_runtime
 from .sample_table import create, ids
 
 COLUMNS = ["id", "price", "history"]
@@ -72,6 +79,46 @@ def test_a_damaged_block_stays_in_its_place_masked_and_counted(lake):
         assert all(batch.mask.all() for batch in untouched)  # the damaged column is not read
     with make(table, bad_records="skip", output="arrow") as batches:
         assert sum(batch.num_rows for batch in batches) == 600 - rows
+
+
+def test_a_device_masks_what_the_cpu_masks(lake):
+    table = create(lake)
+    damage(lake, table, 4)
+    table.erase([7, 11])
+    with make(reopen(lake), bad_records="skip") as batches, override(host_runtime(timing="lazy")):
+        want = [(batch.positions().tolist(), batch.mask.tolist(), batch["price"].tolist(), batch.validity["id"].tolist()) for batch in batches]
+        with make(reopen(lake), bad_records="skip", device="cuda") as there:
+            found = [(batch.positions().tolist(), batch.mask.tolist(), batch["price"].tolist(), batch.validity["id"].tolist()) for batch in there]
+    assert found == want and sum(mask.count(False) for _, mask, _, _ in want) > 2
+
+
+def test_bad_blocks_and_masked_rows_cross_to_other_processes(lake):
+    table = create(lake)
+    damage(lake, table, 4)
+    table = reopen(lake)
+    with make(table, bad_records="skip") as batches:
+        plan = batches.plan
+        want = [(batch.positions().tolist(), batch.mask.tolist()) for batch in batches]
+    bad = next(n for n in range(plan.num_blocks) if plan.fetcher().fetch_or_mark(FetchRequest(sequence=0, shard=0, block=n)).bad is not None)
+    block = plan.fetcher().fetch_or_mark(FetchRequest(sequence=0, shard=0, block=bad))
+    marked = dataclasses.replace(block, masked=np.array([5], np.uint8))
+    again = EncodedBlock.from_buffers([bytes(memoryview(buffer)) for buffer in marked.to_buffers()])
+    assert again.bad == block.bad and again.masked.tolist() == [5]
+
+    class Actor:
+        """A batch stream whose parts cross a wire, without Ray."""
+
+        def open_batches(self, job):
+            spec = DecodeSpec(fetch=plan.fetch_spec(), options=job.part(0, 1).options, order=job.order)
+            actor = DecodeActor(spec)
+            for number in range(job.num_batches):
+                run = pa.Table.from_pylist([{"epoch": 0, "position": job.bounds(number)[0], "num_batches": 1, "num_left": job.num_batches - number}])
+                yield list(unpack(pa.concat_tables(actor(run))))
+
+    with make(table, bad_records="skip", decode="actor", stream=Actor()) as batches:
+        assert [(batch.positions().tolist(), batch.mask.tolist()) for batch in batches] == want
+    with make(table, decode="actor", stream=Actor()) as batches, pytest.raises(CorruptSegmentError, match="column 'history'"):
+        list(batches)
 
 
 def test_quarantine_is_remembered_seen_by_the_operator_and_lifted_when_the_bytes_are_back(lake):

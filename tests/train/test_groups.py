@@ -12,10 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loader
+from loader.distributed.batch_wire import unpack
+from loader.distributed.decode_actors import DecodeActor, DecodeSpec
 from loader.errors import ColumnNotFoundError, SchemaError, StateMismatchError
+from loader.kernels.runtime import override
 from loader.scan.fetch import FetchSpec
 from loader.scan.plan import open_plan
 from loader.segment.writer import WriteOptions
+from loader.train.batch_stream import num_parts
+
+from .device import host_runtime
 
 quick = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 SIZES = np.random.default_rng(5).integers(1, 9, 120)
@@ -100,6 +106,32 @@ def test_rows_and_lists_are_those_of_the_table(table):
                 assert len(set(batch["request"][start:stop].tolist())) == 1
         audit = batches.audit()
     assert (audit.unit, audit.planned, audit.handed_over, audit.this_rank.rows) == ("groups", 120, 120, len(REQUESTS))
+
+
+def test_a_device_gives_the_same_groups(table):
+    with make(table, columns=("id", "clicks")) as batches:
+        want = [(groups(batch), batch["clicks"].values.tolist()) for batch in batches]
+    with override(host_runtime(timing="lazy")), make(table, columns=("id", "clicks"), device="cuda") as batches:
+        assert [(groups(batch), batch["clicks"].values.tolist()) for batch in batches] == want
+
+
+def test_actors_give_the_same_groups(table):
+    with make(table) as batches:
+        plan, want = batches.plan, [groups(batch) for batch in batches]
+
+    class Actors:
+        """A batch stream of two parts, without Ray."""
+
+        def open_batches(self, job):
+            parts = num_parts(job, 2)
+            specs = [DecodeSpec(fetch=plan.fetch_spec(), options=job.part(index, parts).options, order=job.order) for index in range(parts)]
+            actors = [DecodeActor(spec) for spec in specs]
+            for number in range(job.num_batches):
+                run = pa.Table.from_pylist([{"epoch": 0, "position": job.bounds(number)[0], "num_batches": 1, "num_left": job.num_batches - number}])
+                yield [part for actor in actors for part in unpack(pa.concat_tables(actor(run)))]
+
+    with make(table, decode="actor", stream=Actors()) as batches:
+        assert [groups(batch) for batch in batches] == want
 
 
 def test_a_predicate_thins_groups_and_leaves_out_empty_ones(table):
