@@ -251,7 +251,7 @@ def test_stages_say_what_the_consumer_waited_for(plain):
             pass
         stats = batches.stats()
     assert stats.pipeline_seconds["copy"] > 0 and stats.pipeline_seconds["decode"] > 0
-    assert set(stats.blocked_seconds) <= {"plan", "read", "copy", "decode", "shuffle", "assembly", "transform", "hand_over"}
+    assert set(stats.blocked_seconds) <= {"plan", "read", "checksum", "copy", "decode", "shuffle", "assembly", "transform", "hand_over"}
     assert stats.peak_window_bytes > 0 and stats.blocks > 0
 
 
