@@ -77,7 +77,7 @@ def create(lake: Lake, **options: Any) -> Table:
 def by_columns(table: Table, keys: list[int], columns: list[str] | None = None) -> pa.Table:
     """The same look-up without groups."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loader.table.lookup.group_of", lambda ref: None)
+        patch.setattr("loader.table.opened_segment.group_of", lambda ref: None)
         context = table._context
         return LookUp(context.spec, context.catalog, context.storage).take(keys, columns)
 
