@@ -122,7 +122,7 @@ def test_a_group_is_what_is_read(lake: Lake, monkeypatch: pytest.MonkeyPatch) ->
     table.append(data(0, 100))
     table.build_lookup(["key", "clicks", "user"])
     expected = by_columns(table, [5, 50], ["key", "user"])
-    monkeypatch.setattr("loader.table.lookup.open_columns", None)  # nothing else is opened
+    monkeypatch.setattr("loader.table.opened_segment.open_columns", None)  # nothing else is opened
     assert table.lookup([5, 50], ["key", "user"]).equals(expected)
     with pytest.raises(TypeError):
         table.lookup([5], ["watch"])
