@@ -48,6 +48,7 @@ REASONS = {
     20: "the ops are not in the order of their levels",
     **ROW_REASONS,
 }
+COMPILE = "python -m loader.kernels.build"
 logger = logging.getLogger(__name__)
 
 
@@ -275,7 +276,7 @@ def _load(setting: str) -> NativeLibrary | None:
         return None
     path = pathlib.Path(setting) if setting else build.FOLDER / build.LIBRARY
     if not path.exists():
-        logger.warning("no native library at %s: the NumPy reference serves, slower; python -m loader.kernels.build compiles it with g++", path)
+        logger.warning("no native library at %s: the NumPy reference serves, slower; %s compiles it with g++", path, COMPILE)
         return None
     try:
         library = NativeLibrary(path)
@@ -283,7 +284,8 @@ def _load(setting: str) -> NativeLibrary | None:
         logger.warning("the native library does not load, the NumPy reference serves, slower: %s", error)
         return None
     if library.source_hash != build.source_hash():
-        logger.warning("%s was compiled from other sources: run python -m loader.kernels.build", path)
+        logger.warning("%s was compiled from other sources, and calls would mean other things: the NumPy reference serves, slower; run %s", path, COMPILE)
+        return None
     return library
 
 

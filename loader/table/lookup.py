@@ -7,7 +7,6 @@ of its own, so that a look-up never waits for a write; a segment whose patches, 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -31,23 +30,19 @@ from loader.catalog.read import (
     load_watermark,
     resolve_snapshot,
 )
-from loader.catalog.records import SegmentRef, Snapshot, SnapshotView, TableSpec
+from loader.catalog.records import Snapshot, SnapshotView, TableSpec
 from loader.decode.rows import RowFields, RowPart
-from loader.errors import ConflictError, CorruptSegmentError, SchemaError
+from loader.errors import ConflictError, SchemaError
 from loader.schema import Column, conform, take
-from loader.segment.column_files import JoinedReader
 from loader.segment.key_index import Keys, keys_of
-from loader.segment.layout import Section
-from loader.segment.lookup_rows import LookupRows
-from loader.segment.reader import SegmentReader
-from loader.segment.rows import RowCache, RowReader
+from loader.segment.rows import RowCache
 from loader.table.keys import KEY_MEMORY_BYTES, Hits, KeyDirectory
-from loader.table.merge import Folded
+from loader.table.opened_segment import OpenedSegment
 from loader.table.reading import fill_default
-from loader.table.resolve import fold_overlays, scatter
+from loader.table.resolve import scatter
 from loader.table.row_reads import GroupPages, GroupPart, take_rows
 from loader.table.rows import key_words
-from loader.table.segments import column_ids_of, data_files, group_of, later_columns, one_type, open_columns, open_segment, read_by_id
+from loader.table.segments import one_type, read_by_id
 
 I64 = npt.NDArray[np.int64]
 KeyValues = Any  # pa.Table, pa.RecordBatch, or a sequence: of values for a key of one column, of tuples for several
@@ -55,106 +50,6 @@ MAX_OPEN_SEGMENTS = 1024
 MAX_WANTED = 64  # different choices of columns that are remembered
 _MAX_TRIES = 8
 LOOKUP_CACHE_BYTES = 256 << 20
-
-
-class _Open:
-    """A live segment that look-ups read; its files are opened when they are needed."""
-
-    def __init__(self, spec: TableSpec, ref: SegmentRef, storage: LakeStorage, cache: RowCache, before: _Open | None = None) -> None:
-        """
-        Args:
-            spec: The table.
-            ref: The segment, with its overlays.
-            storage: The lake's.
-            cache: Of chunks.
-            before: The same segment as it was earlier: what did not change stays open.
-        """
-        self.ref = ref
-        self._spec, self._storage, self._cache = spec, storage, cache
-        self._folded: dict[int, Folded | None] = {}
-        self._chosen: dict[tuple[int, ...], tuple[int, ...] | None] = {}
-        if before is not None and before._spec is spec and before._files == self._files:
-            for name in ("reader", "_base", "rows", "plain", "absent", "_stored"):
-                if name in before.__dict__:
-                    self.__dict__[name] = before.__dict__[name]
-        at = group_of(ref)
-        self.group_file = None if at is None else ref.column_files[at]
-        self.outdated = set() if at is None else later_columns(ref, at)  # columns that the group has as they were
-
-    @property
-    def _files(self) -> tuple[object, ...]:
-        """What is read of the segment, overlays aside."""
-        return self.ref.path, self.ref.offset, self.ref.column_files
-
-    @functools.cached_property
-    def reader(self) -> SegmentReader | JoinedReader:
-        return open_columns(self._storage, self.ref)
-
-    @functools.cached_property
-    def _base(self) -> SegmentReader:
-        return open_segment(self._storage, self.ref)
-
-    @functools.cached_property
-    def rows(self) -> RowReader | None:
-        return None if data_files(self.ref) else RowReader(self._base, cache=self._cache)
-
-    @functools.cached_property
-    def _stored(self) -> set[int]:
-        return column_ids_of(self.reader)
-
-    @functools.cached_property
-    def plain(self) -> set[int]:
-        """Columns that every look-up reads as they are stored; the others are read the plain way."""
-        types = {} if self.rows is None else self._types(self._stored)
-        return {column.id for column in self._spec.schema if column.id in types and types[column.id].equals(column.type)}
-
-    @functools.cached_property
-    def absent(self) -> set[int]:
-        return {column.id for column in self._spec.schema if column.id not in self._stored and column.default is None}
-
-    def chosen(self, ids: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The columns as row readers take them, negative for one that is null throughout; None where they are not all stored as they are asked for."""
-        if ids not in self._chosen:
-            plain = all(column_id in self.plain or column_id in self.absent for column_id in ids)
-            self._chosen[ids] = tuple(column_id if column_id in self.plain else -1 for column_id in ids) if plain else None
-        return self._chosen[ids]
-
-    def close(self) -> None:
-        """Give cached chunks back."""
-        rows = self.__dict__.get("rows")
-        if rows is not None:
-            rows.close()
-
-    def group(self, columns: Sequence[Column], pages: GroupPages) -> LookupRows | None:
-        """The row group, if it has all of these columns as they are."""
-        file = self.group_file
-        if file is None or any(column.id in self.outdated for column in columns):
-            return None
-        group = pages.find((file.path, file.offset))
-        if group is None:
-            opened = open_segment(self._storage, file)
-            section = opened.pages(Section.LOOKUP_ROWS)
-            if section is None:
-                raise CorruptSegmentError(f"{file.path} at {file.offset}: no section LOOKUP_ROWS, and the catalog says that it has one: restore the file")
-            group = LookupRows(section, f"{file.path} at {file.offset}", opened.local_place)
-            if group.num_rows != self.ref.num_rows:
-                raise CorruptSegmentError(f"{file.path} at {file.offset} has {group.num_rows:,} rows, its segment {self.ref.num_rows:,}: restore the file")
-        held = group.types
-        return group if all(column.id in held and held[column.id].equals(column.type) for column in columns) else None
-
-    def _types(self, stored: set[int]) -> dict[int, pa.DataType]:
-        known = [column.id for column in self._spec.schema if column.id in stored]
-        return dict(zip(known, self._base.schema_of(known).types, strict=True))
-
-    def folded(self, columns: Sequence[Column]) -> dict[int, Folded]:
-        """The patches of these columns; folded once."""
-        if not self.ref.overlays:
-            return {}
-        missing = [column.id for column in columns if column.id not in self._folded]
-        if missing:
-            found = fold_overlays(self._spec, self.ref, missing, self._storage, self.reader)
-            self._folded.update({column_id: found.get(column_id) for column_id in missing})
-        return {column.id: patch for column in columns if (patch := self._folded[column.id]) is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,7 +125,7 @@ class LookUp:
         self._integer_key: tuple[tuple[int, ...], pa.DataType | None] | None = None  # columns of the key, and the type where it is one integer
         self._state: object = None  # of the catalog, when it was followed last
         self._erased = 0  # of the one snapshot: the erasure that it was read after
-        self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._open: OrderedDict[int, OpenedSegment] = OrderedDict()
         self._asked: dict[tuple[str, ...] | None, _Wanted] = {}
         self._outdated: set[int] = set()  # of those, segments that gained overlays or column files since
 
@@ -323,7 +218,7 @@ class LookUp:
         self._open.clear()
         self._pages.clear()
 
-    def _opened(self, ids: Sequence[int]) -> list[_Open] | None:
+    def _opened(self, ids: Sequence[int]) -> list[OpenedSegment] | None:
         """Segments, open; None if one has been forgotten since, which another refresh finds out."""
         missing = [segment_id for segment_id in ids if segment_id not in self._open or segment_id in self._outdated]
         if missing:
@@ -333,7 +228,7 @@ class LookUp:
                 self._state = None
                 return None
             for ref in refs:
-                self._open[ref.segment_id] = _Open(self.spec, ref, self._storage, self._cache, self._open.get(ref.segment_id))
+                self._open[ref.segment_id] = OpenedSegment(self.spec, ref, self._storage, self._cache, self._open.get(ref.segment_id))
                 self._outdated.discard(ref.segment_id)
         for segment_id in ids:
             self._open.move_to_end(segment_id)
@@ -350,11 +245,11 @@ class LookUp:
             return list(wanted)
         return [*wanted, time]
 
-    def _rows(self, num_rows: int, hits: SortedHits, opened: Sequence[_Open], wanted: _Wanted) -> pa.Table:
+    def _rows(self, num_rows: int, hits: SortedHits, opened: Sequence[OpenedSegment], wanted: _Wanted) -> pa.Table:
         columns, schema = wanted.columns, wanted.schema
         parts: list[RowPart] = []
         slow, patched = [], []
-        groups: dict[bytes, list[tuple[_Open, GroupPart]]] = {}
+        groups: dict[bytes, list[tuple[OpenedSegment, GroupPart]]] = {}
         for item, start, stop in zip(opened, hits.starts, hits.starts[1:], strict=False):
             rows, places = hits.rows[start:stop], hits.places[start:stop]
             group = None if item.group_file is None else item.group(columns, self._pages)
@@ -378,7 +273,7 @@ class LookUp:
         return _patched(table, patched + [one for one in slow if one[0].ref.overlays], columns)
 
     def _from_groups(
-        self, table: pa.Table | None, found: list[tuple[_Open, GroupPart]], columns: Sequence[Column], schema: pa.Schema, num_rows: int
+        self, table: pa.Table | None, found: list[tuple[OpenedSegment, GroupPart]], columns: Sequence[Column], schema: pa.Schema, num_rows: int
     ) -> pa.Table:
         """With the rows of groups of one layout; a table of them alone without `table`."""
         arrays = take_rows(self._pages, [part for _, part in found], columns, num_rows)
@@ -434,7 +329,7 @@ def _array(values: Any, kind: pa.DataType) -> Any:
     return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)
 
 
-def _patched(table: pa.Table, parts: Sequence[tuple[_Open, I64, I64]], columns: Sequence[Column]) -> pa.Table:
+def _patched(table: pa.Table, parts: Sequence[tuple[OpenedSegment, I64, I64]], columns: Sequence[Column]) -> pa.Table:
     """With the patches of segments, at the places of their rows: a scatter a column, however many segments there are."""
     if not parts:
         return table
@@ -453,7 +348,7 @@ def _patched(table: pa.Table, parts: Sequence[tuple[_Open, I64, I64]], columns: 
     return table
 
 
-def _slowly(table: pa.Table, item: _Open, columns: Sequence[Column], places: I64, rows: I64) -> pa.Table:
+def _slowly(table: pa.Table, item: OpenedSegment, columns: Sequence[Column], places: I64, rows: I64) -> pa.Table:
     """With the rows of a segment whose columns lie beside it, came later, or are stored in older types."""
     read = read_by_id(item.reader, [column.id for column in columns], rows=rows)
     arrays = []

@@ -178,6 +178,16 @@ def test_loading_can_be_forbidden_or_pointed_elsewhere_and_says_so_once(
     assert "does not load" in caplog.text
 
 
+def test_a_library_of_other_sources_is_not_called(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, library_path: pathlib.Path) -> None:
+    """Arguments may have changed since it was compiled, as after a pull without building again."""
+    monkeypatch.setenv("HEADRACE_NATIVE", str(library_path))
+    monkeypatch.setattr(build, "source_hash", lambda: "0" * 16)
+    native._load.cache_clear()
+    assert native.load() is None
+    assert "compiled from other sources" in caplog.text and native.COMPILE in caplog.text
+    native._load.cache_clear()
+
+
 def test_native_imports_nothing_but_numpy_and_errors() -> None:
     script = "import sys, loader.kernels.native; print(*sorted(sys.modules))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)

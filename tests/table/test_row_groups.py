@@ -77,7 +77,7 @@ def create(lake: Lake, **options: Any) -> Table:
 def by_columns(table: Table, keys: list[int], columns: list[str] | None = None) -> pa.Table:
     """The same look-up without groups."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loader.table.lookup.group_of", lambda ref: None)
+        patch.setattr("loader.table.opened_segment.group_of", lambda ref: None)
         context = table._context
         return LookUp(context.spec, context.catalog, context.storage).take(keys, columns)
 
@@ -122,7 +122,7 @@ def test_a_group_is_what_is_read(lake: Lake, monkeypatch: pytest.MonkeyPatch) ->
     table.append(data(0, 100))
     table.build_lookup(["key", "clicks", "user"])
     expected = by_columns(table, [5, 50], ["key", "user"])
-    monkeypatch.setattr("loader.table.lookup.open_columns", None)  # nothing else is opened
+    monkeypatch.setattr("loader.table.opened_segment.open_columns", None)  # nothing else is opened
     assert table.lookup([5, 50], ["key", "user"]).equals(expected)
     with pytest.raises(TypeError):
         table.lookup([5], ["watch"])
