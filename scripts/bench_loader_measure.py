@@ -84,7 +84,7 @@ def batches_of(opened: Any) -> Iterator[tuple[int, Any]]:
 def write(job: dict[str, Any]) -> dict[str, Any]:
     """Store the samples as the peer wants them."""
     with pa.OSFile(job["table"]) as source, pa.ipc.open_file(source) as file:
-        table = file.read_all()
+        table = file.read_all().slice(0, job["num_rows"])
     folder = pathlib.Path(job["folder"])
     before, start = stored_bytes(folder), time.perf_counter()
     peer_of(job).write(table)
@@ -176,16 +176,20 @@ def paced(job: dict[str, Any]) -> dict[str, Any]:
     return {"paced": found}
 
 
-def pace(source: Iterator[Any], step_seconds: float, seconds: float) -> tuple[float, float]:
-    """(mean seconds that `next` took, mean seconds from batch to batch) of a consumer that works `step_seconds` on each."""
-    waited, number, begin = 0.0, 0, time.perf_counter()
-    while (now := time.perf_counter()) - begin < seconds:
-        next(source)
+def pace(source: Iterator[tuple[int, Any]], step_seconds: float, seconds: float) -> tuple[float, float]:
+    """(mean seconds that `next` took, mean seconds from batch to batch) of a consumer that works `step_seconds` on each, first batches of epochs left out."""
+    waited = took = 0.0
+    number, known, begin = 0, -1, time.perf_counter()
+    while (now := time.perf_counter()) - begin < seconds or not number:
+        epoch, tensors = next(source)
         got = time.perf_counter()
-        waited, number = waited + got - now, number + 1
+        del tensors
         if (left := step_seconds - (time.perf_counter() - got)) > 0:
             time.sleep(left)
-    return waited / number, (time.perf_counter() - begin) / number
+        if epoch == known:
+            waited, took, number = waited + got - now, took + time.perf_counter() - now, number + 1
+        known = epoch
+    return waited / number, took / number
 
 
 def ranks(job: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Peer:
         compressed: Whether what it reads is compressed.
         keeps_state: Whether it can go on in the middle of an epoch.
         orders: Whether it is timed without shuffling too.
+        keeps_rows: Whether it stores row by row, which takes long: it gets fewer of them, which does not change its rate.
     """
 
     title = ""
@@ -44,6 +45,7 @@ class Peer:
     compressed = True
     keeps_state = False
     orders = True
+    keeps_rows = False
 
     def __init__(self, folder: pathlib.Path, job: dict[str, Any]) -> None:
         self.folder, self.batch_rows, self.window_rows = folder, job["batch_rows"], job["window_rows"]
@@ -403,6 +405,7 @@ class Mosaic(Peer):
     compressed = False
     keeps_state = True
     orders = False
+    keeps_rows = True
 
     def write(self, table: pa.Table) -> None:
         streaming = import_streaming()
@@ -458,6 +461,7 @@ class LitData(Peer):
     how = "whole chunks with zstd; StreamingDataLoader, a worker a core, its own shuffle"
     keeps_state = True
     orders = False
+    keeps_rows = True
 
     def write(self, table: pa.Table) -> None:
         from litdata.streaming.writer import BinaryWriter
@@ -488,6 +492,7 @@ class WebDataset(Peer):
     how = "tar shards of MessagePack rows, not compressed; WebLoader, a worker a core, a shuffle buffer of the window"
     compressed = False
     orders = False
+    keeps_rows = True
 
     def write(self, table: pa.Table) -> None:
         import webdataset

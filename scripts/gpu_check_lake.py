@@ -50,6 +50,7 @@ class Lake:
         bits: By block, the rows that are not deleted.
         patches: By block, then by column.
         row_bytes, encoded_row_bytes: Of a row of the columns, decoded and stored.
+        row_weights, groups, block_sources: A plan without samples, groups and mixing has none.
     """
 
     folder: pathlib.Path
@@ -63,6 +64,9 @@ class Lake:
     patches: dict[int, dict[int, BlockPatch]]
     row_bytes: float
     encoded_row_bytes: float
+    row_weights: None = None
+    groups: None = None
+    block_sources: None = None
 
     @property
     def num_rows(self) -> int:
@@ -71,6 +75,13 @@ class Lake:
     @property
     def num_blocks(self) -> int:
         return len(self.blocks)
+
+    def window_rows(self, order: Order) -> int:
+        """Rows of a window at most."""
+        return ordering.most_window_rows(self.num_rows, int(self.blocks["selected"].max(initial=0)), order)
+
+    def label_of(self, block: int) -> LabelFill | None:
+        return self.label
 
     @property
     def encoded_bytes(self) -> int:
@@ -170,7 +181,7 @@ def batches_of(
         renew=lambda: None, device=device,
     )  # fmt: skip
     fetcher = lake.fetcher()
-    fetch = fetcher.fetch if device is None else pinned_fetch(fetcher, device.slabs)
+    fetch = fetcher.fetch if device is None else pinned_fetch(fetcher.fetch, device.slabs)
     if memory is not None:
         fetch = _remembered(fetcher, memory, device)
     interrupt = {"interrupt": device.slabs.interrupt} if device is not None else {}

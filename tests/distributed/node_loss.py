@@ -1,4 +1,4 @@
-"""A cluster of several simulated hosts that loses some of them, in a process of its own: `python -m tests.distributed.node_loss FOLDER` prints what was found.
+"""A cluster of several simulated hosts that loses some of them, in a process of its own: `python -m tests.distributed.node_loss FOLDER` writes FOLDER/found.json.
 
 Each part of the answer is judged by `test_node_loss`. Hosts are Ray nodes of `ray.cluster_utils.Cluster`, told apart by a resource that they have.
 """
@@ -138,11 +138,10 @@ def main() -> None:
     try:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": environment})
         found = {"rank": lose_rank(cluster, folder), "fetchers": lose_fetchers(cluster, folder)}
-        print(json.dumps(found), flush=True)
+        (folder / "found.json").write_text(json.dumps(found))
     finally:
         for node in [*cluster.worker_nodes, cluster.head_node]:
             node.kill_all_processes(check_alive=False, allow_graceful=False)
-        sys.stdout.flush()
     os._exit(0)  # a read that was given up still waits for the cluster, which Ray would start again for it
 
 
