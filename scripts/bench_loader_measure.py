@@ -22,7 +22,7 @@ sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1]), str(pathlib.Pa
 import psutil  # noqa: E402
 import pyarrow as pa  # noqa: E402
 from bench_format_measure import limit_cores  # noqa: E402
-from bench_loader_peers import PEERS, Peer  # noqa: E402
+from bench_loader_peers import PEERS, Peer, headrace_tensors  # noqa: E402
 
 LOOK_SECONDS = 0.2
 SHARES = (0.5, 0.8, 0.95)
@@ -161,11 +161,12 @@ def resume(job: dict[str, Any]) -> dict[str, Any]:
 def paced(job: dict[str, Any]) -> dict[str, Any]:
     """Share of its time that a consumer waits for batches, which takes a fixed time for each, as a GPU would, at shares of the loader's own rate.
 
-    Own rate and waiting are measured in turns in this process: the machine's other work changes both.
+    Own rate and waiting are measured in turns in this process: the machine's other work changes both. To name a batch's tensors is the consumer's own time.
     """
     peer = peer_of(job)
     warm_up(job)
-    source = batches_of(peer.open())
+    peer.open()
+    source = batches_of(peer.batches)  # type: ignore[attr-defined]
     next(source)
     found = {}
     for share in SHARES:
@@ -181,9 +182,10 @@ def pace(source: Iterator[tuple[int, Any]], step_seconds: float, seconds: float)
     waited = took = 0.0
     number, known, begin = 0, -1, time.perf_counter()
     while (now := time.perf_counter()) - begin < seconds or not number:
-        epoch, tensors = next(source)
+        epoch, batch = next(source)
         got = time.perf_counter()
-        del tensors
+        headrace_tensors(batch)
+        del batch
         if (left := step_seconds - (time.perf_counter() - got)) > 0:
             time.sleep(left)
         if epoch == known:
@@ -222,7 +224,7 @@ def ranks(job: dict[str, Any]) -> dict[str, Any]:
 
 def rank(job: dict[str, Any]) -> dict[str, Any]:
     """One of two ranks: its first batch, then, when told, its rate."""
-    from bench_loader_peers import Headrace, headrace_tensors
+    from bench_loader_peers import Headrace
 
     peer = Headrace(pathlib.Path(job["folder"]), job)
     warm_up(job)

@@ -111,11 +111,10 @@ class BadBlocks:
 
     def _masked(self, blocks: npt.NDArray[np.uint32], rows: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_] | None:
         """bool [rows], or None where nothing is masked."""
-        bad, bits = set(self._blocks), dict(self._bits)  # blocks arrive in another thread meanwhile
-        if not bad and not bits:
+        if not self._blocks and not self._bits:
             return None
-        masked: npt.NDArray[np.bool_] = np.isin(blocks, np.fromiter(bad, np.int64, len(bad)))
-        for block in np.intersect1d(blocks, np.fromiter(bits, np.int64, len(bits))).tolist():
+        masked: npt.NDArray[np.bool_] = np.isin(blocks, np.fromiter(self._blocks, np.int64, len(self._blocks)))
+        for block in np.intersect1d(blocks, np.fromiter(self._bits, np.int64, len(self._bits))).tolist():
             here = np.flatnonzero(blocks == block)
-            masked[here] |= (bits[block][rows[here] >> 3] >> (rows[here] & 7).astype(np.uint8) & 1).view(np.bool_)
+            masked[here] |= (self._bits[block][rows[here] >> 3] >> (rows[here] & 7).astype(np.uint8) & 1).view(np.bool_)
         return masked if masked.any() else None

@@ -27,14 +27,12 @@ class Flow:
         batches: Batches made ahead at most.
         blocks: Blocks fetched ahead at most; `prefetch_bytes` limits them too.
         queue_bytes: Limit for batches that are made and not taken; two are always allowed.
-        window_bytes: Limit for windows on the host, None where there are none.
         is_fixed: Never more than two batches: where the memory of batches is planned beforehand.
     """
 
     def __init__(self, *, threads: int) -> None:
         self._first_blocks = BLOCKS_A_THREAD * threads
         self.queue_bytes = QUEUE_BYTES
-        self.window_bytes: int | None = None
         self.is_fixed = False
         self.batches = FIRST_BATCHES
         self.blocks = self._first_blocks

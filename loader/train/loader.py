@@ -194,7 +194,7 @@ class DataLoader:
             if self._runtime is None:
                 self._runtime = open_device(options.device, needed_bytes=memory.slab_bytes + memory.heap_bytes)
         if options.decode != "actor" and self._runtime is None:
-            self._flow.window_bytes, self._flow.queue_bytes = check_memory(self.plan, order, options)
+            self._flow.queue_bytes = check_memory(self.plan, order, options)
 
     def _open_device(self) -> BatchDevice | None:
         """The memory of this loader on its GPU: allocated with the first iteration, and used by all."""
@@ -305,7 +305,6 @@ class DataLoader:
             job=self.job() if options.decode == "actor" else None,
             images=self._image_stage,
             device=device,
-            window_bytes=self._flow.window_bytes,
             bad=BadBlocks(options.bad_records, options.max_consecutive_bad, self.plan.place, lambda met: self.plan.quarantine(met.block, met.bad)),
         )
         flow = self._flow

@@ -125,8 +125,8 @@ def window_memory(plan: AnyPlan, order: Order, world_size: int) -> tuple[int, in
     return order.shards // math.gcd(order.shards, world_size) + 1, plan.window_rows(order)
 
 
-def check_memory(plan: AnyPlan, order: Order, options: LoaderOptions) -> tuple[int, int]:
-    """Refuse a set-up whose windows cannot fit, with the arithmetic: (bytes for windows, bytes for batches that wait).
+def check_memory(plan: AnyPlan, order: Order, options: LoaderOptions) -> int:
+    """Refuse a set-up whose windows cannot fit, with the arithmetic; what is left for batches that wait, in bytes.
 
     Raises:
         ValueError: They cannot.
@@ -141,8 +141,7 @@ def check_memory(plan: AnyPlan, order: Order, options: LoaderOptions) -> tuple[i
             f"windows need {windows} × {rows:,} rows × {row_bytes:,.0f} bytes = {windows * rows * row_bytes / 2**30:,.2f} GiB on this rank, and {name} is "
             f"{limit / 2**30:,.2f} GiB: lower window_rows ({order.window_rows:,}) or canonical_shards ({order.shards}), or read fewer columns"
         )
-    left = int(limit - windows * rows * row_bytes)
-    return limit - min(left, QUEUE_BYTES), min(left, QUEUE_BYTES)
+    return min(int(limit - windows * rows * row_bytes), QUEUE_BYTES)
 
 
 def available_bytes() -> int:

@@ -29,7 +29,6 @@ from loader.scan.decoded import Arena, decode, null_column
 from loader.scan.encoded import EncodedBlock
 from loader.scan.order import Window
 from loader.scan.stream import BlockStream
-from loader.train.ahead import WindowsAhead
 from loader.train.bad_blocks import MetBlock
 from loader.train.batch_stream import BatchStream, check_part, masked_rows, merge_parts
 from loader.train.device_pipeline import make_device_arrays
@@ -124,17 +123,8 @@ def run(work: Work, stream: BlockStream | BatchStream, clock: StageClock, record
 def make_arrays(work: Work, stream: BlockStream, clock: StageClock, recorder: StatsRecorder) -> Generator[BatchArrays, None, None]:
     """The batches of one rank as arrays: blocks decoded, shuffled and assembled."""
     blocks = stream.open(work.requests())
-    fill = _Fill(work, blocks, StageClock(), recorder)
-    ahead = WindowsAhead(
-        work.windows(),
-        fill.window,
-        may_fill=lambda: windows.has_room and (work.window_bytes is None or windows.held_bytes + fill.largest_bytes <= work.window_bytes),
-        filled=lambda data: recorder.note_window_bytes(windows.held_bytes + data.num_bytes),
-        clock=fill.clock,
-        waiting=clock,
-    )
-    fill.check = ahead.check
-    windows = HeldWindows(work.windows(), ahead.take, lambda data: data.num_bytes, recorder.note_window_bytes, unit_offsets=work.layout.unit_offsets)
+    fill = _Fill(work, blocks, clock, recorder)
+    windows = HeldWindows(work.windows(), fill.window, lambda data: data.num_bytes, recorder.note_window_bytes, unit_offsets=work.layout.unit_offsets)
     try:
         for index in range(work.num_batches):
             work.renew()
@@ -144,11 +134,9 @@ def make_arrays(work: Work, stream: BlockStream, clock: StageClock, recorder: St
                 arrays = assemble(work.batch_layout.columns, parts, pad_to=work.pad_to, threads=work.threads, pool=work.pool)
             del parts
             windows.release(slices)
-            ahead.look()
             yield work.bad.mask(arrays)
             del arrays
     finally:
-        ahead.close()
         _close(blocks)
 
 
@@ -186,37 +174,26 @@ def _close(items: Iterator[Any]) -> None:
 
 
 class _Fill:
-    """Decodes the blocks of windows as they arrive, then permutes.
-
-    Attributes:
-        clock: What it is at.
-        largest_bytes: Of the windows so far.
-        check: Called between blocks; raises where the window is no longer wanted.
-    """
+    """Decodes the blocks of windows as they arrive, then permutes."""
 
     def __init__(self, work: Work, blocks: Iterator[EncodedBlock], clock: StageClock, recorder: StatsRecorder) -> None:
-        self._work, self.clock = work, clock
-        self.largest_bytes = 0
-        self.check: Callable[[], None] = lambda: None
+        self._work, self._clock = work, clock
         self._arrivals = Arrivals(work, blocks, clock, recorder)
         self._arena = Arena()
 
     def window(self, window: Window) -> WindowData:
-        work, clock = self._work, self.clock
+        work, clock = self._work, self._clock
         with clock.stage("shuffle"):
             blocks, heads, tails = work.layout.pieces(window)
             fill = WindowFill(work.batch_layout.columns, *work.layout.draw(window), len(blocks), threads=work.threads, pool=work.pool)
         for head, tail in zip(heads.tolist(), tails.tolist(), strict=True):
-            self.check()
             block = self._arrivals.next()
             with clock.stage("decode"):
                 decoded = self._decode(block)
             with clock.stage("shuffle"):
                 fill.add(block.request.block, block.selected_rows(), decoded, head, tail)
         with clock.stage("shuffle"):
-            filled = fill.finish()
-        self.largest_bytes = max(self.largest_bytes, filled.num_bytes)
-        return filled
+            return fill.finish()
 
     def _decode(self, block: EncodedBlock) -> list[DecodedColumn]:
         plan = self._work.plan

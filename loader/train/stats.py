@@ -33,21 +33,6 @@ class StageClock:
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._stage = "plan"
         self._since = time.perf_counter()
-        self._other: StageClock | None = None
-        self._other_before: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def waiting_for(self, other: StageClock) -> Iterator[None]:
-        """Charge the time inside to the stages that another thread is in meanwhile, by its own clock."""
-        with self._lock:
-            self._charge()
-            self._other, self._other_before = other, other.seconds()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._charge()
-                self._other = None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -69,15 +54,9 @@ class StageClock:
             return before
 
     def _charge(self) -> None:
-        """Add the time since the last call to whom it belongs."""
+        """Add the time since the last call to the stage under way."""
         now = time.perf_counter()
-        if self._other is None:
-            self._seconds[self._stage] += now - self._since
-        else:
-            seconds = self._other.seconds()
-            for name in STAGES:
-                self._seconds[name] += seconds[name] - self._other_before[name]
-            self._other_before = seconds
+        self._seconds[self._stage] += now - self._since
         self._since = now
 
     def seconds(self) -> dict[str, float]:
@@ -104,7 +83,7 @@ class LoaderStats:
         rows: Samples in them.
         seconds: From the first request for a batch to the last one handed over, over all epochs.
         blocked_seconds: Part of it in which the consumer waited, by the stage it waited for.
-        pipeline_seconds: What the thread that makes batches did or waited for, by stage; `hand_over` is waiting for the consumer.
+        pipeline_seconds: What the pipeline's thread did in all, by stage; `hand_over` is waiting for the consumer.
         blocks: Blocks fetched.
         encoded_bytes: Bytes of their chunks, as stored.
         peak_window_bytes: Largest decoded size of all windows held at once.

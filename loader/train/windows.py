@@ -38,23 +38,8 @@ class HeldWindows(Generic[W]):
         self._unit_offsets = unit_offsets
         self._coming, self._fill, self._num_bytes, self._note_bytes, self._free = coming, fill, num_bytes, note_bytes, free
         self._held: dict[int, list[tuple[Window, W]]] = {}
-        self._held_bytes = self._num_held = self._steady = 0
+        self._held_bytes = 0
         self._offsets: dict[Window, npt.NDArray[np.int64] | None] = {}
-
-    @property
-    def num_held(self) -> int:
-        """Windows held."""
-        return self._num_held
-
-    @property
-    def has_room(self) -> bool:
-        """Whether no more are held than there were between two batches before: one more than that is always reckoned with."""
-        return self._num_held <= self._steady
-
-    @property
-    def held_bytes(self) -> int:
-        """What they take."""
-        return self._held_bytes
 
     def parts(self, piece: ShardSlice) -> Iterator[Part[W]]:
         """A rank's rows of one shard as slices of windows."""
@@ -86,7 +71,6 @@ class HeldWindows(Generic[W]):
             window = next(self._coming)
             data = self._fill(window)
             self._held.setdefault(window.shard, []).append((window, data))
-            self._num_held += 1
             self._held_bytes += self._num_bytes(data)
             self._note_bytes(self._held_bytes)
 
@@ -97,7 +81,6 @@ class HeldWindows(Generic[W]):
             after[piece.shard] = max(after.get(piece.shard, 0), piece.start + (piece.num_rows - 1) * piece.step + 1)
         for shard, row in after.items():
             self._release(shard, row)
-        self._steady = max(self._steady, self._num_held)
 
     def close(self) -> None:
         """Let go of all."""
@@ -108,7 +91,6 @@ class HeldWindows(Generic[W]):
         held = self._held[shard]
         for window, data in held:
             if window.stop <= after:
-                self._num_held -= 1
                 self._held_bytes -= self._num_bytes(data)
                 self._free(data)
                 self._offsets.pop(window, None)

@@ -45,7 +45,6 @@ class Work:
         job: What another process is asked for, where it makes the batches.
         device: Where blocks are decoded and batches made; None is the CPU.
         images: Decodes image columns, where there are any.
-        window_bytes: Limit for windows on the host; none is filled before it is needed where that would pass it.
         bad: What to do about blocks that cannot be had.
     """
 
@@ -65,7 +64,6 @@ class Work:
     job: BatchJob | None = None
     device: BatchDevice | None = None
     images: ImageStage | None = None
-    window_bytes: int | None = None
     bad: BadBlocks = dataclasses.field(default_factory=BadBlocks)
 
     @property

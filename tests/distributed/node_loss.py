@@ -1,5 +1,6 @@
-"""A cluster of several simulated hosts that loses some of them, in a process of its own: `python -m tests.distributed.node_loss FOLDER` writes FOLDER/found.json.
+"""A cluster of several simulated hosts that loses some of them, in a process of its own: `python -m tests.distributed.node_loss FOLDER`.
 
+It writes what it found to `found.json` in the folder.
 Each part of the answer is judged by `test_node_loss`. Hosts are Ray nodes of `ray.cluster_utils.Cluster`, told apart by a resource that they have.
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 
@@ -13,12 +12,8 @@ from loader.cli.top import _table
 from loader.errors import StorageError
 from loader.scan import fetch
 from loader.scan.counts import FetchCounts
-from loader.scan.order import Window
-from loader.train import stats as stats_module
-from loader.train.ahead import WindowsAhead
 from loader.train.board import read_board
 from loader.train.flow import CALM_BATCHES, FIRST_BATCHES, Flow
-from loader.train.stats import StageClock
 from tests.train import sample_table
 
 pytest.importorskip("torch")
@@ -131,40 +126,6 @@ def test_depths_grow_by_waiting_stop_at_the_limit_and_shrink_when_calm():
     assert flow.batches == 6
     flow.begin(is_fixed=True)
     assert flow.most_batches == FIRST_BATCHES
-
-
-def test_a_wait_is_charged_to_what_the_other_thread_is_at(monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(stats_module.time, "perf_counter", lambda: now)
-    filling, making = StageClock(), StageClock()
-    with filling.stage("decode"), making.waiting_for(filling):
-        now = 3.0
-        assert making.seconds()["decode"] == 3.0
-        with filling.stage("read"):
-            now = 5.0
-    now = 6.0
-    assert {stage: seconds for stage, seconds in making.seconds().items() if seconds} == {"decode": 3.0, "read": 2.0, "plan": 1.0}
-
-
-def test_one_window_is_filled_ahead_where_there_is_room_and_none_where_not():
-    coming = [Window(shard=0, start=i, stop=i + 1, first_range=i, last_range=i + 1) for i in range(4)]
-    room, filled, arrived = [True], [], threading.Condition()
-
-    def made(window):
-        with arrived:
-            filled.append(window)
-            arrived.notify_all()
-
-    ahead = WindowsAhead(iter(coming), lambda window: window, may_fill=lambda: room[0], filled=made, clock=StageClock(), waiting=StageClock())
-    assert ahead.take(coming[0]) is coming[0]
-    with arrived:
-        assert arrived.wait_for(lambda: filled == coming[:2], 10)
-    room[0] = False
-    assert ahead.take(coming[1]) is coming[1]
-    assert ahead.take(coming[2]) is coming[2]  # asked for: filled whether there is room or not
-    assert filled == coming[:3]
-    ahead.close()
-    assert threading.active_count() == len([thread for thread in threading.enumerate() if thread.name != "headrace-windows"])
 
 
 def test_counts_add_up():
